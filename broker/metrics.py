@@ -1,0 +1,93 @@
+"""Prometheus. Nothing is counted on the way of a request: a scrape reads the scheduler's own numbers.
+
+The names are public (see DESIGN): dashboards hold on to them. Reading from the exporter's thread while the loop
+goes on is fine, since it only looks and never decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from broker.states import State
+from zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from broker.scheduler import Scheduler
+    from broker.service import Service
+
+LOAD_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+MB = 1 << 20
+
+
+class Metrics(Collector):
+    """Serves `[broker] metrics` when it is set."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        self._load_time = Histogram(
+            "enrichment_model_load_time_seconds",
+            "From the decision to start a model to its being ready",
+            ["model_name"],
+            buckets=LOAD_BUCKETS,
+            registry=self.registry,
+        )
+        self._server = None
+        address = service.config.broker.metrics
+        if address:
+            host, _, port = address.rpartition(":")
+            try:
+                self._server, self._thread = start_http_server(int(port), host or "127.0.0.1", registry=self.registry)
+            except (OSError, OverflowError) as e:
+                raise ConfigError(f"metrics: cannot listen on {address}: {e}") from None
+
+    def loaded(self, model: str, scheduler: Scheduler) -> None:
+        residency = scheduler.models[model]
+        if residency.state is State.LOADED:
+            self._load_time.labels(model).observe(residency.load_seconds)
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        scheduler = self._service.scheduler
+        ledger = scheduler.ledger
+        budget = sum(d.budget_mb for d in ledger.devices.values())
+        used = sum(ledger.used_mb(name) for name in ledger.devices)
+        models = list(scheduler.models.values())
+        yield GaugeMetricFamily("enrichment_vram_usage_bytes", "Charged memory", value=used * MB)
+        yield GaugeMetricFamily("enrichment_vram_budget_bytes", "The budget", value=budget * MB)
+        yield GaugeMetricFamily(
+            "enrichment_vram_utilization_percent", "Charged share of the budget", value=100 * used / budget
+        )
+        loaded = sum(m.state in (State.LOADED, State.DRAINING) for m in models)
+        yield GaugeMetricFamily("enrichment_models_loaded", "Models that answer now", value=loaded)
+        evictions = CounterMetricFamily(
+            "enrichment_model_evictions", "Models evicted", labels=["model_name", "priority"]
+        )
+        for (name, priority), count in list(scheduler.evictions.items()):
+            evictions.add_metric([name, priority], count)
+        yield evictions
+        requests = CounterMetricFamily("zoo_requests", "Inferences that a worker finished", labels=["model_name"])
+        errors = CounterMetricFamily("zoo_request_errors", "Requests answered with an error", labels=["model_name"])
+        crashes = CounterMetricFamily("zoo_worker_crashes", "Processes that died or hung", labels=["model_name"])
+        queued = GaugeMetricFamily("zoo_queued_requests", "Requests waiting", labels=["model_name"])
+        for m in models:
+            requests.add_metric([m.name], m.requests)
+            errors.add_metric([m.name], m.errors)
+            crashes.add_metric([m.name], m.crashes)
+            queued.add_metric([m.name], m.waiting)
+        yield from (requests, errors, crashes, queued)
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._thread.join(timeout=5.0)
+            self._server = None

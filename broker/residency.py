@@ -1,0 +1,188 @@
+"""One model's life in memory: its state, its queue, its leases. Plain records; the scheduler moves them."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict
+from typing import Any
+
+from broker.states import TRANSITIONS, Kind, Move, State
+from zoo.config import ModelConfig
+
+QUARANTINE = 64  # fingerprints remembered per model
+
+
+class Request:
+    """One accepted request, until it is answered (and, if a worker still reads its frames, until that ends).
+
+    In a `queue` → waiting; `running` → dispatched; neither → answered.
+    """
+
+    __slots__ = (
+        "crashes",
+        "deadline",
+        "digest",
+        "id",
+        "keep_alive",
+        "kind",
+        "model",
+        "payload",
+        "priority",
+        "queue",
+        "running",
+        "seq",
+        "session",
+        "since",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        session: bytes,
+        model: Residency,
+        kind: Kind,
+        deadline: float,
+        priority: int,
+        payload: Any,
+        keep_alive: float | None,
+        seq: int,
+        since: float,
+    ) -> None:
+        self.id = id
+        self.session = session
+        self.model = model
+        self.kind = kind
+        self.deadline = deadline
+        self.priority = priority
+        self.payload = payload
+        self.keep_alive = keep_alive
+        self.seq = seq
+        self.since = since
+        self.queue: Queue | None = None
+        self.running = False
+        self.crashes = 0
+        self.digest: bytes | None = None
+
+
+class Queue:
+    """Requests by priority, then age. Answered ones are skipped, and swept out when they are the majority."""
+
+    __slots__ = ("_heap", "live")
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, int, Request]] = []
+        self.live = 0
+
+    def push(self, request: Request) -> None:
+        request.queue = self
+        self.live += 1
+        heapq.heappush(self._heap, (request.priority, request.seq, request))
+
+    def drop(self, request: Request) -> None:
+        """The request does not wait here any more."""
+        request.queue = None
+        self.live -= 1
+        if len(self._heap) > 2 * self.live + 64:
+            self._heap = [entry for entry in self._heap if entry[2].queue is self]
+            heapq.heapify(self._heap)
+
+    def head(self) -> Request | None:
+        heap = self._heap
+        while heap and heap[0][2].queue is not self:
+            heapq.heappop(heap)
+        return heap[0][2] if heap else None
+
+    def pop(self) -> Request | None:
+        request = self.head()
+        if request is not None:
+            heapq.heappop(self._heap)
+            request.queue = None
+            self.live -= 1
+        return request
+
+    def all(self) -> list[Request]:
+        return [entry[2] for entry in sorted(self._heap) if entry[2].queue is self]
+
+
+class Residency:
+    """A registered model and where it is.
+
+    Attributes:
+        queue: what waits for this life of the model; `later`: what came while it drained, for the next life.
+        unloads: UNLOAD requests to answer once it is gone.
+        inflight: what its worker is running (also after it was answered, until the worker lets go).
+        leases: lease number → session.
+        claims: others were killed for it; the room that comes back is its own.
+        blocked, blocked_by: what it waits for, in words and as a key that changes when the reason does.
+        yielding: takes no further work, so that a model that has waited long enough gets its room.
+        failed_load: how the current eviction ends: in FAILED instead of UNLOADED.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.name = config.name
+        self.mb = config.vram_mb
+        self.pinned = config.pinned
+        self.state = State.UNLOADED
+        self.worker = 0
+        self.device = ""
+        self.queue = Queue()
+        self.later = Queue()
+        self.unloads: list[Request] = []
+        self.inflight: Request | None = None
+        self.leases: dict[int, bytes] = {}
+        self.keep_alive: float | None = None
+        self.yielding = False
+        self.unload_when_loaded = False
+        self.started_at = 0.0
+        self.loaded_at = 0.0
+        self.dispatched_at = 0.0
+        self.last_used = 0.0
+        self.watched = 0  # worker whose timer is armed
+        self.idle_at = math.inf
+        self.failed_load = False
+        self.failures = 0
+        self.failure = ""
+        self.retry_at = 0.0
+        self.claims = False
+        self.blocked = ""
+        self.blocked_by = ""
+        self.quarantine: OrderedDict[bytes, None] = OrderedDict()
+        self.requests = 0
+        self.errors = 0
+        self.loads = 0
+        self.evictions = 0
+        self.crashes = 0
+        self.load_seconds = 0.0
+
+    def move(self, move: Move) -> None:
+        """Changes state by the table; an illegal move is a bug and raises KeyError."""
+        self.state = TRANSITIONS[self.state, move]
+
+    @property
+    def waiting(self) -> int:
+        return self.queue.live + self.later.live
+
+    @property
+    def referenced(self) -> bool:
+        """Leased, pinned or at work: never to be chosen for eviction."""
+        return bool(self.leases) or self.pinned or self.inflight is not None
+
+    def reasons(self) -> str:
+        """Why it cannot go, in words."""
+        why = []
+        if self.leases:
+            why.append(f"{len(self.leases)} lease{'s' if len(self.leases) > 1 else ''}")
+        if self.pinned:
+            why.append("pinned")
+        if self.inflight is not None:
+            why.append("a request in flight")
+        if self.queue.live:
+            why.append(f"{self.queue.live} queued")
+        return ", ".join(why) or "idle"
+
+    def refuse_from_now_on(self, digest: bytes) -> None:
+        self.quarantine[digest] = None
+        while len(self.quarantine) > QUARANTINE:
+            self.quarantine.popitem(last=False)

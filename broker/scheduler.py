@@ -1,0 +1,1023 @@
+"""The scheduler: `handle(event, now) -> actions`. A pure state machine, and the only place that decides.
+
+What lives here: every decision about models, requests, leases and room. What never does: sockets, clocks,
+processes, logging, threads. Time comes in with the event; what is to be done goes out as actions.
+
+Theory of operation. A request either finds its model LOADED and is dispatched at once, or waits in the model's
+queue and makes the model *wanted*. `_advance` goes through the wanted models, those who wait longest first,
+and starts each that fits; where room must be made, it chooses victims among the models that nobody uses, kills
+them, and remembers (as a claim) that the room coming back is spoken for. Nothing is killed unless it makes the
+difference. A model that is busy but neither leased nor pinned is never killed, but after `patience` it stops
+taking new work from its queue (it *yields*), becomes idle by itself, and can then be chosen.
+
+Every accepted request is answered exactly once: `_finish` is the only way out, and it takes the request off
+the books. A request that was answered while a worker still reads its frames (deadline, cancel) stays known to
+its model as `inflight` until the worker lets go, and `Settled` says so.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from broker import eviction
+from broker.ledger import EPSILON_MB, Device, Ledger
+from broker.residency import Queue, Request, Residency
+from broker.states import (
+    Action,
+    Answer,
+    Asked,
+    Deliver,
+    Dispatch,
+    Event,
+    Forget,
+    IdleCleanup,
+    KillWorker,
+    Kind,
+    MemoryBack,
+    MemoryStuck,
+    Move,
+    Pinned,
+    Refuse,
+    Released,
+    SessionClosed,
+    Settled,
+    ShutDown,
+    StartWorker,
+    State,
+    Stop,
+    Tick,
+    Withdrawn,
+    WorkerDone,
+    WorkerExited,
+    WorkerLoadFailed,
+    WorkerReady,
+    WorkerSaid,
+)
+from broker.story import Story
+from broker.timers import Due, Entry, Timers
+from zoo.config import BrokerConfig, ModelConfig
+from zoo.errors import BY_CODE
+
+BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 300.0
+QUEUE_RETRY_S = 0.1
+
+
+class _Session:
+    __slots__ = ("leases", "requests")
+
+    def __init__(self) -> None:
+        self.requests: set[int] = set()
+        self.leases: set[int] = set()
+
+
+class Scheduler:
+    """See the module's docstring. Not thread-safe: one caller, one event at a time."""
+
+    def __init__(self, config: BrokerConfig, devices: list[Device], models: list[ModelConfig]) -> None:
+        self.config = config
+        self.ledger = Ledger(devices)
+        self.models = {m.name: Residency(m) for m in models}
+        self.story = Story()
+        self.timers = Timers()
+        self.stopping = False
+        self.sessions: dict[bytes, _Session] = {}
+        self.requests: dict[int, Request] = {}
+        self.evictions: dict[tuple[str, str], int] = {}  # (model, priority) → count
+        self._list = list(self.models.values())
+        self._index = {m.name: i for i, m in enumerate(self._list)}
+        self._workers: dict[int, Residency] = {}
+        self._leases: dict[int, Residency] = {}
+        self._wanted: dict[str, Residency] = {}
+        self._running = 0  # answered or not, requests that a worker reads
+        self._worker_ids = itertools.count(1)
+        self._lease_ids = itertools.count(1)
+        self._seq = itertools.count(1)
+        self._out: list[Action] = []
+        self._drained = False
+        self._grace_ends = 0.0
+        self._look_at = math.inf
+        self._yielding: set[str] = set()
+        self._stopped = False
+        self._handlers: dict[type, Callable[[Any, float], None]] = {
+            Asked: self._asked,
+            Released: self._released,
+            Withdrawn: self._withdrawn,
+            SessionClosed: self._session_closed,
+            Pinned: self._pinned,
+            IdleCleanup: self._idle_cleanup,
+            WorkerReady: self._worker_ready,
+            WorkerLoadFailed: self._worker_load_failed,
+            WorkerDone: self._worker_done,
+            WorkerSaid: self._worker_said,
+            WorkerExited: self._worker_exited,
+            MemoryBack: self._memory_back,
+            MemoryStuck: self._memory_stuck,
+            Tick: self._tick,
+            ShutDown: self._shut_down,
+        }
+
+    # ------------------------------------------------------------ the machine's face
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Takes one event, gives what is to be done, in order."""
+        self._handlers[type(event)](event, now)
+        if self.stopping:
+            self._wind_down(now)
+        out, self._out = self._out, []
+        return out
+
+    def next_wakeup(self) -> float | None:
+        """When a Tick is due at the latest, or None."""
+        self.timers.sweep(self._stale)
+        return self.timers.next(self._stale)
+
+    def is_cold(self, name: str) -> bool:
+        """True when a request for the model would need a load (advice for the caller, decides nothing)."""
+        model = self.models.get(name)
+        return model is not None and model.state not in (State.LOADED, State.LOADING, State.DRAINING)
+
+    # ------------------------------------------------------------ requests come in
+
+    def _asked(self, e: Asked, now: float) -> None:
+        model = self.models.get(e.model)
+        refusal = self._why_not(e, model, now)
+        if refusal is not None:
+            self._out.append(refusal)
+            return
+        assert model is not None
+        request = Request(
+            e.request, e.session, model, e.kind, e.deadline, e.priority, e.payload, e.keep_alive,
+            next(self._seq), now,
+        )  # fmt: skip
+        if e.kind is Kind.UNLOAD:
+            self._ask_unload(request, now)
+            return
+        if model.state is State.LOADED:
+            if e.kind is not Kind.INFER:
+                self._grant(request, now)
+                self._serve(model, now)  # a preload's keep_alive counts from now
+                return
+            self._register(request)
+            if model.inflight is None and not model.yielding and not model.queue.live:
+                self._dispatch(model, request, now)
+            else:
+                model.queue.push(request)
+            return
+        self._register(request)
+        if model.state is State.DRAINING:
+            model.later.push(request)
+            return
+        model.queue.push(request)
+        if model.state is not State.LOADING:
+            self._wanted.setdefault(model.name, model)
+            self._advance(now)
+
+    def _why_not(self, e: Asked, model: Residency | None, now: float) -> Refuse | None:
+        def no(code: str, text: str, after: float | None = None) -> Refuse:
+            return Refuse(e.request, code, text, after is not None or BY_CODE[code].retryable, after)
+
+        if self.stopping:
+            return no("broker_unreachable", "the broker is shutting down", 1.0)
+        if model is None:
+            near = difflib.get_close_matches(e.model, self.models, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; `zoo ls` lists the models"
+            return no("model_not_found", f"there is no model {e.model!r}{hint}")
+        if e.kind is Kind.UNLOAD:
+            return None
+        if not model.config.enabled:
+            return no("model_disabled", f"{model.name} has enabled = false in config.toml")
+        if e.problem is not None and self.is_cold(model.name):
+            return no("model_unavailable", e.problem)
+        if model.mb > self.ledger.largest_budget_mb + EPSILON_MB:
+            return no(
+                "model_too_large",
+                f"{model.name} needs {model.mb:g} MB, the whole budget is {self.ledger.largest_budget_mb:g} MB; "
+                "nothing was evicted",
+            )
+        if e.deadline <= now:
+            return no("deadline_exceeded", f"the request for {model.name} had no time left when it came in")
+        if now < model.retry_at and model.state in (State.FAILED, State.EVICTING):
+            wait = model.retry_at - now
+            return no(
+                "load_failed",
+                f"{model.name} failed to load ({model.failure}); the next try is possible in {wait:.1f} s",
+                wait,
+            )
+        waits = e.kind is Kind.INFER or model.state is not State.LOADED
+        if waits and model.waiting >= self.config.max_queue:
+            return no(
+                "queue_full",
+                f"{model.waiting} requests wait for {model.name} already (max_queue); try again a little later",
+                QUEUE_RETRY_S,
+            )
+        return None
+
+    def _register(self, request: Request) -> None:
+        self.requests[request.id] = request
+        session = self.sessions.get(request.session)
+        if session is None:
+            session = self.sessions[request.session] = _Session()
+        session.requests.add(request.id)
+        self.timers.add(request.deadline, Due.DEADLINE, request.id)
+
+    def _dispatch(self, model: Residency, request: Request, now: float) -> None:
+        request.running = True
+        model.inflight = request
+        model.dispatched_at = model.last_used = now
+        self._running += 1
+        if model.watched != model.worker:
+            model.watched = model.worker
+            self.timers.add(now + self._dispatch_timeout(model), Due.WATCH, model.worker)
+        self._out.append(
+            Dispatch(model.worker, request.id, request.payload, request.crashes > 0, tuple(model.quarantine))
+        )
+
+    def _serve(self, model: Residency, now: float) -> None:
+        """The worker is free: next request, or nothing left to do."""
+        if model.inflight is None and not model.yielding:
+            while (request := model.queue.pop()) is not None:
+                if request.deadline > now:
+                    self._dispatch(model, request, now)
+                    return
+                self._too_late(request, f"in the queue before {model.queue.live} others", now)
+        if model.inflight is None and not model.queue.live:
+            self._became_idle(model, now)
+
+    # ------------------------------------------------------------ requests go out
+
+    def _finish(self, request: Request, action: Action) -> None:
+        """The one way out: the answer, and off the books."""
+        del self.requests[request.id]
+        session = self.sessions.get(request.session)
+        if session is not None:
+            session.requests.discard(request.id)
+            self._tidy(request.session, session)
+        model = request.model
+        if request.queue is not None:
+            request.queue.drop(request)
+            if not model.waiting:
+                self._wanted.pop(model.name, None)
+                model.blocked = model.blocked_by = ""
+                model.claims = False
+        elif request.kind is Kind.UNLOAD:
+            model.unloads.remove(request)
+        request.running = False
+        request.payload = None
+        self._out.append(action)
+
+    def _refuse(
+        self,
+        request: Request,
+        code: str,
+        text: str,
+        *,
+        retryable: bool | None = None,
+        after: float | None = None,
+        held: bool = False,
+    ) -> None:
+        can = BY_CODE[code].retryable if retryable is None else retryable
+        request.model.errors += 1
+        self._finish(request, Refuse(request.id, code, text, can, after, held))
+
+    def _grant(self, request: Request, now: float) -> None:
+        """The model is loaded: a lease or preload is answered. `request` may not be on the books yet."""
+        model = request.model
+        model.last_used = now
+        value = None
+        if request.keep_alive is not None:
+            model.keep_alive = request.keep_alive
+        if request.kind is Kind.LEASE:
+            value = next(self._lease_ids)
+            model.leases[value] = request.session
+            self._leases[value] = model
+            self.sessions.setdefault(request.session, _Session()).leases.add(value)
+        answer = Answer(request.id, value)
+        if request.id in self.requests:
+            self._finish(request, answer)
+        else:
+            self._out.append(answer)
+
+    def _tidy(self, key: bytes, session: _Session) -> None:
+        if not session.requests and not session.leases:
+            self.sessions.pop(key, None)
+
+    # ------------------------------------------------------------ leases, pins, sessions
+
+    def _released(self, e: Released, now: float) -> None:
+        model = self._leases.get(e.lease)
+        if model is not None and model.leases.get(e.lease) == e.session:
+            self._end_lease(e.lease, now)
+            session = self.sessions[e.session]
+            session.leases.discard(e.lease)
+            self._tidy(e.session, session)
+            self._room_may_exist(now)
+
+    def _end_lease(self, lease: int, now: float) -> None:
+        model = self._leases.pop(lease)
+        model.leases.pop(lease, None)
+        model.last_used = now
+        if model.state is State.LOADED and not model.leases and not model.inflight and not model.queue.live:
+            self._became_idle(model, now)
+
+    def _pinned(self, e: Pinned, now: float) -> None:
+        model = self.models.get(e.model)
+        if model is None or model.pinned == e.on:
+            return
+        model.pinned = e.on
+        self.story.tell(now, model.name, "pinned: it will not be evicted" if e.on else "unpinned")
+        if e.on and model.state is State.DRAINING:
+            model.move(Move.KEEP)
+            self._refuse_unloads(model)
+            self._next_life(model)
+            self._grant_waiting(model, now)
+            self._serve(model, now)
+        elif not e.on and model.state is State.LOADED:
+            self._serve(model, now)
+        self._room_may_exist(now)
+
+    def _withdrawn(self, e: Withdrawn, now: float) -> None:
+        request = self.requests.get(e.request)
+        if request is not None:
+            self._refuse(request, "cancelled", "withdrawn by the caller", held=request.running)
+            self._after_loss(request.model, now)
+
+    def _session_closed(self, e: SessionClosed, now: float) -> None:
+        session = self.sessions.pop(e.session, None)
+        if session is None:
+            return
+        touched: dict[str, Residency] = {}
+        for number in list(session.requests):
+            request = self.requests[number]
+            touched[request.model.name] = request.model
+            self._finish(request, Forget(number))
+        for lease in session.leases:
+            self._end_lease(lease, now)
+        if session.leases or touched:
+            self.story.tell(
+                now, "",
+                f"a client went away: {len(session.leases)} leases released, "
+                f"{len(session.requests) or 'no'} requests dropped",
+            )  # fmt: skip
+        for model in touched.values():
+            self._after_loss(model, now)
+        self._room_may_exist(now)
+
+    def _after_loss(self, model: Residency, now: float) -> None:
+        """Somebody who waited for the model is gone."""
+        if model.waiting:
+            return
+        if model.state is State.LOADING:
+            self.story.tell(now, model.name, "the load goes on with nobody waiting for it")
+        elif model.state in (State.LOADED, State.DRAINING):
+            self._serve(model, now)
+        self._room_may_exist(now)
+
+    # ------------------------------------------------------------ unloading and idling
+
+    def _ask_unload(self, request: Request, now: float) -> None:
+        model = request.model
+        if model.leases or model.pinned:
+            self._out.append(
+                Refuse(request.id, "model_in_use", f"{model.name} is in use ({model.reasons()}); not unloaded")
+            )
+            return
+        if model.state in (State.UNLOADED, State.FAILED):
+            self._out.append(Answer(request.id, False))
+            return
+        self._register(request)
+        model.unloads.append(request)
+        if model.state is State.LOADING:
+            model.unload_when_loaded = True
+        elif model.state is State.LOADED:
+            self._drain(model, "unload was asked for", now)
+
+    def _drain(self, model: Residency, why: str, now: float) -> None:
+        model.move(Move.DRAIN)
+        model.yielding = False
+        self.story.tell(now, model.name, f"draining: {why} ({model.reasons()})")
+        self._serve(model, now)
+
+    def _refuse_unloads(self, model: Residency) -> None:
+        for request in list(model.unloads):
+            self._refuse(request, "model_in_use", f"{model.name} is in use ({model.reasons()}); not unloaded")
+
+    def _next_life(self, model: Residency) -> None:
+        """What came while the model drained may be served now."""
+        for request in model.later.all():
+            model.later.drop(request)
+            model.queue.push(request)
+
+    def _grant_waiting(self, model: Residency, now: float) -> None:
+        for request in model.queue.all():
+            if request.deadline <= now:
+                self._too_late(request, "while the model was getting ready", now)
+            elif request.kind is not Kind.INFER:
+                self._grant(request, now)
+
+    def _became_idle(self, model: Residency, now: float) -> None:
+        """Nothing runs and nothing waits; leases and pins may remain."""
+        if model.state is State.DRAINING:
+            self._evict(model, "unload was asked for", now)
+            return
+        if model.state is not State.LOADED or model.referenced:
+            return
+        if model.keep_alive == 0:
+            self._evict(model, "the last reference went, keep_alive = 0", now)
+        else:
+            self._arm_idle(model, model.last_used + self._idle_limit(model))
+
+    def _arm_idle(self, model: Residency, when: float) -> None:
+        if when < model.idle_at:
+            model.idle_at = when
+            self.timers.add(when, Due.IDLE, self._index[model.name])
+
+    def _idle_limit(self, model: Residency) -> float:
+        if model.keep_alive is not None:
+            return model.keep_alive
+        own = model.config.idle_seconds
+        return self.config.idle_seconds if own is None else own
+
+    def _idle_timer(self, model: Residency, now: float) -> None:
+        model.idle_at = math.inf  # its one entry that counts has just fired
+        if model.state is not State.LOADED or model.referenced or model.queue.live:
+            return
+        left = model.last_used + self._idle_limit(model) - now
+        if left <= 0:
+            self._evict(model, f"idle for {now - model.last_used:.1f} s", now)
+            self._room_may_exist(now)
+        else:
+            self._arm_idle(model, now + left)
+
+    def idle_models(self, idle_seconds: float, now: float) -> list[str]:
+        """Which models `IdleCleanup` would evict now."""
+        return [
+            m.name
+            for m in self._list
+            if m.state is State.LOADED and not m.referenced and not m.queue.live and now - m.last_used >= idle_seconds
+        ]
+
+    def _idle_cleanup(self, e: IdleCleanup, now: float) -> None:
+        for name in self.idle_models(e.idle_seconds, now):
+            model = self.models[name]
+            self._evict(model, f"clean-up: idle for {now - model.last_used:.1f} s", now)
+
+    def _evict(self, model: Residency, why: str, now: float) -> None:
+        if model.referenced:  # the promise of the house; nothing may come here past it
+            raise AssertionError(f"{model.name} is in use ({model.reasons()}) and was to be evicted")
+        model.move(Move.KILL)
+        model.evictions += 1
+        key = (model.name, model.config.priority.name)
+        self.evictions[key] = self.evictions.get(key, 0) + 1
+        self.story.tell(now, model.name, f"evicted, {model.mb:g} MB on {model.device}: {why}")
+        self._out.append(KillWorker(model.worker))
+        if model.waiting:
+            self._wanted.setdefault(model.name, model)
+
+    # ------------------------------------------------------------ making room and loading
+
+    def _room_may_exist(self, now: float) -> None:
+        if self._wanted or self._yielding:
+            self._advance(now)
+
+    def _advance(self, now: float) -> None:
+        """Starts whatever can be started, oldest waiter first, making room where that is allowed."""
+        if self.stopping:
+            return
+        claimed = dict.fromkeys(self.ledger.devices, 0.0)  # by those whose room is coming back
+        spoken_for: set[str] = set()  # models whose room somebody older waits for
+        loading = dict.fromkeys(self.ledger.devices, 0)
+        for model in self._workers.values():
+            if model.state is State.LOADING:
+                loading[model.device] += 1
+        yielding: set[str] = set()
+        # Whoever had others killed comes first: else a victim with older requests would take its room right back.
+        waiting = [
+            (not m.claims, head.priority, head.seq, m) for m in self._wanted.values() if (head := m.queue.head())
+        ]
+        for *_, model in sorted(waiting):
+            if model.state not in (State.UNLOADED, State.FAILED):
+                continue  # its last process is not gone yet
+            if now < model.retry_at:
+                self._look_again(model.retry_at)
+                continue
+            self._try_to_place(model, now, claimed, spoken_for, loading, yielding)
+        no_longer, self._yielding = self._yielding - yielding, yielding
+        for name in sorted(no_longer):
+            model = self.models[name]
+            if model.yielding:
+                model.yielding = False
+                if model.state is State.LOADED:
+                    self._serve(model, now)
+
+    def _try_to_place(
+        self,
+        model: Residency,
+        now: float,
+        claimed: dict[str, float],
+        spoken_for: set[str],
+        loading: dict[str, int],
+        yielding: set[str],
+    ) -> None:
+        fitting = [d for d in self.ledger.devices.values() if model.mb <= d.budget_mb + EPSILON_MB]
+        free = [d for d in fitting if loading[d.name] < self.config.concurrent_loads]
+        for d in free:
+            if model.mb <= self.ledger.free_mb(d.name) - claimed[d.name] + EPSILON_MB:
+                loading[d.name] += 1
+                self._start(model, d.name, now)
+                return
+        spare = {d.name: self._coming_mb(d.name) - claimed[d.name] for d in free}
+        for device, mb in spare.items():
+            if model.mb <= mb + EPSILON_MB:
+                claimed[device] += model.mb
+                model.blocked = model.blocked_by = ""
+                return
+        plans = []
+        for device, mb in spare.items():
+            idle = self._candidates(device, spoken_for, busy=False)
+            victims = eviction.choose(model.mb - mb, idle, model.config.priority)
+            if victims is not None:
+                dearest = min(v.priority for v in victims)
+                plans.append(((-dearest, sum(v.mb for v in victims)), device, model.mb - mb, victims))
+        if plans:
+            _, device, needed, victims = min(plans, key=lambda plan: plan[0])
+            claimed[device] += model.mb
+            model.claims = True
+            model.blocked = model.blocked_by = ""
+            for victim in victims:
+                self._evict(
+                    self.models[victim.model],
+                    f"{model.name} needs {model.mb:g} MB, {needed:g} MB short of "
+                    f"{self.ledger.devices[device].budget_mb:g}; {victim.priority.name}, unused for "
+                    f"{now - victim.last_used:.1f} s",
+                    now,
+                )
+            return
+        if not free:
+            self._blocked(model, "loading", "another model is loading", now)
+            return
+        self._ask_to_yield(model, now, spare, spoken_for, yielding)
+        # What it waits for is not taken from under it by those who came later and would have to evict the same models.
+        # Free room, however, may be used by whoever fits.
+
+    def _coming_mb(self, device: str) -> float:
+        """Free now, plus what processes being killed are about to give back."""
+        coming = self.ledger.free_mb(device)
+        for worker, model in self._workers.items():
+            if model.state is State.EVICTING and model.worker == worker and model.device == device:
+                charge = self.ledger.of(worker)
+                coming += charge.mb if charge else 0.0
+        return coming
+
+    def _candidates(self, device: str, spoken_for: set[str], *, busy: bool) -> list[eviction.Candidate]:
+        """Models on the device that may go; with `busy`, also those that would be free once they stop taking work."""
+        return [
+            eviction.Candidate(m.name, m.mb, m.config.priority, m.last_used)
+            for m in self._workers.values()
+            if m.state is State.LOADED
+            and m.device == device
+            and not m.leases
+            and not m.pinned
+            and m.name not in spoken_for
+            and (busy or (m.inflight is None and (not m.queue.live or m.yielding)))
+        ]
+
+    def _ask_to_yield(
+        self, model: Residency, now: float, spare: dict[str, float], spoken_for: set[str], yielding: set[str]
+    ) -> None:
+        """Nobody idle can make room. After `patience`, busy models of the right priority stop taking work."""
+        patience = self.config.patience_seconds
+        head = model.queue.head()
+        for device, mb in spare.items():
+            victims = eviction.choose(
+                model.mb - mb, self._candidates(device, spoken_for, busy=True), model.config.priority
+            )
+            if victims is None or head is None:
+                continue
+            busy = [self.models[v.model] for v in victims]
+            since = max([head.since, *(m.loaded_at for m in busy)])
+            if now >= since + patience:
+                for m in busy:
+                    if not m.yielding:
+                        self.story.tell(now, m.name, f"yields: {model.name} waits for its room")
+                    m.yielding = True
+                    yielding.add(m.name)
+            else:
+                self._look_again(since + patience)
+            spoken_for.update(m.name for m in busy)
+            names = ", ".join(m.name for m in busy)
+            self._blocked(model, names, f"for {names} to finish", now)
+            return
+        self._blocked(model, "room", self._no_room(model, list(spare)), now)
+
+    def _look_again(self, when: float) -> None:
+        if when < self._look_at:
+            self._look_at = when
+            self.timers.add(when, Due.LOOK)
+
+    def _no_room(self, model: Residency, devices: list[str]) -> str:
+        parts = []
+        for device in devices:
+            users = [
+                f"{m.name} {m.mb:g} MB ({m.config.priority.name}, {m.reasons()})"
+                for m in self._workers.values()
+                if m.device == device and m.mb > 0
+            ]
+            parts.append(
+                f"needs {model.mb:g} MB on {device}, {self.ledger.free_mb(device):g} of "
+                f"{self.ledger.devices[device].budget_mb:g} MB are free and nobody may go: "
+                + ("; ".join(users) or "memory of ended processes has not come back")
+            )
+        return " / ".join(parts)
+
+    def _blocked(self, model: Residency, by: str, why: str, now: float) -> None:
+        """`why` is kept up to date for the answer; the story hears it once for each `by`."""
+        model.blocked = why
+        if model.blocked_by != by:
+            model.blocked_by = by
+            self.story.tell(now, model.name, f"waits: {why}")
+
+    def _start(self, model: Residency, device: str, now: float) -> None:
+        worker = next(self._worker_ids)
+        self.ledger.charge(worker, model.name, device, model.mb)
+        model.move(Move.START)
+        model.worker, model.device, model.started_at = worker, device, now
+        model.watched = worker
+        model.failed_load = model.yielding = model.unload_when_loaded = model.claims = False
+        model.blocked = model.blocked_by = ""
+        self._workers[worker] = model
+        self._wanted.pop(model.name, None)
+        self.timers.add(now + self.config.load_timeout, Due.WATCH, worker)
+        used, budget = self.ledger.used_mb(device), self.ledger.devices[device].budget_mb
+        self.story.tell(
+            now, model.name,
+            f"loading on {device}: {model.waiting} waiting; {used - model.mb:g} + {model.mb:g} = {used:g} of "
+            f"{budget:g} MB",
+        )  # fmt: skip
+        self._out.append(StartWorker(worker, model.name, device))
+
+    # ------------------------------------------------------------ workers report
+
+    def _of(self, worker: int) -> Residency | None:
+        """The model of a living worker; None for the late words of one that was replaced."""
+        model = self._workers.get(worker)
+        return model if model is not None and model.worker == worker else None
+
+    def _worker_ready(self, e: WorkerReady, now: float) -> None:
+        model = self._of(e.worker)
+        if model is None or model.state is not State.LOADING:
+            return
+        model.move(Move.READY)
+        model.config.available = True
+        model.failures, model.failure, model.retry_at = 0, "", 0.0
+        model.loads += 1
+        model.loaded_at = model.last_used = now
+        model.watched = 0
+        model.load_seconds = now - model.started_at
+        self.story.tell(now, model.name, f"loaded in {model.load_seconds:.2f} s")
+        self._grant_waiting(model, now)
+        unload, model.unload_when_loaded = model.unload_when_loaded, False
+        if unload and not (model.leases or model.pinned):
+            self._drain(model, "unload was asked for while it was loading", now)
+        else:
+            self._refuse_unloads(model)
+            self._serve(model, now)
+        self._room_may_exist(now)
+
+    def _worker_load_failed(self, e: WorkerLoadFailed, now: float) -> None:
+        model = self._of(e.worker)
+        if model is not None and model.state is State.LOADING:
+            self._fail_load(model, e.code, e.message, Move.KILL, now)
+
+    def _fail_load(self, model: Residency, code: str, cause: str, move: Move, now: float) -> None:
+        model.move(move)
+        if move is Move.KILL:
+            self._out.append(KillWorker(model.worker))
+        model.failed_load = True
+        model.failures += 1
+        model.failure = cause
+        back_off = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (model.failures - 1))
+        model.retry_at = now + back_off
+        self.story.tell(now, model.name, f"load failed: {cause}; no further try for {back_off:g} s")
+        if code not in BY_CODE:
+            code = "load_failed"
+        for request in model.queue.all():
+            self._refuse(request, code, f"{model.name} could not be loaded: {cause}", after=back_off)
+        self._room_may_exist(now)  # the device may load another one
+
+    def _worker_done(self, e: WorkerDone, now: float) -> None:
+        model = self._of(e.worker)
+        if model is None:
+            return
+        request = model.inflight
+        if request is None or request.id != e.request:
+            return
+        self._let_go(model)
+        model.last_used = now
+        model.requests += 1
+        if not request.running:  # answered long ago (deadline, cancel, client gone)
+            self._out.append(Settled(request.id, e.worker, e.body))
+        elif e.error is None:
+            self._finish(request, Deliver(request.id, e.body))
+        else:
+            code = e.error[0] if e.error[0] in BY_CODE else "inference_failed"
+            self._refuse(request, code, e.error[1])
+        if model.state is State.LOADED or model.state is State.DRAINING:
+            self._serve(model, now)
+        if model.inflight is None:  # otherwise nothing has changed for those who wait for room
+            self._room_may_exist(now)
+
+    def _let_go(self, model: Residency) -> None:
+        model.inflight = None
+        self._running -= 1
+
+    def _worker_said(self, e: WorkerSaid, now: float) -> None:
+        model = self._of(e.worker)
+        if model is not None and model.inflight is not None and model.inflight.id == e.request:
+            model.inflight.digest = e.digest
+
+    def _worker_exited(self, e: WorkerExited, now: float) -> None:
+        model = self._of(e.worker)
+        if model is None:
+            return
+        request = model.inflight
+        if request is not None:
+            self._let_go(model)
+        if model.state is State.LOADING:
+            self._fail_load(model, "load_failed", f"its process ended while loading ({e.how})", Move.EXIT, now)
+        elif model.state in (State.LOADED, State.DRAINING):
+            model.move(Move.EXIT)
+            model.crashes += 1
+            self.story.tell(
+                now, model.name,
+                f"its process ended ({e.how})" + (f" while running request {request.id}" if request else ""),
+            )  # fmt: skip
+            if request is not None and request.running:
+                self._crashed_under(model, request, e.how, now)
+                request = None
+            if model.waiting:
+                self._wanted.setdefault(model.name, model)
+        if request is not None and not request.running:
+            self._out.append(Settled(request.id, e.worker))
+        if self.stopping:
+            for waiting in model.queue.all():  # there is no next life to wait for
+                self._turn_away(waiting)
+        self._room_may_exist(now)
+
+    def _crashed_under(self, model: Residency, request: Request, how: str, now: float) -> None:
+        request.crashes += 1
+        if request.crashes == 1 and now < request.deadline:
+            request.running = False
+            model.queue.push(request)
+            self.story.tell(now, model.name, f"request {request.id} is tried once more on a fresh process")
+            return
+        text = f"{model.name}'s process ended under this request, {request.crashes} times ({how})"
+        if request.digest is not None and request.crashes > 1:
+            model.refuse_from_now_on(request.digest)
+            text += "; the same input will be refused from now on"
+            self.story.tell(now, model.name, f"input {request.digest.hex()[:12]} killed two processes: quarantined")
+        self._refuse(request, "worker_crashed", text)
+
+    def _memory_back(self, e: MemoryBack, now: float) -> None:
+        charge = self.ledger.release(e.worker)
+        if charge is not None:
+            self._gone(e.worker, now)
+            self._room_may_exist(now)
+
+    def _memory_stuck(self, e: MemoryStuck, now: float) -> None:
+        charge = self.ledger.of(e.worker)
+        if charge is not None:
+            self.story.tell(
+                now, charge.model,
+                f"its process is gone but {charge.mb:g} MB on {charge.device} have not come back; they stay charged",
+            )  # fmt: skip
+            self._gone(e.worker, now)
+            self._room_may_exist(now)
+
+    def _gone(self, worker: int, now: float) -> None:
+        """The worker's life is over."""
+        model = self._workers.pop(worker, None)
+        if model is None or model.worker != worker:
+            return
+        model.move(Move.FAILED if model.failed_load else Move.FREED)
+        model.worker, model.device = 0, ""
+        if not model.leases:  # leases outlive a crash, and so does what they asked for
+            model.keep_alive = None
+        model.failed_load = model.yielding = False
+        self._next_life(model)
+        for request in list(model.unloads):
+            self._finish(request, Answer(request.id, True))
+        if model.queue.live:
+            self._wanted.setdefault(model.name, model)
+            if model.retry_at > now:
+                self._look_again(model.retry_at)
+
+    # ------------------------------------------------------------ time
+
+    def _stale(self, entry: Entry) -> bool:
+        when, due, key = entry
+        if due == Due.DEADLINE:
+            return key not in self.requests
+        if due == Due.WATCH:
+            return key not in self._workers
+        if due == Due.IDLE:
+            return when != self._list[key].idle_at
+        return due == Due.LOOK and when != self._look_at
+
+    def _dispatch_timeout(self, model: Residency) -> float:
+        own = model.config.dispatch_timeout
+        return self.config.dispatch_timeout if own is None else own
+
+    def _tick(self, _: Tick, now: float) -> None:
+        look = False
+        while (entry := self.timers.pop_due(now)) is not None:
+            if self._stale(entry):
+                continue
+            due, key = entry[1], entry[2]
+            if due == Due.DEADLINE:
+                request = self.requests.get(key)
+                if request is not None:
+                    self._expire(request, now)
+            elif due == Due.WATCH:
+                self._watch(key, now)
+            elif due == Due.IDLE:
+                self._idle_timer(self._list[key], now)
+            elif due == Due.LOOK:
+                look = True
+        if look:
+            self._look_at = math.inf
+            self._room_may_exist(now)
+
+    def _expire(self, request: Request, now: float) -> None:
+        model = request.model
+        if request.kind is Kind.UNLOAD:
+            doing = f"while it was being unloaded ({model.reasons()})"
+        elif request.running:
+            doing = "while it was running"
+        elif model.state in (State.LOADED, State.DRAINING):
+            doing = f"in the queue behind {model.waiting - 1} others"
+        elif model.state is State.LOADING:
+            doing = f"while the model was loading (for {now - model.started_at:.1f} s so far)"
+        else:
+            doing = f"while the model waited for room: {model.blocked or 'memory is coming back'}"
+        self._too_late(request, doing, now)
+        self._after_loss(model, now)
+
+    def _too_late(self, request: Request, doing: str, now: float) -> None:
+        self._refuse(
+            request,
+            "deadline_exceeded",
+            f"{request.model.name}: the deadline passed after {now - request.since:.2f} s, {doing}",
+            held=request.running,
+        )
+
+    def _watch(self, worker: int, now: float) -> None:
+        """A worker's timer: is what it does taking too long?"""
+        model = self._of(worker)
+        if model is None or model.watched != worker:
+            return
+        if model.state is State.LOADING:
+            limit = self.config.load_timeout
+            if now >= model.started_at + limit:
+                self._fail_load(model, "load_failed", f"it took longer than load_timeout ({limit:g} s)", Move.KILL, now)
+        elif model.state in (State.LOADED, State.DRAINING):
+            model.watched = 0
+            request = model.inflight
+            if request is None:
+                return
+            limit = self._dispatch_timeout(model)
+            if now >= model.dispatched_at + limit:
+                self._hung(model, request, limit, now)
+            else:
+                model.watched = worker
+                self.timers.add(model.dispatched_at + limit, Due.WATCH, worker)
+
+    def _hung(self, model: Residency, request: Request, limit: float, now: float) -> None:
+        model.move(Move.KILL)
+        model.crashes += 1
+        self.story.tell(now, model.name, f"killed: request {request.id} ran longer than dispatch_timeout ({limit:g} s)")
+        self._out.append(KillWorker(model.worker, gentle=True))
+        if request.running:
+            self._refuse(
+                request,
+                "worker_hung",
+                f"{model.name} did not answer within dispatch_timeout ({limit:g} s) and was killed",
+                held=True,
+            )
+        if model.waiting:
+            self._wanted.setdefault(model.name, model)
+
+    # ------------------------------------------------------------ the end
+
+    def _shut_down(self, e: ShutDown, now: float) -> None:
+        if self.stopping:
+            return
+        self.stopping = True
+        self.story.tell(now, "", f"shutting down: at most {e.grace:g} s for what is running")
+        self.timers.add(now + e.grace, Due.GRACE)
+        self._grace_ends = now + e.grace
+        for request in list(self.requests.values()):
+            model = request.model
+            served = model.state in (State.LOADED, State.DRAINING) and request.queue is not model.later
+            if request.kind is not Kind.INFER or not served:
+                self._turn_away(request)
+        for name in sorted(self._yielding):  # nobody is waiting for their room any more
+            model = self.models[name]
+            model.yielding = False
+            if model.state is State.LOADED:
+                self._serve(model, now)
+        self._yielding = set()
+
+    def _turn_away(self, request: Request) -> None:
+        self._refuse(request, "broker_unreachable", "the broker is shutting down", after=1.0, held=request.running)
+
+    def _wind_down(self, now: float) -> None:
+        if self._drained:
+            if not self._workers and not self._stopped:
+                self._stopped = True
+                self._out.append(Stop())
+            return
+        if self.requests and now < self._grace_ends:
+            return
+        self._drained = True
+        for request in list(self.requests.values()):
+            self._turn_away(request)
+        for model in list(self._workers.values()):
+            if model.state is not State.EVICTING:
+                model.leases.clear()
+                model.move(Move.KILL)
+                self._out.append(KillWorker(model.worker))
+        self._leases.clear()
+        for key, session in list(self.sessions.items()):
+            session.leases.clear()
+            self._tidy(key, session)
+        self._wind_down(now)
+
+    # ------------------------------------------------------------ what it looks like
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Counts and megabytes; the names are public (see DESIGN)."""
+        budget = sum(d.budget_mb for d in self.ledger.devices.values())
+        used = sum(self.ledger.used_mb(name) for name in self.ledger.devices)
+        loaded = [m for m in self._list if m.state in (State.LOADED, State.DRAINING)]
+        pending = [m.name for m in self._list if m.state is State.LOADING]
+        pending += [name for name in self._wanted if name not in pending]
+        return {
+            "vram_budget_mb": round(budget, 3),
+            "vram_used_mb": round(used, 3),
+            "vram_available_mb": round(budget - used, 3),
+            "vram_utilization_percent": round(100 * used / budget, 2) if budget else 0.0,
+            "loaded_models": [
+                {
+                    "name": m.name,
+                    "vram_mb": m.mb,
+                    "priority": m.config.priority.name,
+                    "last_used": m.last_used,
+                }
+                for m in loaded
+            ],
+            "registered_models": list(self.models),
+            "pending_loads": pending,
+            "devices": [
+                {
+                    "name": d.name,
+                    "kind": d.kind,
+                    "budget_mb": round(d.budget_mb, 3),
+                    "used_mb": round(self.ledger.used_mb(d.name), 3),
+                    "free_mb": round(self.ledger.free_mb(d.name), 3),
+                }
+                for d in self.ledger.devices.values()
+            ],
+            "leases": len(self._leases),
+            "requests": len(self.requests),
+            "running": self._running,
+            "workers": len(self._workers),
+            "stopping": self.stopping,
+        }
+
+    def processes(self) -> list[dict[str, Any]]:
+        """One row per living worker."""
+        return [
+            {
+                "name": m.name,
+                "state": m.state.value,
+                "worker": worker,
+                "device": m.device,
+                "vram_mb": m.mb,
+                "priority": m.config.priority.name,
+                "pinned": m.pinned,
+                "leases": len(m.leases),
+                "inflight": int(m.inflight is not None),
+                "queued": m.waiting,
+                "requests": m.requests,
+                "last_used": m.last_used,
+                "load_seconds": round(m.load_seconds, 3),
+            }
+            for worker, m in self._workers.items()
+        ]
+
+    def queue_of(self, name: str) -> Queue:
+        return self.models[name].queue

@@ -1,0 +1,870 @@
+"""The service loop: sockets, process exits and timers in; messages, starts and kills out.
+
+It turns what happens into the scheduler's events and the scheduler's actions into deeds, and decides nothing
+itself. One thread, one `zmq.Poller`; everything that is not a ZeroMQ socket sits in one epoll set, which the
+poller watches as a single descriptor, so that the cost of a turn does not grow with clients or models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import secrets
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from broker import endpoint, meters
+from broker.handoff import Handoff, Line
+from broker.ledger import Device
+from broker.metrics import Metrics
+from broker.pool import Child, Pool
+from broker.scheduler import Scheduler
+from broker.states import (
+    Answer,
+    Asked,
+    Deliver,
+    Dispatch,
+    Event,
+    Forget,
+    IdleCleanup,
+    KillWorker,
+    Kind,
+    MemoryBack,
+    MemoryStuck,
+    Pinned,
+    Refuse,
+    Released,
+    SessionClosed,
+    Settled,
+    ShutDown,
+    StartWorker,
+    Stop,
+    Tick,
+    Withdrawn,
+    WorkerDone,
+    WorkerExited,
+    WorkerLoadFailed,
+    WorkerReady,
+    WorkerSaid,
+)
+from zoo import protocol
+from zoo.config import MB_PER_GB, ZooConfig
+from zoo.errors import ConfigError, InvalidInput, ModelNotFound, ProtocolMismatch, ZooError
+from zoo.launch import Launch
+
+log = logging.getLogger("zoo.broker")
+
+BURST = 64  # messages taken from one socket before the other has its turn
+HIGH_WATER = 4096
+TERM_GRACE_S = 1.0
+MEMORY_BACK_POLL_S = 0.02
+MEMORY_BACK_LIMIT_S = 10.0
+HOUSEKEEPING_S = 1.0
+LONGEST_REQUEST_S = 24 * 3600.0
+
+
+class _Session:
+    """A client. Without a `line` it lives by its messages (see `protocol.SESSION_TTL_S`)."""
+
+    __slots__ = ("client", "heard", "key", "line", "pid", "results")
+
+    def __init__(self, key: bytes, pid: int, client: str, now: float) -> None:
+        self.key = key
+        self.pid = pid
+        self.client = client
+        self.heard = now
+        self.line: Line | None = None
+        self.results: set[tuple[int, int]] = set()  # (arena, offset) of workers' slots that it looks at
+
+
+class _Route:
+    """Where the answer to a request goes."""
+
+    __slots__ = ("identity", "model", "rid", "session")
+
+    def __init__(self, identity: bytes, rid: int, session: _Session, model: str) -> None:
+        self.identity = identity
+        self.rid = rid
+        self.session = session
+        self.model = model
+
+
+class _Worker:
+    __slots__ = ("arena", "child", "device", "key", "killed_at", "line", "model", "term_until")
+
+    def __init__(self, model: str, device: str, key: bytes) -> None:
+        self.model = model
+        self.device = device
+        self.key = key
+        self.child: Child | None = None
+        self.line: Line | None = None
+        self.arena = 0
+        self.killed_at = 0.0
+        self.term_until = 0.0
+
+
+def devices_of(config: ZooConfig) -> list[Device]:
+    """The devices of a configuration, "auto" resolved."""
+    if config.devices:
+        return [Device(d.name, d.kind, d.budget_gb * MB_PER_GB) for d in config.devices]
+    kind = config.broker.device
+    if kind == "auto":
+        kind = "cuda" if meters.has_cuda() else "cpu"
+    name = "cuda:0" if kind == "cuda" else "cpu"
+    return [Device(name, kind, config.broker.vram_budget_gb * MB_PER_GB)]
+
+
+class Service:
+    """One broker. `run()` returns when it has been told to stop and everything has ended."""
+
+    def __init__(self, config: ZooConfig) -> None:
+        self.config = config
+        devices = devices_of(config)
+        try:
+            self.meters = meters.open_devices(devices)
+        except LookupError as e:
+            raise ConfigError(str(e)) from None
+        self.scheduler = Scheduler(config.broker, devices, config.models)
+        self.boot = secrets.token_hex(8)
+        self._wall = time.time() - time.monotonic()
+        self._told = 0
+        self._sessions: dict[bytes, _Session] = {}
+        self._routes: dict[int, _Route] = {}
+        self._by_route: dict[tuple[bytes, int], int] = {}
+        self._workers: dict[int, _Worker] = {}
+        self._by_key: dict[bytes, int] = {}
+        self._next_request = 0
+        self._ending: dict[int, tuple[str, int, float]] = {}  # worker → device, pid, since when
+        self._terminating: set[int] = set()
+        self._nonsense = 0
+        self._stop = False
+        self._watch: dict[int, Callable[[], None]] = {}
+        self._housekeeping_at = 0.0
+        self._cores = os.cpu_count() or 1
+
+        self.place = endpoint.claim(config.endpoint)
+        self._context = zmq.Context()
+        self._front = self._router(config.endpoint, curve=True)
+        self._back = self._router(self.place.back)
+        self.handoff = Handoff(self.place.handoff, config.broker.arena_limit_mb << 20)
+        self._epoll = select.epoll()
+        self._add(self.handoff.fileno(), self._accept)
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._add(self._wake_read, self._woken)
+        if str(config.base) not in sys.path:
+            sys.path.append(str(config.base))  # adapters may lie beside config.toml
+        self.pool = Pool(_preload(config))
+        self._add(self.pool.fileno(), self._started)
+        self.metrics = Metrics(self)
+        self._actions: dict[type, Callable[[Any], None]] = {
+            StartWorker: self._do_start,
+            KillWorker: self._do_kill,
+            Dispatch: self._do_dispatch,
+            Deliver: self._do_deliver,
+            Answer: self._do_answer,
+            Refuse: self._do_refuse,
+            Settled: self._do_settled,
+            Forget: self._do_forget,
+            Stop: self._do_stop,
+        }
+        self._asks: dict[type, Callable[[bytes, _Session, Any, list[bytes]], None]] = {
+            protocol.Infer: self._infer,
+            protocol.Load: self._load,
+            protocol.Release: self._release,
+            protocol.Unload: self._unload,
+            protocol.Pin: self._pin,
+            protocol.CleanupIdle: self._cleanup_idle,
+            protocol.Query: self._query,
+            protocol.Cancel: self._cancel,
+            protocol.Ping: lambda *_: None,
+            protocol.Bye: lambda _i, session, _m, _p: self._end_session(session),
+        }
+
+    def _router(self, where: str, *, curve: bool = False) -> zmq.Socket[bytes]:
+        sock: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.setsockopt(zmq.SNDHWM, HIGH_WATER)
+        sock.setsockopt(zmq.RCVHWM, HIGH_WATER)
+        sock.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES)
+        if curve and where.startswith("tcp://"):
+            endpoint.secure(self._context, sock, self.config.resolve(self.config.broker.curve_dir))
+        try:
+            sock.bind(where)
+        except zmq.ZMQError as e:
+            raise ConfigError(f"cannot listen on {where}: {e}") from None
+        endpoint.restrict(where)
+        return sock
+
+    # ------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._front, zmq.POLLIN)
+        poller.register(self._back, zmq.POLLIN)
+        poller.register(self._epoll.fileno(), zmq.POLLIN)
+        epoll_fd = self._epoll.fileno()
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        log.info("serving on %s, %s", self.config.endpoint, self._describe())
+        try:
+            while not self._stop:
+                ready = dict(poller.poll(self._patience_ms()))
+                if epoll_fd in ready:
+                    for fd, _ in self._epoll.poll(0):
+                        self._run_watch(fd)
+                if self._back in ready:
+                    self._take(self._back, self._from_worker)
+                if self._front in ready:
+                    self._take(self._front, self._from_client)
+                self._time_passes()
+        finally:
+            signal.set_wakeup_fd(-1)
+            self.close()
+
+    def _take(self, sock: zmq.Socket[bytes], deal: Callable[[list[bytes]], None]) -> None:
+        for _ in range(BURST):
+            try:
+                parts = sock.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            deal(parts)
+
+    def _patience_ms(self) -> int:
+        due = self.scheduler.next_wakeup()
+        soonest = self._housekeeping_at if due is None else min(due, self._housekeeping_at)
+        if self._ending or self._terminating:
+            soonest = min(soonest, time.monotonic() + MEMORY_BACK_POLL_S)
+        return max(0, math.ceil((soonest - time.monotonic()) * 1000))
+
+    def _time_passes(self) -> None:
+        now = time.monotonic()
+        due = self.scheduler.next_wakeup()
+        if due is not None and due <= now:
+            self._handle(Tick())
+        if self._terminating:
+            self._escalate(now)
+        if self._ending:
+            self._look_for_memory(now)
+        if now >= self._housekeeping_at:
+            self._housekeeping_at = now + HOUSEKEEPING_S
+            for session in list(self._sessions.values()):
+                if session.line is None and now - session.heard > protocol.SESSION_TTL_S:
+                    self._end_session(session)
+
+    def _handle(self, event: Event) -> None:
+        actions = self.scheduler.handle(event, time.monotonic())
+        do = self._actions
+        for action in actions:
+            do[type(action)](action)
+        if self.scheduler.story.count != self._told:
+            self._tell()
+
+    def _tell(self) -> None:
+        for line in self.scheduler.story.since(self._told):
+            log.info("%s%s", f"{line.model}: " if line.model else "", line.text)
+        self._told = self.scheduler.story.count
+
+    def _add(self, fd: int, act: Callable[[], None]) -> None:
+        self._epoll.register(fd, select.EPOLLIN)
+        self._watch[fd] = act
+
+    def _drop(self, fd: int) -> None:
+        if self._watch.pop(fd, None) is not None:
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
+
+    def _run_watch(self, fd: int) -> None:
+        act = self._watch.get(fd)
+        if act is not None:  # a line may have been closed by what came before it in the same turn
+            act()
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            numbers = os.read(self._wake_read, 64)
+            if any(n in (signal.SIGTERM, signal.SIGINT) for n in numbers):
+                again = self.scheduler.stopping
+                self._handle(ShutDown(0.0 if again else self.config.broker.drain_seconds))
+
+    def close(self) -> None:
+        """Leaves nothing behind, also when it is called in the middle of something."""
+        for worker in self._workers.values():
+            if worker.child is not None:
+                worker.child.signal(signal.SIGKILL)
+        self.metrics.close()
+        self.pool.close()
+        for worker in self._workers.values():
+            if worker.child is not None:
+                worker.child.close()
+        self.handoff.shut()
+        for sock in (self._front, self._back):
+            sock.close()
+        endpoint.stop_security(self._context)
+        self._context.term()
+        self._epoll.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        self.place.release()
+
+    # ------------------------------------------------------------ clients ask
+
+    def _from_client(self, parts: list[bytes]) -> None:
+        identity = parts[0]
+        try:
+            if not 2 <= len(parts) <= 1 + protocol.MAX_PARTS:
+                raise ProtocolMismatch(f"a message of {len(parts)} parts")
+            message = protocol.unpack_from_client(parts[1])
+        except ProtocolMismatch as e:
+            self._nonsense += 1
+            if self._nonsense <= 100:
+                log.warning("unreadable message from a client: %s", e)
+            self._to_client(identity, protocol.Error(0, e.code, str(e)))
+            return
+        if type(message) is protocol.Hello:
+            self._hello(identity, message)
+            return
+        session = self._sessions.get(identity[: protocol.SESSION_BYTES])
+        if session is None:
+            rid = getattr(message, "rid", 0)
+            if rid:
+                self._to_client(
+                    identity,
+                    protocol.Error(rid, "broker_unreachable", "this broker does not know the session", True),
+                )
+            return
+        session.heard = time.monotonic()
+        try:
+            self._asks[type(message)](identity, session, message, parts)
+        except ZooError as e:
+            rid = getattr(message, "rid", 0)
+            self._to_client(identity, protocol.Error(rid, e.code, str(e), e.retryable, e.retry_after))
+
+    def _hello(self, identity: bytes, message: protocol.Hello) -> None:
+        key = message.session
+        if len(key) != protocol.SESSION_BYTES or not identity.startswith(key):
+            text = f"a session key has {protocol.SESSION_BYTES} bytes and begins the socket's routing id"
+            self._to_client(identity, protocol.Error(0, "protocol_mismatch", text))
+            return
+        if key not in self._sessions:
+            self._sessions[key] = _Session(key, message.pid, message.client[:80], time.monotonic())
+        handoff = None if self.config.endpoint.startswith("tcp://") else self.place.handoff
+        self._to_client(identity, protocol.Welcome(handoff, self.handoff.limit, self.boot))
+
+    def _route(self, identity: bytes, session: _Session, rid: int, model: str) -> int:
+        key = (identity, rid)
+        if key in self._by_route:
+            raise InvalidInput(f"rid: {rid} is already in use on this socket")
+        self._next_request += 1
+        self._by_route[key] = self._next_request
+        self._routes[self._next_request] = _Route(identity, rid, session, model)
+        return self._next_request
+
+    def _ask(
+        self,
+        identity: bytes,
+        session: _Session,
+        rid: int,
+        model: str,
+        kind: Kind,
+        timeout_ms: int,
+        *,
+        priority: int = 2,
+        payload: Any = None,
+        keep_alive: float | None = None,
+    ) -> None:
+        now = time.monotonic()
+        seconds = timeout_ms / 1000 if timeout_ms > 0 else self.config.broker.request_timeout
+        problem = self._problem(model) if self.scheduler.is_cold(model) else None
+        request = self._route(identity, session, rid, model)
+        self._handle(
+            Asked(
+                request,
+                session.key,
+                model,
+                kind,
+                now + min(seconds, LONGEST_REQUEST_S),
+                priority,
+                payload,
+                keep_alive,
+                problem,
+            )
+        )
+
+    def _infer(self, identity: bytes, session: _Session, m: protocol.Infer, parts: list[bytes]) -> None:
+        for number in m.arenas:
+            if not self.handoff.owned_by(number, session.key):
+                raise InvalidInput(f"frame: arena {number} is not one that this client shared")
+        if not 0 <= m.priority <= 3:
+            raise InvalidInput(f"priority: {m.priority} is not between 0 (first) and 3 (last)")
+        self._ask(
+            identity,
+            session,
+            m.rid,
+            m.model,
+            Kind.INFER,
+            m.timeout_ms,
+            priority=m.priority,
+            payload=(m.arenas, session.line is None, parts[2:]),
+        )
+
+    def _load(self, identity: bytes, session: _Session, m: protocol.Load, _: list[bytes]) -> None:
+        if m.keep_alive is not None and not 0 <= m.keep_alive < math.inf:
+            raise InvalidInput(f"keep_alive: {m.keep_alive} is not a number of seconds")
+        kind = Kind.LEASE if m.lease else Kind.PRELOAD
+        self._ask(identity, session, m.rid, m.model, kind, m.timeout_ms, keep_alive=m.keep_alive)
+
+    def _release(self, identity: bytes, session: _Session, m: protocol.Release, _: list[bytes]) -> None:
+        self._handle(Released(session.key, m.lease))
+        self._to_client(identity, protocol.Value(m.rid))
+
+    def _unload(self, identity: bytes, session: _Session, m: protocol.Unload, _: list[bytes]) -> None:
+        self._ask(identity, session, m.rid, m.model, Kind.UNLOAD, m.timeout_ms)
+
+    def _pin(self, identity: bytes, session: _Session, m: protocol.Pin, _: list[bytes]) -> None:
+        if m.model not in self.scheduler.models:
+            raise ModelNotFound(f"there is no model {m.model!r}; `zoo ls` lists the models")
+        self._handle(Pinned(m.model, m.on))
+        self._to_client(identity, protocol.Value(m.rid))
+
+    def _cleanup_idle(self, identity: bytes, session: _Session, m: protocol.CleanupIdle, _: list[bytes]) -> None:
+        if not 0 <= m.idle_seconds < math.inf:
+            raise InvalidInput(f"idle_seconds: {m.idle_seconds} is not a number of seconds")
+        names = self.scheduler.idle_models(m.idle_seconds, time.monotonic())
+        self._handle(IdleCleanup(m.idle_seconds))
+        self._to_client(identity, protocol.Value(m.rid, names))
+
+    def _cancel(self, identity: bytes, session: _Session, m: protocol.Cancel, _: list[bytes]) -> None:
+        for (owner, rid), request in self._by_route.items() if m.rid else ():
+            if rid == m.rid and owner[: protocol.SESSION_BYTES] == session.key:
+                self._handle(Withdrawn(request))
+                return
+
+    def _query(self, identity: bytes, session: _Session, m: protocol.Query, _: list[bytes]) -> None:
+        if m.what == "status":
+            value: Any = self.status()
+        elif m.what == "models":
+            value = self.models()
+        elif m.what == "ps":
+            value = self.processes()
+        elif m.what == "explain":
+            value = self.explain(m.model)
+        else:
+            raise InvalidInput(f"what: {m.what!r} is not one of status, models, ps, explain")
+        self._to_client(identity, protocol.Value(m.rid, value))
+
+    def _to_client(self, identity: bytes, message: protocol.Message, *rest: bytes) -> bool:
+        """False when it cannot be delivered: the client is gone, or does not read its answers."""
+        try:
+            self._front.send_multipart((identity, protocol.pack(message), *rest), zmq.NOBLOCK)
+        except zmq.ZMQError as e:
+            if e.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            return False
+        return True
+
+    # ------------------------------------------------------------ workers report
+
+    def _from_worker(self, parts: list[bytes]) -> None:
+        number = self._by_key.get(parts[0])
+        if number is None:
+            log.warning("a message on the back socket from nobody we started")
+            return
+        try:
+            message = protocol.unpack_from_worker(parts[1] if len(parts) > 1 else b"")
+        except ProtocolMismatch as e:
+            log.warning("unreadable message from worker %d: %s", number, e)
+            return
+        kind = type(message)
+        if kind is protocol.Done:
+            self._handle(WorkerDone(number, message.id, (message.offsets, parts[2:])))  # type: ignore[union-attr]
+        elif kind is protocol.Failed:
+            assert isinstance(message, protocol.Failed)
+            self._handle(WorkerDone(number, message.id, None, (message.code, message.message)))
+        elif kind is protocol.Loaded:
+            self._handle(WorkerReady(number))
+            self.metrics.loaded(self._workers[number].model, self.scheduler)
+        elif kind is protocol.LoadError:
+            assert isinstance(message, protocol.LoadError)
+            self._handle(WorkerLoadFailed(number, message.code, message.message))
+
+    def _started(self) -> None:
+        for number, outcome in self.pool.take_started():
+            worker = self._workers.get(number)
+            if isinstance(outcome, str):
+                self._handle(WorkerExited(number, outcome))
+                self._forget_worker(number)
+                self._handle(MemoryBack(number))
+                continue
+            if worker is None:
+                outcome.signal(signal.SIGKILL)
+                outcome.close()
+                continue
+            worker.child = outcome
+            self._add(outcome.sentinel, lambda n=number: self._ended(n))  # type: ignore[misc]
+            if worker.killed_at:
+                outcome.signal(signal.SIGKILL)
+
+    def _ended(self, number: int) -> None:
+        worker = self._workers[number]
+        assert worker.child is not None
+        how = worker.child.reap()
+        if how is None:
+            return
+        self._drain_back()  # what it said before it ended comes first
+        if worker.line is not None:
+            self._close_line(worker.line)
+        self._drop(worker.child.sentinel)
+        pid = worker.child.pid
+        worker.child.close()
+        device = worker.device
+        self._forget_worker(number)
+        self._handle(WorkerExited(number, how))
+        self._ending[number] = (device, pid, time.monotonic())
+        self._look_for_memory(time.monotonic())
+
+    def _drain_back(self) -> None:
+        self._take(self._back, self._from_worker)
+
+    def _forget_worker(self, number: int) -> None:
+        worker = self._workers.pop(number, None)
+        if worker is not None:
+            self._by_key.pop(worker.key, None)
+            self._terminating.discard(number)
+
+    def _look_for_memory(self, now: float) -> None:
+        for number, (device, pid, since) in list(self._ending.items()):
+            if self.meters[device].released(pid):
+                del self._ending[number]
+                self._handle(MemoryBack(number))
+            elif since and now - since > MEMORY_BACK_LIMIT_S:
+                self._ending[number] = (device, pid, 0.0)  # reported once; looked for ever after
+                self._handle(MemoryStuck(number))
+
+    def _escalate(self, now: float) -> None:
+        for number in list(self._terminating):
+            worker = self._workers[number]
+            if now >= worker.term_until and worker.child is not None:
+                self._terminating.discard(number)
+                worker.child.signal(signal.SIGKILL)
+
+    # ------------------------------------------------------------ lifelines
+
+    def _accept(self) -> None:
+        for line in self.handoff.accept():
+            self._add(line.fd, lambda ln=line: self._read_line(ln))  # type: ignore[misc]
+
+    def _read_line(self, line: Line) -> None:
+        if self.handoff.lines.get(line.fd) is not line:
+            return
+        try:
+            for message, fd in self.handoff.receive(line):
+                self._line_says(line, message, fd)
+        except ConnectionError:
+            self._lost_line(line)
+
+    def _line_says(self, line: Line, message: protocol.LifelineMessage, fd: int | None) -> None:
+        if fd is not None and type(message) is not protocol.LifelineArena:
+            os.close(fd)
+        if isinstance(message, protocol.LifelineAttach):
+            if not self._attach(line, message):
+                raise ConnectionError("refused")
+        elif not line.key:
+            if fd is not None and isinstance(message, protocol.LifelineArena):
+                os.close(fd)
+            raise ConnectionError("it did not say who it is")
+        elif isinstance(message, protocol.LifelineArena):
+            number = self.handoff.offer(line, fd)
+            if number is not None:
+                if line.role == "worker":
+                    self._workers[self._by_key[line.key]].arena = number
+                else:
+                    line.send(protocol.LifelineAccepted(number))
+        elif isinstance(message, protocol.LifelineReleased) and line.role == "client":
+            session = self._sessions.get(line.key)
+            if session is not None and (message.id, message.offset) in session.results:
+                session.results.discard((message.id, message.offset))
+                self._free_result(message.id, message.offset)
+        elif isinstance(message, protocol.LifelineFingerprint) and line.role == "worker":
+            self._handle(WorkerSaid(self._by_key[line.key], message.id, message.digest[:64]))
+
+    def _attach(self, line: Line, message: protocol.LifelineAttach) -> bool:
+        if message.role == "client":
+            session = self._sessions.get(message.key)
+            if session is None or session.line is not None:
+                line.send(protocol.LifelineRefused("broker_unreachable", "say Hello first; the session is unknown"))
+                return False
+            if not self.handoff.attach(line, message):
+                return False
+            session.line, session.pid = line, line.pid
+            line.send(protocol.LifelineAccepted(0))
+            return True
+        number = self._by_key.get(message.key)
+        if message.role != "worker" or number is None or not self.handoff.attach(line, message):
+            return False
+        self._workers[number].line = line
+        return True
+
+    def _lost_line(self, line: Line) -> None:
+        session = self._sessions.get(line.key) if line.role == "client" else None
+        if session is not None and session.line is line:
+            self._end_session(session)
+        else:
+            if line.role == "worker" and (number := self._by_key.get(line.key)) is not None:
+                self._workers[number].line = None  # its exit follows
+            self._close_line(line)
+
+    def _close_line(self, line: Line) -> None:
+        if line.role == "worker" and line.key in self._by_key:
+            with contextlib.suppress(ConnectionError):  # what it said last counts (a fingerprint, an arena)
+                for message, fd in self.handoff.receive(line):
+                    self._line_says(line, message, fd)
+        self._drop(line.fd)
+        self.handoff.close(line)
+
+    def _end_session(self, session: _Session) -> None:
+        if self._sessions.pop(session.key, None) is None:
+            return
+        self._handle(SessionClosed(session.key))
+        for arena, offset in session.results:
+            self._free_result(arena, offset)
+        session.results.clear()
+        if session.line is not None:
+            line, session.line = session.line, None
+            self._close_line(line)
+
+    def _free_result(self, arena: int, offset: int) -> None:
+        """The worker may use the slot again."""
+        found = self.handoff.arenas.get(arena)
+        line = self.handoff.by_key.get(found.owner) if found is not None else None
+        if line is not None:
+            line.send(protocol.LifelineReleased(arena, offset))
+
+    # ------------------------------------------------------------ deeds
+
+    def _do_start(self, a: StartWorker) -> None:
+        config = self.scheduler.models[a.model].config
+        key = b"w%d-" % a.worker + secrets.token_bytes(12)
+        self._workers[a.worker] = _Worker(a.model, a.device, key)
+        self._by_key[key] = a.worker
+        weights = self.config.weights(config)
+        self.pool.start(
+            a.worker,
+            Launch(
+                key=key,
+                back=self.place.back,
+                handoff=self.place.handoff,
+                model=a.model,
+                adapter=config.adapter,
+                path=str(weights) if weights is not None else None,
+                category=config.category,
+                options=config.options,
+                device=a.device if self.scheduler.ledger.devices[a.device].kind == "cuda" else "cpu",
+                threads=self.config.broker.worker_threads or max(1, self._cores // 4),
+                arena_limit_bytes=self.handoff.limit,
+            ),
+        )
+
+    def _do_kill(self, a: KillWorker) -> None:
+        worker = self._workers.get(a.worker)
+        if worker is None:
+            return
+        worker.killed_at = time.monotonic()
+        if worker.child is None:
+            return  # killed as soon as it exists, see _started
+        if a.gentle:
+            worker.term_until = worker.killed_at + TERM_GRACE_S
+            self._terminating.add(a.worker)
+            worker.child.signal(signal.SIGTERM)
+        else:
+            worker.child.signal(signal.SIGKILL)
+
+    def _do_dispatch(self, a: Dispatch) -> None:
+        worker = self._workers.get(a.worker)
+        if worker is None:
+            return  # it has ended; its exit is on the way to the scheduler
+        arenas, inline, rest = a.payload
+        line = worker.line
+        for number in arenas:
+            if line is None or (number not in line.given and not self.handoff.share(number, line)):
+                break  # the worker then refuses the frame by itself, or is gone
+        header = protocol.pack(protocol.Dispatch(a.request, arenas, inline, a.suspect, a.refuse))
+        try:
+            self._back.send_multipart((worker.key, header, *rest), zmq.NOBLOCK)
+        except zmq.ZMQError as e:
+            log.warning("worker %d of %s cannot be reached: %s", a.worker, worker.model, e)
+            if worker.child is not None:
+                worker.child.signal(signal.SIGKILL)
+
+    def _route_out(self, request: int) -> _Route | None:
+        route = self._routes.pop(request, None)
+        if route is not None:
+            self._by_route.pop((route.identity, route.rid), None)
+        return route
+
+    def _do_deliver(self, a: Deliver) -> None:
+        route = self._route_out(a.request)
+        offsets, parts = a.body
+        if route is None:
+            return
+        arena = 0
+        session = route.session
+        if offsets:
+            arena = self._result_arena(route.model)
+            line = session.line
+            if line is None or not arena or not self.handoff.share(arena, line):
+                self._give_back_result(route.model, offsets)
+                text = "the result is large and this connection cannot share memory"
+                self._to_client(route.identity, protocol.Error(route.rid, "inference_failed", text))
+                return
+            session.results.update((arena, offset) for offset in offsets)
+        if not self._to_client(route.identity, protocol.Result(route.rid, arena), *parts) and offsets:
+            session.results.difference_update((arena, offset) for offset in offsets)
+            self._give_back_result(route.model, offsets)
+
+    def _result_arena(self, model: str) -> int:
+        """The arena of the model's worker; its offer lies on the lifeline when it is not known yet."""
+        worker = self._workers.get(self.scheduler.models[model].worker)
+        if worker is None:
+            return 0
+        if not worker.arena and worker.line is not None:
+            self._read_line(worker.line)
+        return worker.arena
+
+    def _give_back_result(self, model: str, offsets: tuple[int, ...]) -> None:
+        arena = self._result_arena(model)
+        for offset in offsets:
+            self._free_result(arena, offset)
+
+    def _do_answer(self, a: Answer) -> None:
+        route = self._route_out(a.request)
+        if route is not None:
+            self._to_client(route.identity, protocol.Value(route.rid, a.value))
+
+    def _do_refuse(self, a: Refuse) -> None:
+        route = self._routes.get(a.request) if a.held else self._route_out(a.request)
+        if route is None:
+            return
+        if a.held:
+            self._by_route.pop((route.identity, route.rid), None)
+        message = protocol.Error(route.rid, a.code, a.message, a.retryable, a.retry_after, a.held)
+        self._to_client(route.identity, message)
+
+    def _do_settled(self, a: Settled) -> None:
+        route = self._route_out(a.request)
+        if a.body is not None and a.body[0]:
+            worker = self._workers.get(a.worker)
+            if worker is not None:
+                self._give_back_result(worker.model, a.body[0])
+        if route is not None and route.session.line is not None:
+            route.session.line.send(protocol.LifelineSettled(route.rid))
+
+    def _do_forget(self, a: Forget) -> None:
+        self._route_out(a.request)
+
+    def _do_stop(self, _: Stop) -> None:
+        self._stop = True
+
+    # ------------------------------------------------------------ what is asked about us
+
+    def _problem(self, name: str) -> str | None:
+        """Why the model cannot be loaded as things stand, as far as one look at the disk tells."""
+        model = self.scheduler.models.get(name)
+        if model is None:
+            return None
+        config = model.config
+        if not config.adapter:
+            return f"{name} has no adapter in this release; config.toml lists it so that its place is known"
+        path = self.config.weights(config)
+        if path is not None and not path.exists():
+            where = f" (published as {config.source})" if config.source else ""
+            return f"the weights of {name} are missing: put them at {path}{where}"
+        return None
+
+    def _at(self, monotonic: float) -> float:
+        """A moment of the scheduler's clock as Unix time; 0 for never."""
+        return round(monotonic + self._wall, 3) if monotonic else 0.0
+
+    def status(self) -> dict[str, Any]:
+        now = time.monotonic()
+        status = self.scheduler.status(now)
+        for row in status["loaded_models"]:
+            row["last_used"] = self._at(row["last_used"])
+        for row in status["devices"]:
+            used, total = self.meters[row["name"]].device_mb()
+            row["device_used_mb"], row["device_total_mb"] = round(used, 1), round(total, 1)
+        status["sessions"] = len(self._sessions)
+        status["broker"] = {
+            "pid": os.getpid(),
+            "boot": self.boot,
+            "endpoint": self.config.endpoint,
+            "footprint": self.config.broker.footprint,
+        }
+        return status
+
+    def models(self) -> list[dict[str, Any]]:
+        rows = []
+        for model in self.scheduler.models.values():
+            c = model.config
+            rows.append(
+                {
+                    "name": c.name,
+                    "category": c.category,
+                    "priority": c.priority.name,
+                    "vram_mb": c.vram_mb,
+                    "state": model.state.value,
+                    "enabled": c.enabled,
+                    "available": c.available,
+                    "pinned": model.pinned,
+                    "adapter": c.adapter,
+                    "path": c.path,
+                    "source": c.source,
+                    "problem": self._problem(c.name) if c.enabled else "enabled = false in config.toml",
+                }
+            )
+        return rows
+
+    def processes(self) -> list[dict[str, Any]]:
+        rows = self.scheduler.processes()
+        for row in rows:
+            worker = self._workers.get(row["worker"])
+            child = worker.child if worker is not None else None
+            row["pid"] = child.pid if child is not None else None
+            row["used_mb"] = None
+            if child is not None:
+                used = self.meters[row["device"]].used_mb(child.pid)
+                row["used_mb"] = round(used, 1) if used is not None else None
+            row["last_used"] = self._at(row["last_used"])
+        return rows
+
+    def explain(self, model: str | None) -> list[str]:
+        if model is not None and model not in self.scheduler.models:
+            raise ModelNotFound(f"there is no model {model!r}; `zoo ls` lists the models")
+        lines = []
+        for line in self.scheduler.story.about(model):
+            at = line.at + self._wall
+            clock = time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
+            lines.append(f"{clock} {line.model + ': ' if line.model else ''}{line.text}")
+        return lines
+
+    def _describe(self) -> str:
+        devices = ", ".join(f"{d.name} {d.budget_mb:g} MB" for d in self.scheduler.ledger.devices.values())
+        return f"{len(self.scheduler.models)} models, {devices}"
+
+
+def _preload(config: ZooConfig) -> list[str]:
+    """Modules for the nursery: the adapters that come with the zoo (a user's own code is not run there)."""
+    wanted: dict[str, None] = dict.fromkeys(config.broker.preload)
+    for model in config.models:
+        module = model.adapter.partition(":")[0]
+        if model.enabled and module.startswith("workers.models."):
+            wanted[module] = None
+    return list(wanted)

@@ -1,0 +1,79 @@
+"""Adapters for tests: small, honest, and some of them badly behaved on purpose."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workers.models.base import Input, Spec
+from zoo.errors import InvalidInput, LoadFailed
+
+
+class Toy:
+    """Answers what it saw. Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag)."""
+
+    def load(self, spec: Spec, device: str) -> None:
+        self.spec = spec
+        o = spec.options
+        time.sleep(o.get("load_seconds", 0.0))
+        how = o.get("load", "ok")
+        if how == "flag" and Path(o["flag"]).exists():
+            how = o["then"]
+        if how == "raise":
+            raise RuntimeError("the weights are made of cheese")
+        if how == "refuse":
+            raise LoadFailed("not today")
+        if how == "hang":
+            time.sleep(3600)
+        if how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.ballast = np.ones(int(o.get("ballast_mb", 0) * (1 << 20)), np.uint8)
+
+    def predict(self, inputs: list[Input]) -> list[Any]:
+        return [self._one(item) for item in inputs]
+
+    def _one(self, item: Input) -> Any:
+        a, o = item.array, item.options
+        match o.get("do"):
+            case "peek":
+                return {"value": int(a[0, 0, 0])}
+            case "sleep":
+                time.sleep(o["seconds"])
+            case "raise":
+                raise ValueError("no such animal")
+            case "refuse":
+                raise InvalidInput("frame: not to my taste")
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "die-once":
+                flag = Path(o["flag"])
+                if not flag.exists():
+                    flag.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            case "hang-python":
+                while True:
+                    pass
+            case "hang-gil":  # a C call that never gives the interpreter's lock back
+                ctypes.PyDLL(None).sleep(3600)
+            case "ignore-term":
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                time.sleep(3600)
+            case "large":
+                return {"map": np.full((o.get("height", 1080), 1920), a.reshape(-1)[0], np.float32)}
+            case "echo":
+                return {"array": np.array(a), "frames": len(item.frames)}
+        return {
+            "pid": os.getpid(),
+            "shape": list(a.shape),
+            "dtype": str(a.dtype),
+            "first": a.reshape(-1)[:3].tolist() if a.size else [],
+            "mean": float(a.mean()) if a.size else 0.0,
+            "writeable": bool(a.flags.writeable),
+            "frames": len(item.frames),
+        }

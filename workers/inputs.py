@@ -1,0 +1,133 @@
+"""From a request body to what an adapter sees: frames found, checked, decoded, put in RGB order and cropped.
+
+Nothing is copied on the way but the pixels of an encoded image: crops and colour order are views.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from workers.models.base import Input, Spec
+from zoo import arena, payload
+from zoo.errors import InvalidInput
+from zoo.launch import Launch
+
+MAX_SIDE = 16384
+MAX_PIXELS = 1 << 26  # 67 million: an 8K frame is half of it
+MAX_BOXES = 1024
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+
+class Given(NamedTuple):
+    """`corners`: where each item's crop begins in the frame, None for a whole frame."""
+
+    items: list[Input]
+    corners: list[tuple[float, float] | None]
+
+
+def spec(launch: Launch) -> Spec:
+    return Spec(
+        name=launch.model,
+        path=Path(launch.path) if launch.path else None,
+        category=launch.category,
+        options=launch.options,
+        threads=launch.threads,
+    )
+
+
+def read(body: payload.InferBody, buffers: list[bytes], find: Callable[[int], arena.MappedArena]) -> Given:
+    """What the adapter gets.
+
+    Raises:
+        InvalidInput: naming the field; see `_image`, `crop_box` and `payload.view`.
+    """
+    if not body.frames:
+        raise InvalidInput("frame: the request holds none")
+    frames = [_frame(frame, buffers, find) for frame in body.frames]
+    if body.boxes is None:
+        return Given([Input(frames[0], body.options, frames)], [None])
+    if len(frames) != 1:
+        raise InvalidInput("boxes: they go with a single frame, not with a video")
+    if len(body.boxes) > MAX_BOXES:
+        raise InvalidInput(f"boxes: {len(body.boxes)} of them, at most {MAX_BOXES} are taken")
+    whole = frames[0]
+    if whole.ndim < 2:
+        raise InvalidInput(f"boxes: a frame of shape {whole.shape} cannot be cropped")
+    items: list[Input] = []
+    corners: list[tuple[float, float] | None] = []
+    for i, box in enumerate(body.boxes):
+        x1, y1, x2, y2 = crop_box(box, whole.shape[1], whole.shape[0], i)
+        items.append(Input(whole[y1:y2, x1:x2], body.options))
+        corners.append((float(x1), float(y1)))
+    return Given(items, corners)
+
+
+def crop_box(box: tuple[float, ...], width: int, height: int, number: int = 0) -> tuple[int, int, int, int]:
+    """A box as pixel bounds: grown to whole pixels, clipped to the frame.
+
+    Raises:
+        InvalidInput: not finite, x2 <= x1 or y2 <= y1, or nothing of it lies in the frame.
+    """
+    if not all(math.isfinite(v) for v in box):
+        raise InvalidInput(f"boxes[{number}]: {box} holds a number that is not finite")
+    x1, y1, x2, y2 = box
+    if x2 <= x1 or y2 <= y1:
+        raise InvalidInput(f"boxes[{number}]: {box} has no area; boxes are (x1, y1, x2, y2) in pixels")
+    left, top = max(0, math.floor(x1)), max(0, math.floor(y1))
+    right, bottom = min(width, math.ceil(x2)), min(height, math.ceil(y2))
+    if right <= left or bottom <= top:
+        raise InvalidInput(f"boxes[{number}]: {box} lies outside the {width}x{height} frame")
+    return left, top, right, bottom
+
+
+def _frame(frame: payload.Frame, buffers: list[bytes], find: Callable[[int], arena.MappedArena]) -> np.ndarray:
+    if frame.arena < 0:
+        if not 0 <= frame.offset < len(buffers):
+            raise InvalidInput(f"frame: the message has {len(buffers)} buffers, not a number {frame.offset}")
+        raw = buffers[frame.offset]
+        array = payload.view(raw, len(raw), 0, frame.shape, frame.dtype)
+    else:
+        shared = find(frame.arena)
+        array = payload.view(shared.memory, shared.size, frame.offset, frame.shape, frame.dtype)
+    if frame.color == "encoded":
+        return decode(array)
+    if array.size == 0:
+        raise InvalidInput(f"frame: it is empty, shape {array.shape}")
+    if array.ndim == 3 and array.dtype == np.uint8:
+        height, width = array.shape[:2]
+        if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+            raise InvalidInput(
+                f"frame: {width}x{height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS} in all are taken"
+            )
+        if frame.color == "bgr" and array.shape[2] == 3:
+            return array[..., ::-1]
+    if frame.color not in ("rgb", "bgr"):
+        raise InvalidInput(f"color: {frame.color!r} is not one of rgb, bgr")
+    return array
+
+
+def decode(encoded: np.ndarray) -> np.ndarray:
+    """JPEG, PNG (or whatever else Pillow reads) as HxWx3 RGB uint8, turned upright as its EXIF says.
+
+    Raises:
+        InvalidInput: not an image, cut off, or too large.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded.tobytes())) as image:
+            if max(image.size) > MAX_SIDE or image.size[0] * image.size[1] > MAX_PIXELS:
+                raise InvalidInput(f"frame: the encoded image has {image.size[0]}x{image.size[1]} pixels")
+            upright = ImageOps.exif_transpose(image)
+            array = np.array(upright.convert("RGB"))
+    except InvalidInput:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as e:
+        raise InvalidInput(f"frame: the encoded image cannot be read: {e}") from None
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,1 @@
+"""One adapter family per file. The only place that imports torch, ultralytics, transformers and their kin."""

@@ -1,0 +1,119 @@
+"""Image quality without a reference: BRISQUE (Mittal, Moorthy and Bovik, IEEE TIP 2012), on the CPU.
+
+The arithmetic and the trained regressor are the `brisque` package's. Two things are replaced here, and `tests/models/
+test_quality.py` holds the result to the package's own arithmetic within 0.001 points:
+
+- 0.2.0 hands one-element arrays to `float()`, which numpy 2.4 refuses;
+- its 7x7 Gaussian runs as a plain two-dimensional convolution, three times per frame, once for nothing. The kernel is
+  the product of two lines of seven, and filtering by those takes a fraction of the time.
+
+Scores rank one scene's frames well (sharp < blurred < noisy), but levels overlap between scenes: a sharp picture of
+a lawn can score above a blurred one of a wall. The thresholds (`blurry_at` 50, `noisy_at` 60, both options) are those
+of the project this catalogue comes from; set them per camera if the verdict matters.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Annotated, Any
+
+import cv2
+import msgspec
+import numpy as np
+
+with warnings.catch_warnings():
+    # brisque imports `scipy.ndimage.filters`, deprecated since scipy 1.8, and uses nothing from it.
+    warnings.filterwarnings("ignore", message=".*scipy.ndimage.filters.*", category=DeprecationWarning)
+    from brisque import BRISQUE
+
+from workers.models.base import AnyResult, Input, Spec, require_image
+from zoo.errors import InvalidInput, LoadFailed
+from zoo.results import Quality
+
+MIN_SIDE = 32  # the 7x7 window has to mean something at half size too
+
+Points = Annotated[float, msgspec.Meta(ge=0, le=100)]
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Scores from which a frame is called blurry, and noisy; 0 to 100, the second not below the first."""
+
+    blurry_at: Points = 50.0
+    noisy_at: Points = 60.0
+
+    def __post_init__(self) -> None:
+        if not self.blurry_at <= self.noisy_at:
+            raise ValueError(f"noisy_at ({self.noisy_at}) is below blurry_at ({self.blurry_at})")
+
+
+class _Package(BRISQUE):  # type: ignore[misc]
+    """The package, made to run on numpy 2.4 and without its needless work."""
+
+    def features(self, gray: np.ndarray) -> np.ndarray:
+        """36 numbers: 18 at full size and 18 at half, in the regressor's order."""
+        half = cv2.resize(gray, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_CUBIC)
+        both = [*self.calculate_brisque_features(gray), *self.calculate_brisque_features(half)]
+        return np.array([np.asarray(value).item() for value in both], np.float64)
+
+    def calculate_mscn_coefficients(
+        self, image: np.ndarray, kernel_size: int = 7, sigma: float = 7 / 6
+    ) -> np.ndarray:
+        line = cv2.getGaussianKernel(kernel_size, sigma, cv2.CV_64F)
+
+        def blur(plane: np.ndarray) -> Any:
+            # Zeros beyond the edge, as the package's convolution has them and the regressor was trained on.
+            return cv2.sepFilter2D(plane, cv2.CV_64F, line, line, borderType=cv2.BORDER_CONSTANT)
+
+        mean = blur(image)
+        deviation = np.sqrt(np.abs(mean * mean - blur(image * image)))
+        normalised: np.ndarray = (image - mean) / (deviation + 1 / 255)
+        return normalised
+
+
+class Brisque:
+    """Answers `Quality`. `spec.path` is not used: the regressor is inside the package."""
+
+    def load(self, spec: Spec, device: str) -> None:
+        """Raises LoadFailed when the thresholds in config.toml make no sense."""
+        self._configured = spec.options
+        try:
+            self._options({})
+        except InvalidInput as e:
+            raise LoadFailed(f"{spec.name}: options in config.toml: {e}", retryable=False) from e
+        cv2.setNumThreads(spec.threads)
+        self._brisque = _Package(url=False)
+
+    def predict(self, inputs: list[Input]) -> list[AnyResult]:
+        """Scores are clamped to 0..100.
+
+        Raises:
+            InvalidInput: a frame under 32x32, or of one flat colour (a covered lens): it has no structure whose
+                naturalness could be judged, and the formula divides nothing by nothing.
+        """
+        todo = [(require_image(item), self._options(item.options)) for item in inputs]
+        return [self._judge(frame, options) for frame, options in todo]
+
+    def _options(self, asked: dict[str, Any]) -> Options:
+        try:
+            return msgspec.convert({**self._configured, **asked}, Options)
+        except msgspec.ValidationError as e:
+            raise InvalidInput(f"options: {e}; this model takes blurry_at and noisy_at") from None
+
+    def _judge(self, frame: np.ndarray, options: Options) -> Quality:
+        height, width = frame.shape[:2]
+        if min(height, width) < MIN_SIDE:
+            raise InvalidInput(f"frame: {width}x{height} is too small to judge; {MIN_SIDE}x{MIN_SIDE} is the least")
+        # skimage.color.rgb2gray's weights on 0..1, which the regressor was trained with.
+        gray = cv2.transform(frame.astype(np.float64), np.array([[0.2125, 0.7154, 0.0721]]) / 255)
+        if np.ptp(gray) == 0:
+            raise InvalidInput("frame: it is one flat colour, so there is no quality to judge; is the lens covered?")
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            # Almost flat frames leave a side of a distribution empty: seen below, not worth a warning each.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            features = self._brisque.features(gray)
+        raw = float(self._brisque.calculate_image_quality_score(features)) if np.isfinite(features).all() else np.nan
+        if not np.isfinite(raw):
+            raise InvalidInput("frame: it is almost one flat colour, so there is no quality to judge")
+        score = min(100.0, max(0.0, raw))
+        noisy, blurry = score >= options.noisy_at, score >= options.blurry_at
+        return Quality(score=score, verdict="noisy" if noisy else "blurry" if blurry else "good")

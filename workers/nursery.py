@@ -1,0 +1,49 @@
+"""The nursery: the process that every worker is forked from, with the model libraries imported once.
+
+It is the standard library's `multiprocessing` forkserver; this module is what the broker asks it to preload.
+It imports and does nothing else: no tensor operation, no thread pool, no CUDA. A parent that has run one
+multi-threaded operation leaves children that hang in their first one.
+
+The modules to import are named in $ZOO_PRELOAD (the adapters of the configured models). One that is not
+installed is skipped: its models then fail to load with that very ImportError as the cause.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import warnings
+
+from workers.process import die_with_parent, set_name
+
+OFFLINE = {
+    "YOLO_AUTOINSTALL": "false",
+    "YOLO_OFFLINE": "true",
+    "YOLO_VERBOSE": "false",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def warm_up(modules: list[str]) -> None:
+    for name in modules:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importlib.import_module(name)
+        except Exception as e:  # a library that is broken here must not take the others down
+            print(f"nursery: {name} is not preloaded: {type(e).__name__}: {e}", file=sys.stderr, flush=True)
+
+
+# The forkserver imports this module before it serves anybody, and only for this.
+if os.environ.get("ZOO_NURSERY_OF"):
+    die_with_parent(int(os.environ.pop("ZOO_NURSERY_OF")))
+    os.setsid()  # signals meant for the broker's process group are the broker's to handle
+    set_name("zoo-nursery")
+    for key, value in OFFLINE.items():
+        os.environ.setdefault(key, value)
+    warm_up([name for name in os.environ.get("ZOO_PRELOAD", "").split(",") if name])

@@ -1,0 +1,83 @@
+"""Model Zoo: more vision models than the GPU can hold, one process each, within one budget.
+
+`from zoo import Client` is the front door. Names are resolved on first use, so that the broker, which
+imports `zoo.protocol` and `zoo.config`, never pays for numpy or the client.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoo.aio import AsyncClient, AsyncLease
+    from zoo.client import Client, Lease
+    from zoo.config import ModelConfig, ModelPriority, ZooConfig, load_config
+    from zoo.errors import (
+        AccessDenied,
+        BrokerUnreachable,
+        Cancelled,
+        ConfigError,
+        DeadlineExceeded,
+        InferenceFailed,
+        InvalidInput,
+        LoadFailed,
+        ModelDisabled,
+        ModelInUse,
+        ModelNotFound,
+        ModelTooLarge,
+        ModelUnavailable,
+        ProtocolMismatch,
+        Quarantined,
+        QueueFull,
+        WorkerCrashed,
+        WorkerHung,
+        ZooError,
+    )
+    from zoo.frames import Frame
+    from zoo.results import (
+        Action,
+        Classification,
+        DepthMap,
+        Detections,
+        Embedding,
+        Keypoints,
+        OcrText,
+        Quality,
+        Segmentation,
+    )
+
+_HOME = {
+    "zoo.client": ("Client", "Lease"),
+    "zoo.aio": ("AsyncClient", "AsyncLease"),
+    "zoo.frames": ("Frame",),
+    "zoo.config": ("ModelConfig", "ModelPriority", "ZooConfig", "load_config"),
+    "zoo.results": (
+        "Action", "Classification", "DepthMap", "Detections", "Embedding", "Keypoints", "OcrText", "Quality",
+        "Segmentation",
+    ),
+    "zoo.errors": (
+        "AccessDenied", "BrokerUnreachable", "Cancelled", "ConfigError", "DeadlineExceeded",
+        "InferenceFailed", "InvalidInput", "LoadFailed", "ModelDisabled", "ModelInUse", "ModelNotFound",
+        "ModelTooLarge", "ModelUnavailable", "ProtocolMismatch", "Quarantined", "QueueFull", "WorkerCrashed",
+        "WorkerHung", "ZooError",
+    ),
+}  # fmt: skip
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "AccessDenied", "Action", "AsyncClient", "AsyncLease", "BrokerUnreachable", "Cancelled", "Classification",
+    "Client", "ConfigError", "DeadlineExceeded", "DepthMap", "Detections", "Embedding", "Frame",
+    "InferenceFailed", "InvalidInput", "Keypoints", "Lease", "LoadFailed", "ModelConfig", "ModelDisabled",
+    "ModelInUse", "ModelNotFound", "ModelPriority", "ModelTooLarge", "ModelUnavailable", "OcrText",
+    "ProtocolMismatch", "Quality", "Quarantined", "QueueFull", "Segmentation", "WorkerCrashed", "WorkerHung",
+    "ZooConfig", "ZooError", "load_config",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,204 @@
+"""Sealed shared memory: one memfd per owner, cut into slots.
+
+The owner makes the memory, reserves every page (so no reader can meet SIGBUS), maps it writable and then seals
+it SHRINK | GROW | FUTURE_WRITE | SEAL. From that moment the kernel itself guarantees that nobody but the owner
+can write it, that nobody can shrink it under a reader, and that these guarantees cannot be taken back. There
+are no names and nothing to clean up: the memory is freed when the last process closes it.
+
+Slots are reused last-in first-out, so that the next frame lands in pages the caches still hold.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import threading
+
+PAGE = mmap.PAGESIZE
+F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = fcntl.F_SEAL_SEAL, fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW
+F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h; Python's fcntl lacks the name before 3.13
+SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL
+
+
+class ArenaRefused(ValueError):
+    """The offered descriptor is not a sealed arena, or is larger than allowed."""
+
+
+def check_sealed(fd: int, limit_bytes: int) -> int:
+    """The size in bytes of a sealed arena that somebody handed us.
+
+    Raises:
+        ArenaRefused: a seal is missing, it is not a memfd, it is empty, or it exceeds `limit_bytes`.
+    """
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError as e:
+        raise ArenaRefused("not a memfd: it has no seals") from e
+    if seals & SEALS != SEALS:
+        missing = [
+            name
+            for name, bit in (
+                ("SHRINK", F_SEAL_SHRINK),
+                ("GROW", F_SEAL_GROW),
+                ("FUTURE_WRITE", F_SEAL_FUTURE_WRITE),
+                ("SEAL", F_SEAL_SEAL),
+            )
+            if not seals & bit
+        ]
+        raise ArenaRefused(f"the arena lacks the seals {', '.join(missing)}")
+    size = os.fstat(fd).st_size
+    if size == 0:
+        raise ArenaRefused("the arena is empty")
+    if size > limit_bytes:
+        raise ArenaRefused(f"the arena has {size >> 20} MB, the limit is {limit_bytes >> 20} MB")
+    return size
+
+
+class SlotAllocator:
+    """Cuts `size` bytes into page-aligned slots. Pure arithmetic, no memory and no lock of its own.
+
+    A freed slot goes on a stack for its size and is the next one handed out for that size. Only when neither
+    such a slot nor fresh space is left are free neighbours joined.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._top = 0
+        self._free: dict[int, list[int]] = {}
+        self._used: dict[int, int] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(self._used.values())
+
+    @property
+    def slots(self) -> int:
+        return len(self._used)
+
+    def take(self, nbytes: int) -> int | None:
+        """The offset of a slot of at least `nbytes`, or None when there is no room now."""
+        want = max(1, -(-nbytes // PAGE)) * PAGE
+        stack = self._free.get(want)
+        if stack:
+            offset = stack.pop()
+        elif self._top + want <= self.size:
+            offset = self._top
+            self._top += want
+        else:
+            self._join()
+            found = self._first_fit(want)
+            if found is None:
+                return None
+            offset = found
+        self._used[offset] = want
+        return offset
+
+    def give_back(self, offset: int) -> bool:
+        """Returns a slot; False (and nothing changes) when `offset` is not a slot in use."""
+        size = self._used.pop(offset, None)
+        if size is None:
+            return False
+        self._free.setdefault(size, []).append(offset)
+        return True
+
+    def _join(self) -> None:
+        merged: list[list[int]] = []
+        for start, size in sorted((o, s) for s, offsets in self._free.items() for o in offsets):
+            if merged and merged[-1][0] + merged[-1][1] == start:
+                merged[-1][1] += size
+            else:
+                merged.append([start, size])
+        if merged and merged[-1][0] + merged[-1][1] == self._top:
+            self._top = merged.pop()[0]
+        self._free = {}
+        for start, size in merged:
+            self._free.setdefault(size, []).append(start)
+
+    def _first_fit(self, want: int) -> int | None:
+        if self._top + want <= self.size:
+            self._top += want
+            return self._top - want
+        for size in sorted(s for s, offsets in self._free.items() if s >= want and offsets):
+            offset = self._free[size].pop()
+            if size > want:
+                self._free.setdefault(size - want, []).append(offset + want)
+            return offset
+        return None
+
+
+class OwnedArena:
+    """Memory that this process made and alone can write. Safe to share among threads.
+
+    Attributes:
+        fd: the sealed descriptor to pass to readers.
+        memory: the writable mapping.
+        id: the number the broker gave it, or 0 while it is not registered.
+    """
+
+    def __init__(self, size: int, name: str = "zoo-arena") -> None:
+        self.size = -(-size // PAGE) * PAGE
+        self.id = 0
+        self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.fd, self.size)
+            os.posix_fallocate(self.fd, 0, self.size)
+            self.memory = mmap.mmap(
+                self.fd,
+                self.size,
+                flags=mmap.MAP_SHARED | mmap.MAP_POPULATE,
+                prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            )
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self._slots = SlotAllocator(self.size)
+        self._changed = threading.Condition()
+
+    def take(self, nbytes: int) -> int | None:
+        with self._changed:
+            return self._slots.take(nbytes)
+
+    def give_back(self, offset: int) -> bool:
+        with self._changed:
+            ok = self._slots.give_back(offset)
+            if ok:
+                self._changed.notify_all()
+            return ok
+
+    def wait_for_slot(self, timeout: float) -> None:
+        """Returns when some slot was given back, or after `timeout` seconds."""
+        with self._changed:
+            self._changed.wait(timeout)
+
+    @property
+    def used_bytes(self) -> int:
+        with self._changed:
+            return self._slots.used_bytes
+
+    @property
+    def slots(self) -> int:
+        with self._changed:
+            return self._slots.slots
+
+    def close(self) -> None:
+        """Closes the descriptor; the mapping goes with the last array that still looks at it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class MappedArena:
+    """A read-only look at somebody else's sealed arena. Takes over (and closes) `fd`.
+
+    Raises:
+        ArenaRefused: see `check_sealed`.
+    """
+
+    def __init__(self, fd: int, limit_bytes: int) -> None:
+        try:
+            self.size = check_sealed(fd, limit_bytes)
+            self.memory = mmap.mmap(fd, self.size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+        finally:
+            os.close(fd)

@@ -1,0 +1,51 @@
+"""`python -m zoo.broker`: runs the broker in the foreground. Only the entry point; the broker is in `broker/`."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import os
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 after SIGTERM or SIGINT, 2 when the configuration or the endpoint cannot be used."""
+    parser = argparse.ArgumentParser(prog="zoo serve", description="Run the broker in the foreground.")
+    parser.add_argument("--config", help="config.toml (default: $ZOO_CONFIG, ./config.toml, the shipped one)")
+    parser.add_argument("--endpoint", help="ipc://PATH or tcp://HOST:PORT, instead of the configured one")
+    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    args = parser.parse_args(argv)
+    logging.basicConfig(
+        level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+
+    from broker.service import Service
+    from zoo.config import endpoint_problem, load_config
+    from zoo.errors import ConfigError
+
+    try:
+        config = load_config(args.config)
+        if args.endpoint:
+            problem = endpoint_problem(args.endpoint)
+            if problem is None and args.endpoint.startswith("tcp://") and not config.broker.curve_dir:
+                problem = "tcp:// needs curve_dir in config.toml; make keys with `python -m zoo.curve DIR`"
+            if problem:
+                raise ConfigError(f"--endpoint: {problem}")
+            config.broker.endpoint = args.endpoint
+        service = Service(config)
+    except ConfigError as e:
+        print(e, file=sys.stderr)
+        return 2
+    gc.collect()
+    gc.freeze()
+    service.run()
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # nothing of the forkserver's atexit machinery is ours to wait for

@@ -1,0 +1,351 @@
+"""config.toml: what is in it, and every mistake in it with its line and key.
+
+`load_config` reads one file into a `ZooConfig`. Nothing else in the project parses configuration.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import msgspec
+
+from zoo.errors import ConfigError
+
+DEFAULT_BUDGET_GB = 6.8  # 6963.2 MB
+MB_PER_GB = 1024
+MAX_IPC_PATH = 107 - len(".handoff")  # sun_path of a Unix socket, less our longest suffix
+
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Megabytes = Annotated[float, msgspec.Meta(ge=0)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class ModelPriority(enum.IntEnum):
+    """Who goes first when room is needed: LOW goes first, CRITICAL last and only for another CRITICAL."""
+
+    CRITICAL = 0
+    HIGH = 1
+    MEDIUM = 2
+    LOW = 3
+
+
+class ModelConfig(msgspec.Struct, kw_only=True):
+    """One `[[models]]` table.
+
+    Attributes:
+        name: what clients ask for.
+        path: weights, absolute or relative to `weights_dir`; "" when the adapter's library carries them.
+        category: detection, pose, classification, embedding, segmentation, depth, ocr, quality, action.
+        vram_mb: declared footprint.
+        adapter: "package.module:Class", or "" while there is none.
+        source: where the published weights come from, for messages.
+        idle_seconds: evict after this long without use; None takes the broker's.
+        dispatch_timeout: kill the worker after this long in one request; None takes the broker's.
+        pinned: never evicted once it is loaded.
+        options: for the adapter.
+        available: run time only: it has been loaded successfully at least once.
+    """
+
+    name: Name
+    path: str = ""
+    category: str = ""
+    vram_mb: Megabytes = 0.0
+    priority: ModelPriority = ModelPriority.MEDIUM
+    adapter: str = ""
+    source: str = ""
+    enabled: bool = True
+    pinned: bool = False
+    idle_seconds: Seconds | None = None
+    dispatch_timeout: Seconds | None = None
+    options: dict[str, Any] = {}
+    available: bool = False
+
+
+class DeviceConfig(msgspec.Struct, kw_only=True):
+    """One `[[devices]]` table. `kind` is "cuda" or "cpu" (host memory); `name` such as "cuda:0" or "cpu"."""
+
+    name: str
+    kind: Literal["cuda", "cpu"]
+    budget_gb: Annotated[float, msgspec.Meta(gt=0)] = DEFAULT_BUDGET_GB
+
+
+class BrokerConfig(msgspec.Struct, kw_only=True):
+    """The `[broker]` table.
+
+    Attributes:
+        endpoint: "ipc://PATH" or "tcp://HOST:PORT"; "" is a socket in a private directory of the user's.
+        device: "auto" takes CUDA where there is one, else host memory.
+        vram_budget_gb: the budget of the one device; ignored when there are `[[devices]]`.
+        reserve_mb: kept free for other programs (used by measured footprints).
+        footprint: "declared" charges `vram_mb`.
+        idle_seconds: models unused for this long are evicted.
+        request_timeout: for requests that bring no deadline of their own, and the longest drain on SIGTERM is
+            `drain_seconds`.
+        load_timeout, dispatch_timeout: after these a worker is killed.
+        max_queue: requests waiting per model.
+        concurrent_loads: per device.
+        patience_seconds: how long a busy model may keep others waiting for its room.
+        metrics: "HOST:PORT" for Prometheus, or false.
+        arena_limit_mb: the largest arena a client may share.
+        worker_threads: CPU threads per worker; 0 is a quarter of the cores, at least one.
+        preload: further modules to import in the nursery.
+        curve_dir: CURVE keys, required for tcp:// (see `python -m zoo.curve`).
+    """
+
+    endpoint: str = ""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    vram_budget_gb: Annotated[float, msgspec.Meta(gt=0)] = DEFAULT_BUDGET_GB
+    reserve_mb: Megabytes = 0.0
+    footprint: Literal["declared", "measured"] = "declared"
+    idle_seconds: Seconds = 300.0
+    request_timeout: Seconds = 30.0
+    load_timeout: Seconds = 60.0
+    dispatch_timeout: Seconds = 30.0
+    drain_seconds: Annotated[float, msgspec.Meta(ge=0)] = 5.0
+    max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
+    concurrent_loads: Annotated[int, msgspec.Meta(ge=1)] = 1
+    patience_seconds: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    metrics: str | Literal[False] = False
+    state_dir: str = ""
+    weights_dir: str = "weights"
+    arena_limit_mb: Annotated[int, msgspec.Meta(ge=1)] = 1024
+    worker_threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+    preload: list[str] = []
+    curve_dir: str = ""
+
+
+class ZooConfig(msgspec.Struct, kw_only=True):
+    """A whole, valid configuration. Relative paths in it start at the file's own folder."""
+
+    broker: BrokerConfig = msgspec.field(default_factory=BrokerConfig)
+    devices: list[DeviceConfig] = []
+    models: list[ModelConfig] = []
+    file: Path | None = None
+
+    @property
+    def base(self) -> Path:
+        return self.file.parent.resolve() if self.file else Path.cwd()
+
+    def resolve(self, path: str) -> Path:
+        """A path of the configuration as an absolute one."""
+        return self.base / Path(path).expanduser()
+
+    def weights(self, model: ModelConfig) -> Path | None:
+        """Where the model's weights should be; None when it needs no file."""
+        return self.resolve(self.broker.weights_dir) / Path(model.path).expanduser() if model.path else None
+
+    @property
+    def endpoint(self) -> str:
+        return self.broker.endpoint or default_endpoint()
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load_config(path: str | os.PathLike[str] | None = None) -> ZooConfig:
+    """Reads and validates a configuration.
+
+    Args:
+        path: the file; None looks where `find_config` looks, and without a file gives the defaults.
+
+    Raises:
+        ConfigError: listing every mistake as `file:line: key: what is wrong`.
+    """
+    file = Path(path) if path is not None else find_config()
+    if file is None:
+        return ZooConfig()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{file}: cannot be read: {e}") from None
+    return parse_config(text, file)
+
+
+def find_config() -> Path | None:
+    """$ZOO_CONFIG, else ./config.toml, else the one shipped with the package."""
+    named = os.environ.get("ZOO_CONFIG")
+    if named:
+        return Path(named)
+    here = Path(__file__).resolve().parent
+    for candidate in (Path("config.toml"), here / "config.toml", here.parent / "config.toml"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def parse_config(text: str, file: Path | None = None) -> ZooConfig:
+    """`load_config` for a text at hand."""
+    shown = str(file) if file else "config"
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise ConfigError(f"{shown}: not valid TOML: {e}") from None
+    reader = _Reader(shown, _lines(text))
+    broker = reader.table(BrokerConfig, raw.pop("broker", {}), ("broker", 0))
+    devices = reader.tables(DeviceConfig, raw.pop("devices", []), "devices")
+    models = reader.tables(ModelConfig, raw.pop("models", []), "models")
+    for key in raw:
+        reader.wrong((key, 0), None, f"unknown table or key {key!r}; there are broker, devices and models")
+    reader.distinct(devices, "devices")
+    reader.distinct(models, "models")
+    if broker is not None:
+        _check_broker(broker, reader)
+    for i, model in enumerate(models):
+        if model is not None:
+            _check_model(model, i, reader)
+    if reader.mistakes:
+        raise ConfigError("\n".join(reader.mistakes))
+    assert broker is not None
+    return ZooConfig(
+        broker=broker,
+        devices=[d for d in devices if d is not None],
+        models=[m for m in models if m is not None],
+        file=file,
+    )
+
+
+def _check_broker(broker: BrokerConfig, reader: _Reader) -> None:
+    here = ("broker", 0)
+    if broker.footprint == "measured":
+        reader.wrong(here, "footprint", '"measured" is not in this release yet; use "declared"')
+    if broker.endpoint:
+        problem = endpoint_problem(broker.endpoint)
+        if problem:
+            reader.wrong(here, "endpoint", problem)
+        elif broker.endpoint.startswith("tcp://") and not broker.curve_dir:
+            reader.wrong(
+                here,
+                "endpoint",
+                "tcp:// is only served with CURVE keys: make them with `python -m zoo.curve DIR` and set curve_dir",
+            )
+    if broker.metrics is not False and not re.fullmatch(r"[^:\s]*:\d{1,5}", broker.metrics):
+        reader.wrong(here, "metrics", f'expected "HOST:PORT" or false, got {broker.metrics!r}')
+
+
+def _check_model(model: ModelConfig, index: int, reader: _Reader) -> None:
+    here = ("models", index)
+    if model.adapter and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", model.adapter):
+        reader.wrong(here, "adapter", f'expected "package.module:Class", got {model.adapter!r}')
+
+
+def endpoint_problem(endpoint: str) -> str | None:
+    """What is wrong with an endpoint, or None."""
+    if endpoint.startswith("ipc://"):
+        path = endpoint.removeprefix("ipc://")
+        if not path or path.startswith("@"):
+            return "ipc:// wants a path in the file system"
+        if len(os.fsencode(path)) > MAX_IPC_PATH:
+            return f"the socket's path has {len(os.fsencode(path))} bytes, at most {MAX_IPC_PATH} work"
+        return None
+    if re.fullmatch(r"tcp://(\[[0-9a-fA-F:]+\]|[^:/\s]+):(\d{1,5}|\*)", endpoint):
+        return None
+    return f"expected ipc://PATH or tcp://HOST:PORT, got {endpoint!r}"
+
+
+def default_endpoint() -> str:
+    """A socket in a directory that is this user's alone."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    folder = f"{runtime}/zoo" if runtime else f"/tmp/zoo-{os.getuid()}"
+    return f"ipc://{folder}/broker"
+
+
+def client_endpoint() -> str:
+    """Where a client looks: $ZOO_ENDPOINT, else the configuration's endpoint."""
+    return os.environ.get("ZOO_ENDPOINT") or load_config().endpoint
+
+
+# ---------------------------------------------------------------- lines and keys
+
+Place = tuple[str, int]  # table name, index of the table among those of its name
+
+
+class _Reader:
+    """Collects mistakes while tables become structs."""
+
+    def __init__(self, shown: str, lines: dict[tuple[Place, str | None], int]) -> None:
+        self.mistakes: list[str] = []
+        self._shown = shown
+        self._lines = lines
+
+    def wrong(self, place: Place, key: str | None, what: str) -> None:
+        line = self._lines.get((place, key)) or self._lines.get((place, None)) or 1
+        name = place[0] if key is None else f"{place[0]}.{key}"
+        self.mistakes.append(f"{self._shown}:{line}: {name}: {what}")
+
+    def table(self, cls: type[Any], raw: Any, place: Place) -> Any:
+        if not isinstance(raw, dict):
+            self.wrong(place, None, f"expected a table, got {raw!r}")
+            return None
+        before = len(self.mistakes)
+        hints = get_type_hints(cls, include_extras=True)
+        known = [f for f in cls.__struct_fields__ if f not in ("available",)]
+        values: dict[str, Any] = {}
+        for key, value in raw.items():
+            if key not in known:
+                self.wrong(place, key, f"unknown key; known are {', '.join(known)}")
+                continue
+            if key == "priority" and hints[key] is ModelPriority:
+                if value not in ModelPriority.__members__:
+                    self.wrong(place, key, f"expected one of {', '.join(ModelPriority.__members__)}, got {value!r}")
+                else:
+                    values[key] = ModelPriority[value]
+                continue
+            try:
+                values[key] = msgspec.convert(value, hints[key])
+            except msgspec.ValidationError as e:
+                self.wrong(place, key, f"{e}, got {value!r}")
+        for field in msgspec.structs.fields(cls):
+            if field.required and field.name not in raw:
+                self.wrong(place, None, f"the key {field.name!r} is missing")
+        return cls(**values) if len(self.mistakes) == before else None
+
+    def tables(self, cls: type[Any], raw: Any, name: str) -> list[Any]:
+        if not isinstance(raw, list):
+            self.wrong((name, 0), None, f"expected [[{name}]] tables")
+            return []
+        return [self.table(cls, table, (name, i)) for i, table in enumerate(raw)]
+
+    def distinct(self, tables: list[Any], name: str) -> None:
+        first: dict[str, int] = {}
+        for i, table in enumerate(tables):
+            if table is None:
+                continue
+            if table.name in first:
+                self.wrong((name, i), "name", f"{table.name!r} is there twice")
+            first.setdefault(table.name, i)
+
+
+_HEADER = re.compile(r"^\s*(\[\[?)\s*([A-Za-z0-9_.\"'-]+)\s*\]\]?")
+_KEY = re.compile(r"^\s*([A-Za-z0-9_-]+|\"[^\"]+\")\s*[.=]")
+
+
+def _lines(text: str) -> dict[tuple[Place, str | None], int]:
+    """The line of each key of each top-level table (tomllib does not tell)."""
+    found: dict[tuple[Place, str | None], int] = {}
+    counts: dict[str, int] = {}
+    place: Place = ("", 0)
+    prefix: str | None = None  # inside [models.options], keys belong to models.options
+    for number, line in enumerate(text.splitlines(), 1):
+        header = _HEADER.match(line)
+        if header:
+            root, _, rest = header[2].partition(".")
+            if not rest:
+                if header[1] == "[[":
+                    counts[root] = counts.get(root, -1) + 1
+                place = (root, counts.get(root, 0))
+                found.setdefault((place, None), number)
+            prefix = rest.split(".")[0] or None
+            if prefix:
+                found.setdefault((place, prefix), number)
+            continue
+        key = _KEY.match(line)
+        if key and prefix is None:
+            if place[0] == "":
+                found.setdefault(((key[1].strip('"'), 0), None), number)
+            found.setdefault((place, key[1].strip('"')), number)
+    return found

@@ -1,0 +1,222 @@
+"""Frames on the client's side: what can be sent, and the memory it lies in while somebody reads it."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from zoo import arena, payload, protocol
+from zoo.errors import InvalidInput
+
+COLORS = ("rgb", "bgr")
+Boxes = Sequence[Sequence[float]] | np.ndarray
+
+
+class Frame:
+    """A frame in shared memory, to be filled once and sent as often as you like.
+
+    `with zoo.frame((1080, 1920, 3)) as f: camera.read(f.array); zoo.infer("yolo11-face", f)`
+
+    Attributes:
+        array: writable until the `with` block ends. Do not write while a request with this frame is under way.
+    """
+
+    def __init__(self, slot: Slot, array: np.ndarray) -> None:
+        self.array = array
+        self._slot: Slot | None = slot
+
+    @property
+    def slot(self) -> Slot:
+        """Raises InvalidInput after the `with` block."""
+        if self._slot is None:
+            raise InvalidInput("frame: its `with` block has ended, its memory belongs to others now")
+        return self._slot
+
+    def close(self) -> None:
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            slot.drop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class Slot:
+    """A piece of the arena with a count of who needs it: the `with` block, and each request under way."""
+
+    __slots__ = ("_count", "_lock", "arena", "buffer", "offset", "shape", "typestr")
+
+    def __init__(
+        self, shared: arena.OwnedArena | None, offset: int, buffer: Any, shape: tuple[int, ...], typestr: str
+    ) -> None:
+        self.arena = shared
+        self.offset = offset
+        self.buffer = buffer  # the array's memory where it is not shared
+        self.shape = shape
+        self.typestr = typestr
+        self._count = 1
+        self._lock = threading.Lock()
+
+    def keep(self) -> None:
+        with self._lock:
+            self._count += 1
+
+    def drop(self) -> None:
+        with self._lock:
+            self._count -= 1
+            last = self._count == 0
+        if last and self.arena is not None:
+            self.arena.give_back(self.offset)
+
+
+class Outgoing:
+    """A request's body and everything that must stay in place until it is settled."""
+
+    __slots__ = ("body", "buffers", "shared", "slots")
+
+    def __init__(
+        self, body: payload.InferBody, buffers: list[Any], slots: list[Slot], shared: arena.OwnedArena | None
+    ) -> None:
+        self.body = payload.pack_request(body)
+        self.buffers = buffers
+        self.slots = slots
+        self.shared = shared
+
+    @property
+    def arenas(self) -> tuple[int, ...]:
+        return (self.shared.id,) if self.shared is not None else ()
+
+    def keep(self) -> None:
+        for slot in self.slots:
+            slot.keep()
+
+    def drop(self) -> None:
+        for slot in self.slots:
+            slot.drop()
+
+
+class NoRoom(Exception):
+    """The arena has no free slot now."""
+
+
+class Store:
+    """Places frames. `shared` is the arena, or None where memory cannot be shared and bytes travel inline."""
+
+    def __init__(self, shared: arena.OwnedArena | None) -> None:
+        self.shared = shared
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> tuple[Slot, np.ndarray]:
+        """An uninitialised slot and the writable array over it.
+
+        Raises:
+            InvalidInput: no such array, or it is larger than the whole arena. NoRoom.
+        """
+        kind = payload.check_dtype(dtype)
+        if len(shape) > payload.MAX_NDIM or any(n < 0 for n in shape):
+            raise InvalidInput(f"shape: {shape} is not one an array can have")
+        count = math.prod(shape)
+        nbytes = count * kind.itemsize
+        if self.shared is None:
+            if nbytes > protocol.MAX_MESSAGE_BYTES // 2:
+                raise InvalidInput(f"frame: {nbytes >> 20} MB are too much for one message")
+            array = np.empty(shape, kind)
+            return Slot(None, 0, array, shape, kind.str), array
+        if nbytes > self.shared.size:
+            raise InvalidInput(
+                f"frame: {shape} {kind} takes {nbytes / (1 << 20):.1f} MB, the arena has {self.shared.size >> 20} MB; "
+                "make the client with a larger arena_mb"
+            )
+        offset = self.shared.take(nbytes)
+        if offset is None:
+            raise NoRoom
+        array = np.frombuffer(self.shared.memory, kind, count, offset).reshape(shape)
+        return Slot(self.shared, offset, None, shape, kind.str), array
+
+    def _place(self, value: np.ndarray) -> Slot:
+        slot, array = self.empty(value.shape, value.dtype.str)
+        np.copyto(array, value)
+        return slot
+
+    def outgoing(self, frame: Any, boxes: Boxes | None, color: str, options: dict[str, Any]) -> Outgoing:
+        """Everything a request carries, its frames in place.
+
+        Raises:
+            InvalidInput: naming the argument that is wrong. NoRoom: nothing was taken.
+        """
+        if color not in COLORS:
+            raise InvalidInput(f"color: {color!r} is not one of {', '.join(COLORS)}")
+        corners = check_boxes(boxes)
+        parts = list(frame) if isinstance(frame, list | tuple) else [frame]
+        if not parts:
+            raise InvalidInput("frame: an empty list")
+        if len(parts) > protocol.MAX_FRAMES:
+            raise InvalidInput(f"frame: {len(parts)} frames, at most {protocol.MAX_FRAMES} go into one request")
+        slots: list[Slot] = []
+        described: list[payload.Frame] = []
+        buffers: list[Any] = []
+        try:
+            for part in parts:
+                slot, how = self._slot_of(part, color)
+                slots.append(slot)
+                if slot.arena is None:
+                    described.append(payload.Frame(-1, len(buffers), slot.shape, slot.typestr, how))
+                    buffers.append(np.ascontiguousarray(slot.buffer).data)
+                else:
+                    described.append(payload.Frame(slot.arena.id, slot.offset, slot.shape, slot.typestr, how))
+            return Outgoing(payload.InferBody(tuple(described), corners, options), buffers, slots, self.shared)
+        except BaseException:
+            for slot in slots:
+                slot.drop()
+            raise
+
+    def _slot_of(self, part: Any, color: str) -> tuple[Slot, str]:
+        if isinstance(part, Frame):
+            slot = part.slot
+            slot.keep()
+            if slot.arena is not self.shared and slot.arena is not None:
+                slot.drop()
+                raise InvalidInput("frame: it belongs to another client")
+            return slot, color
+        if isinstance(part, bytes | bytearray | memoryview):
+            raw = np.frombuffer(part, np.uint8) if len(part) else None
+            if raw is None:
+                raise InvalidInput("frame: no bytes")
+            return self._place(raw), "encoded"
+        value = part if isinstance(part, np.ndarray) else _as_array(part)
+        if value.size == 0:
+            raise InvalidInput(f"frame: it is empty, shape {value.shape}")
+        payload.check_dtype(value.dtype.str)
+        return self._place(value), color
+
+
+def _as_array(part: Any) -> np.ndarray:
+    try:
+        value = np.asarray(part)
+    except (TypeError, ValueError) as e:
+        raise InvalidInput(f"frame: cannot be read as an array: {e}") from None
+    if value.dtype.kind not in payload.KINDS:
+        raise InvalidInput(f"frame: a {type(part).__name__}; send an array, a Frame, a list of them, or JPEG/PNG bytes")
+    return value
+
+
+def check_boxes(boxes: Boxes | None) -> tuple[tuple[float, float, float, float], ...] | None:
+    """(n, 4) numbers as tuples. Whether they are finite and in the frame, the worker says."""
+    if boxes is None:
+        return None
+    try:
+        array = np.asarray(boxes, dtype=np.float64)
+    except (TypeError, ValueError) as e:
+        raise InvalidInput(f"boxes: {e}") from None
+    if array.size == 0:
+        return ()
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise InvalidInput(f"boxes: expected (n, 4) numbers (x1, y1, x2, y2), got shape {array.shape}")
+    return tuple(tuple(row) for row in array.tolist())

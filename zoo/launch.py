@@ -1,0 +1,36 @@
+"""What a new worker is told, and how it is entered.
+
+This is all that broker and workers share about starting a process: the broker fills in a `Launch` and names the
+module to enter; neither imports the other.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import msgspec
+
+WORKER_MODULE = "workers.runtime"
+NURSERY_MODULE = "workers.nursery"
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """`key`: the worker's routing id on the back socket and its name on the lifeline. Unguessable."""
+
+    key: bytes
+    back: str
+    handoff: str
+    model: str
+    adapter: str
+    path: str | None
+    category: str
+    options: dict[str, Any]
+    device: str
+    threads: int
+    arena_limit_bytes: int
+
+
+def enter(module: str, launch: bytes) -> None:
+    """Runs in the new process: imports `module` and calls its `main` with the `Launch`."""
+    importlib.import_module(module).main(msgspec.msgpack.decode(launch, type=Launch))

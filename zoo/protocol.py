@@ -1,0 +1,316 @@
+"""The wire: every message that crosses a socket, and the limits it must keep. `docs/protocol.md` says it in prose.
+
+A ZeroMQ message is `[header, body, buffer…]`. The header is one version byte followed by one of the structs
+below as MessagePack (arrays, tagged by a small integer). The broker reads headers only; it forwards body and
+buffers unread. On the lifelines (Unix SEQPACKET sockets) each packet is one header of the `Lifeline…` kind,
+with at most one descriptor attached.
+
+Deadlines travel as remaining milliseconds, never as clock readings. Nothing here is ever pickled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from zoo import errors
+
+VERSION = 1
+_VERSION_BYTE = bytes([VERSION])
+
+MAX_MESSAGE_BYTES = 160 << 20  # one inline 8K frame (100 MB) and room to spare
+MAX_HEADER_BYTES = 64 << 10
+MAX_PARTS = 2 + 64
+MAX_FRAMES = 64  # frames in one request (video)
+SESSION_BYTES = 8
+INLINE_RESULT_BYTES = 64 << 10  # larger arrays of a result travel through the worker's arena
+SESSION_TTL_S = 15.0  # a session without a lifeline that is silent for this long is over
+PING_S = 5.0
+
+
+class Message(msgspec.Struct, array_like=True, gc=False):
+    """Base of every header."""
+
+
+# ---------------------------------------------------------------- client → broker
+
+
+class Hello(Message, tag=1):
+    """Opens a session. `session` is chosen by the client; its sockets' routing ids begin with it."""
+
+    session: bytes
+    pid: int
+    client: str
+
+
+class Infer(Message, tag=2):
+    """One inference. `arenas`: ids of the arenas that the body's frames lie in. The body is an `InferBody`."""
+
+    rid: int
+    model: str
+    timeout_ms: int
+    priority: int = 2
+    arenas: tuple[int, ...] = ()
+
+
+class Load(Message, tag=3):
+    """Makes a model ready; with `lease`, also keeps it so. `keep_alive` (seconds) overrides its idle time."""
+
+    rid: int
+    model: str
+    timeout_ms: int
+    lease: bool = False
+    keep_alive: float | None = None
+
+
+class Release(Message, tag=4):
+    rid: int
+    lease: int
+
+
+class Unload(Message, tag=5):
+    rid: int
+    model: str
+    timeout_ms: int
+
+
+class Pin(Message, tag=6):
+    rid: int
+    model: str
+    on: bool
+
+
+class CleanupIdle(Message, tag=7):
+    rid: int
+    idle_seconds: float
+
+
+class Query(Message, tag=8):
+    """Asks for `what`: "status", "models", "ps" or "explain" (optionally of one model)."""
+
+    rid: int
+    what: str
+    model: str | None = None
+
+
+class Cancel(Message, tag=9):
+    """Withdraws request `rid`; there is no answer of its own."""
+
+    rid: int
+
+
+class Ping(Message, tag=10):
+    """Keeps a session without a lifeline alive; there is no answer."""
+
+
+class Bye(Message, tag=11):
+    """Ends a session without a lifeline; there is no answer."""
+
+
+FromClient = Hello | Infer | Load | Release | Unload | Pin | CleanupIdle | Query | Cancel | Ping | Bye
+
+# ---------------------------------------------------------------- broker → client
+
+
+class Welcome(Message, tag=1):
+    """`handoff`: the path of the lifeline socket, or None where memory cannot be shared."""
+
+    handoff: str | None
+    arena_limit_bytes: int
+    boot: str
+
+
+class Result(Message, tag=2):
+    """The body is a `ResultBody`. `arena`: the id of the worker's arena that it refers to, or 0."""
+
+    rid: int
+    arena: int = 0
+
+
+class Error(Message, tag=3):
+    """`held`: the slots of the request are still being read; `LifelineSettled` will follow."""
+
+    rid: int
+    code: str
+    message: str
+    retryable: bool = False
+    retry_after: float | None = None
+    held: bool = False
+
+    def exception(self) -> errors.ZooError:
+        return errors.from_code(self.code, self.message, retryable=self.retryable, retry_after=self.retry_after)
+
+
+class Value(Message, tag=4):
+    """The answer to everything that is not an inference."""
+
+    rid: int
+    value: Any = None
+
+
+FromBroker = Welcome | Result | Error | Value
+
+# ---------------------------------------------------------------- broker → worker
+
+
+class Dispatch(Message, tag=1):
+    """Run the body.
+
+    `inline`: the client shares no memory, put large results into the message. `suspect`: say the input's
+    fingerprint on the lifeline first. `refuse`: fingerprints not to be run.
+    """
+
+    id: int
+    arenas: tuple[int, ...] = ()
+    inline: bool = False
+    suspect: bool = False
+    refuse: tuple[bytes, ...] = ()
+
+
+# ---------------------------------------------------------------- worker → broker
+
+
+class Loaded(Message, tag=1):
+    """The model is ready. `peak_mb`: the allocator's own peak, 0 where unknown."""
+
+    load_seconds: float
+    peak_mb: float = 0.0
+
+
+class LoadError(Message, tag=2):
+    code: str
+    message: str
+
+
+class Done(Message, tag=3):
+    """The body is a `ResultBody`. `offsets`: the slots of this worker's own arena that it refers to."""
+
+    id: int
+    offsets: tuple[int, ...] = ()
+
+
+class Failed(Message, tag=4):
+    """The request failed, the worker lives."""
+
+    id: int
+    code: str
+    message: str
+
+
+FromWorker = Loaded | LoadError | Done | Failed
+
+# ---------------------------------------------------------------- on the lifelines
+
+
+class LifelineAttach(Message, tag=1):
+    """First packet of a connection: who this is. `key`: a session, or a worker's routing id."""
+
+    role: str  # "client" or "worker"
+    key: bytes
+
+
+class LifelineArena(Message, tag=2):
+    """With a descriptor. Towards the broker: an offer (`id` 0). From it: somebody's arena to map."""
+
+    id: int = 0
+
+
+class LifelineAccepted(Message, tag=3):
+    """The offer was taken, under this id (0: the attach was)."""
+
+    id: int
+
+
+class LifelineRefused(Message, tag=4):
+    code: str
+    message: str
+
+
+class LifelineGone(Message, tag=5):
+    """Arena `id` will not be referred to any more."""
+
+    id: int
+
+
+class LifelineReleased(Message, tag=6):
+    """The reader is done with the slot at `offset` of arena `id`."""
+
+    id: int
+    offset: int
+
+
+class LifelineSettled(Message, tag=7):
+    """Nobody reads the slots of request `rid` any more (see `Error.held`)."""
+
+    rid: int
+
+
+class LifelineFingerprint(Message, tag=8):
+    """Worker: this is the digest of the input I am about to run."""
+
+    id: int
+    digest: bytes
+
+
+LifelineMessage = (
+    LifelineAttach
+    | LifelineArena
+    | LifelineAccepted
+    | LifelineRefused
+    | LifelineGone
+    | LifelineReleased
+    | LifelineSettled
+    | LifelineFingerprint
+)
+
+# ---------------------------------------------------------------- coding
+
+_encoder = msgspec.msgpack.Encoder()
+_encode = _encoder.encode
+_from_client: msgspec.msgpack.Decoder[FromClient] = msgspec.msgpack.Decoder(FromClient)
+_from_broker: msgspec.msgpack.Decoder[FromBroker] = msgspec.msgpack.Decoder(FromBroker)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+_dispatch: msgspec.msgpack.Decoder[Dispatch] = msgspec.msgpack.Decoder(Dispatch)
+_lifeline: msgspec.msgpack.Decoder[LifelineMessage] = msgspec.msgpack.Decoder(LifelineMessage)
+
+
+def pack(message: Message) -> bytes:
+    """A header's bytes, version byte first."""
+    return _VERSION_BYTE + _encode(message)
+
+
+def _unpack(decoder: msgspec.msgpack.Decoder[Any], raw: bytes) -> Any:
+    if raw[:1] != _VERSION_BYTE:
+        said = raw[0] if raw else "nothing"
+        raise errors.ProtocolMismatch(
+            f"the other side speaks protocol version {said}, this side version {VERSION}; "
+            "install the same release of the zoo on both sides"
+        )
+    if len(raw) > MAX_HEADER_BYTES:
+        raise errors.ProtocolMismatch(f"a header of {len(raw)} bytes; the limit is {MAX_HEADER_BYTES}")
+    try:
+        return decoder.decode(memoryview(raw)[1:])
+    except (msgspec.DecodeError, msgspec.ValidationError, ValueError, RecursionError) as e:
+        raise errors.ProtocolMismatch(f"unreadable message: {e}") from None
+
+
+def unpack_from_client(raw: bytes) -> FromClient:
+    """Raises ProtocolMismatch on a wrong version or anything unreadable; so do its siblings."""
+    return _unpack(_from_client, raw)  # type: ignore[no-any-return]
+
+
+def unpack_from_broker(raw: bytes) -> FromBroker:
+    return _unpack(_from_broker, raw)  # type: ignore[no-any-return]
+
+
+def unpack_from_worker(raw: bytes) -> FromWorker:
+    return _unpack(_from_worker, raw)  # type: ignore[no-any-return]
+
+
+def unpack_dispatch(raw: bytes) -> Dispatch:
+    return _unpack(_dispatch, raw)  # type: ignore[no-any-return]
+
+
+def unpack_lifeline(raw: bytes) -> LifelineMessage:
+    return _unpack(_lifeline, raw)  # type: ignore[no-any-return]
