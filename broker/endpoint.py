@@ -52,9 +52,13 @@ def claim(endpoint: str) -> Place:
         _private(folder)
         lock = _lock(f"{path}.lock", endpoint)
         files = [path, f"{path}.back", f"{path}.handoff", f"{path}.lock"]
-        for stale in files[:3]:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(stale)
+        try:
+            for stale in files[:3]:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(stale)
+        except OSError as e:
+            os.close(lock)
+            raise ConfigError(f"the endpoint {endpoint} cannot be used: {e}") from None
         return Place(lock, f"ipc://{path}.back", f"{path}.handoff", files, None)
     folder = tempfile.mkdtemp(prefix="zoo-broker-")
     lock = _lock(f"{folder}/lock", endpoint)
@@ -84,9 +88,19 @@ def _lock(path: str, endpoint: str) -> int:
         holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
         os.close(fd)
         raise ConfigError(f"a broker (process {holder}) serves {endpoint} already") from None
+    if not _is_still(fd, path):  # its last holder removed it between our open and our lock
+        os.close(fd)
+        return _lock(path, endpoint)
     os.ftruncate(fd, 0)
     os.write(fd, str(os.getpid()).encode())
     return fd
+
+
+def _is_still(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except OSError:
+        return False
 
 
 def restrict(endpoint: str) -> None:

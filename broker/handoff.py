@@ -7,16 +7,21 @@ All sockets are non-blocking; somebody who does not read his own is cut off rath
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 
 from zoo import arena, lifeline, protocol
 from zoo.errors import ProtocolMismatch
 
 BACKLOG = 256
-MAX_ARENAS_PER_OWNER = 16
+BURST = 64  # connections, or packets of one line, taken before others have their turn
+ATTACH_S = 10.0  # a connection that has not said who it is by then is closed
+MAX_UNSENT = 4096
 
 
 class Line:
@@ -30,14 +35,38 @@ class Line:
         self.key = b""
         self.arenas: set[int] = set()  # its own
         self.given: set[int] = set()  # other people's, that it was handed
+        self.since = time.monotonic()
+        self.unsent: deque[protocol.Message] = deque()
 
     def send(self, message: protocol.Message, fd: int | None = None) -> bool:
-        """False when the other side is gone or does not read."""
+        """False when the other side is gone, or when it does not read and cannot be given a descriptor now.
+
+        Messages without a descriptor wait for it (see `flush`), up to a limit past which it is cut off.
+        """
         try:
+            if fd is None and self.unsent:
+                raise BlockingIOError
             lifeline.send(self.sock, message, fd)
+        except BlockingIOError:
+            if fd is not None:
+                return False
+            self.unsent.append(message)
+            if len(self.unsent) > MAX_UNSENT:
+                with contextlib.suppress(OSError):
+                    self.sock.shutdown(socket.SHUT_RDWR)  # the loop then meets its end-of-file
+                return False
         except OSError:
             return False
         return True
+
+    def flush(self) -> None:
+        """Sends what had to wait."""
+        try:
+            while self.unsent:
+                lifeline.send(self.sock, self.unsent[0])
+                self.unsent.popleft()
+        except OSError:
+            pass  # still not read, or gone: its end-of-file says so
 
 
 class Arena:
@@ -63,6 +92,7 @@ class Handoff:
         self.by_key: dict[bytes, Line] = {}
         self.arenas: dict[int, Arena] = {}
         self._ids = itertools.count(1)
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -76,13 +106,16 @@ class Handoff:
 
     def accept(self) -> Iterator[Line]:
         """New connections, of this user's processes only."""
-        while True:
+        for _ in range(BURST):
             try:
                 sock, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError:
-                return  # out of descriptors: the peer sees no answer and gives up by itself
+            except OSError as e:
+                if e.errno not in (errno.EMFILE, errno.ENFILE):
+                    return
+                self._turn_away()
+                continue
             sock.setblocking(False)
             line = Line(sock)
             if line.uid not in (os.getuid(), 0):
@@ -92,9 +125,27 @@ class Handoff:
             self.lines[line.fd] = line
             yield line
 
+    def _turn_away(self) -> None:
+        """Out of descriptors: whoever waits is hung up on, or the listener would stay ready and the loop spin."""
+        os.close(self._spare)
+        with contextlib.suppress(OSError):
+            self._listener.accept()[0].close()
+        with contextlib.suppress(OSError):
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def flush(self) -> None:
+        """Called now and then: sends what had to wait for slow readers."""
+        for line in self.lines.values():
+            if line.unsent:
+                line.flush()
+
+    def nameless(self, now: float) -> list[Line]:
+        """Connections that should have said by now who they are."""
+        return [line for line in self.lines.values() if not line.key and now - line.since > ATTACH_S]
+
     def receive(self, line: Line) -> Iterator[tuple[protocol.LifelineMessage, int | None]]:
-        """Packets that are there. Raises ConnectionError when the line has ended or sends nonsense."""
-        while True:
+        """Packets that are there, not too many at once. Raises ConnectionError at the end, and for nonsense."""
+        for _ in range(BURST):
             try:
                 packet = lifeline.receive(line.sock, socket.MSG_DONTWAIT)
             except (BlockingIOError, InterruptedError):
@@ -122,8 +173,8 @@ class Handoff:
         try:
             if fd is None:
                 raise arena.ArenaRefused("the packet carried no descriptor")
-            if len(line.arenas) >= MAX_ARENAS_PER_OWNER:
-                raise arena.ArenaRefused(f"one process may share {MAX_ARENAS_PER_OWNER} arenas")
+            if len(line.arenas) >= protocol.MAX_ARENAS:
+                raise arena.ArenaRefused(f"one process may share {protocol.MAX_ARENAS} arenas")
             size = arena.check_sealed(fd, self.limit)
         except arena.ArenaRefused as e:
             if fd is not None:
@@ -150,8 +201,13 @@ class Handoff:
         found = self.arenas.get(number)
         return found is not None and found.owner == key
 
-    def close(self, line: Line) -> None:
-        """Forgets a line and its arenas; whoever maps one is told that it will not be referred to again."""
+    def close(self, line: Line, still_read: Callable[[bytes, int], bool] = lambda _key, _arena: False) -> None:
+        """Forgets a line and its arenas; whoever maps one is told that it will not be referred to again.
+
+        Args:
+            still_read: whether that line was sent something in that arena that it has not given back yet;
+                it is told when it has.
+        """
         for number in line.arenas:
             gone = self.arenas.pop(number)
             os.close(gone.fd)
@@ -159,7 +215,8 @@ class Handoff:
                 reader = self.by_key.get(key)
                 if reader is not None and reader is not line:
                     reader.given.discard(number)
-                    reader.send(protocol.LifelineGone(number))
+                    if not still_read(key, number):
+                        reader.send(protocol.LifelineGone(number))
         for number in line.given:
             if number in self.arenas:
                 self.arenas[number].readers.discard(line.key)
@@ -172,5 +229,6 @@ class Handoff:
         for line in list(self.lines.values()):
             self.close(line)
         self._listener.close()
+        os.close(self._spare)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)

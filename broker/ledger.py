@@ -37,6 +37,7 @@ class Ledger:
         if not devices:
             raise ValueError("a ledger wants at least one device")
         self.devices = {d.name: d for d in devices}
+        self.largest_budget_mb = max(d.budget_mb for d in devices)
         self._charges: dict[int, Charge] = {}
         self._sums = {d.name: 0.0 for d in devices}
 
@@ -70,7 +71,3 @@ class Ledger:
 
     def free_mb(self, device: str) -> float:
         return self.devices[device].budget_mb - self._sums[device]
-
-    @property
-    def largest_budget_mb(self) -> float:
-        return max(d.budget_mb for d in self.devices.values())

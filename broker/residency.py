@@ -113,7 +113,7 @@ class Residency:
         unloads: UNLOAD requests to answer once it is gone.
         inflight: what its worker is running (also after it was answered, until the worker lets go).
         leases: lease number → session.
-        claims: others were killed for it; the room that comes back is its own.
+        claim: room that is coming back on `claim_on` was promised to it; lower numbers first, then all without (0).
         blocked, blocked_by: what it waits for, in words and as a key that changes when the reason does.
         yielding: takes no further work, so that a model that has waited long enough gets its room.
         failed_load: how the current eviction ends: in FAILED instead of UNLOADED.
@@ -145,7 +145,8 @@ class Residency:
         self.failures = 0
         self.failure = ""
         self.retry_at = 0.0
-        self.claims = False
+        self.claim = 0
+        self.claim_on = ""
         self.blocked = ""
         self.blocked_by = ""
         self.quarantine: OrderedDict[bytes, None] = OrderedDict()

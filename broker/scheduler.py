@@ -96,6 +96,7 @@ class Scheduler:
         self._worker_ids = itertools.count(1)
         self._lease_ids = itertools.count(1)
         self._seq = itertools.count(1)
+        self._claims = itertools.count(1)
         self._out: list[Action] = []
         self._drained = False
         self._grace_ends = 0.0
@@ -160,6 +161,8 @@ class Scheduler:
             if e.kind is not Kind.INFER:
                 self._grant(request, now)
                 self._serve(model, now)  # a preload's keep_alive counts from now
+                if model.yielding:
+                    self._room_may_exist(now)  # not from a leased model: whoever waits must look elsewhere
                 return
             self._register(request)
             if model.inflight is None and not model.yielding and not model.queue.live:
@@ -262,7 +265,7 @@ class Scheduler:
             if not model.waiting:
                 self._wanted.pop(model.name, None)
                 model.blocked = model.blocked_by = ""
-                model.claims = False
+                model.claim = 0
         elif request.kind is Kind.UNLOAD:
             model.unloads.remove(request)
         request.running = False
@@ -394,6 +397,7 @@ class Scheduler:
             model.unload_when_loaded = True
         elif model.state is State.LOADED:
             self._drain(model, "unload was asked for", now)
+            self._room_may_exist(now)
 
     def _drain(self, model: Residency, why: str, now: float) -> None:
         model.move(Move.DRAIN)
@@ -464,6 +468,7 @@ class Scheduler:
         for name in self.idle_models(e.idle_seconds, now):
             model = self.models[name]
             self._evict(model, f"clean-up: idle for {now - model.last_used:.1f} s", now)
+        self._room_may_exist(now)
 
     def _evict(self, model: Residency, why: str, now: float) -> None:
         if model.referenced:  # the promise of the house; nothing may come here past it
@@ -494,9 +499,10 @@ class Scheduler:
             if model.state is State.LOADING:
                 loading[model.device] += 1
         yielding: set[str] = set()
-        # Whoever had others killed comes first: else a victim with older requests would take its room right back.
+        workers = len(self._workers)
+        # Whoever was promised room comes first: else a victim with older requests would take it right back.
         waiting = [
-            (not m.claims, head.priority, head.seq, m) for m in self._wanted.values() if (head := m.queue.head())
+            (m.claim or math.inf, head.priority, head.seq, m) for m in self._wanted.values() if (head := m.queue.head())
         ]
         for *_, model in sorted(waiting):
             if model.state not in (State.UNLOADED, State.FAILED):
@@ -505,6 +511,10 @@ class Scheduler:
                 self._look_again(model.retry_at)
                 continue
             self._try_to_place(model, now, claimed, spoken_for, loading, yielding)
+        if yielding and len(self._workers) > workers:
+            self._yielding |= yielding  # who started after them has changed what they yield for: once more
+            self._advance(now)
+            return
         no_longer, self._yielding = self._yielding - yielding, yielding
         for name in sorted(no_longer):
             model = self.models[name]
@@ -522,31 +532,28 @@ class Scheduler:
         loading: dict[str, int],
         yielding: set[str],
     ) -> None:
-        fitting = [d for d in self.ledger.devices.values() if model.mb <= d.budget_mb + EPSILON_MB]
-        free = [d for d in fitting if loading[d.name] < self.config.concurrent_loads]
-        for d in free:
-            if model.mb <= self.ledger.free_mb(d.name) - claimed[d.name] + EPSILON_MB:
-                loading[d.name] += 1
-                self._start(model, d.name, now)
+        fitting = [d.name for d in self.ledger.devices.values() if model.mb <= d.budget_mb + EPSILON_MB]
+        spare = {name: self._coming_mb(name) - claimed[name] for name in fitting}
+        free = [name for name in fitting if loading[name] < self.config.concurrent_loads]
+        for device in free:  # a claim takes what is coming first, and what is free only for the rest
+            if model.mb <= min(spare[device], self.ledger.free_mb(device)) + EPSILON_MB:
+                loading[device] += 1
+                self._start(model, device, now)
                 return
-        spare = {d.name: self._coming_mb(d.name) - claimed[d.name] for d in free}
-        for device, mb in spare.items():
-            if model.mb <= mb + EPSILON_MB:
-                claimed[device] += model.mb
-                model.blocked = model.blocked_by = ""
+        for device in [model.claim_on, *free] if model.claim else free:
+            if model.mb <= spare[device] + EPSILON_MB:
+                self._claim(model, device, claimed)
                 return
         plans = []
-        for device, mb in spare.items():
+        for device in free:
+            needed = model.mb - spare[device]
             idle = self._candidates(device, spoken_for, busy=False)
-            victims = eviction.choose(model.mb - mb, idle, model.config.priority)
+            victims = eviction.choose(needed, idle, model.config.priority)
             if victims is not None:
                 dearest = min(v.priority for v in victims)
-                plans.append(((-dearest, sum(v.mb for v in victims)), device, model.mb - mb, victims))
+                plans.append(((-dearest, sum(v.mb for v in victims)), device, needed, victims))
         if plans:
             _, device, needed, victims = min(plans, key=lambda plan: plan[0])
-            claimed[device] += model.mb
-            model.claims = True
-            model.blocked = model.blocked_by = ""
             for victim in victims:
                 self._evict(
                     self.models[victim.model],
@@ -555,13 +562,23 @@ class Scheduler:
                     f"{now - victim.last_used:.1f} s",
                     now,
                 )
+            if model.mb <= self.ledger.free_mb(device) + EPSILON_MB:  # what comes back is for an older claim
+                loading[device] += 1
+                self._start(model, device, now)
+            else:
+                self._claim(model, device, claimed)
             return
         if not free:
             self._blocked(model, "loading", "another model is loading", now)
             return
-        self._ask_to_yield(model, now, spare, spoken_for, yielding)
+        self._ask_to_yield(model, now, {name: spare[name] for name in free}, spoken_for, yielding)
         # What it waits for is not taken from under it by those who came later and would have to evict the same models.
         # Free room, however, may be used by whoever fits.
+
+    def _claim(self, model: Residency, device: str, claimed: dict[str, float]) -> None:
+        claimed[device] += model.mb
+        model.claim, model.claim_on = model.claim or next(self._claims), device
+        model.blocked = model.blocked_by = ""
 
     def _coming_mb(self, device: str) -> float:
         """Free now, plus what processes being killed are about to give back."""
@@ -646,7 +663,8 @@ class Scheduler:
         model.move(Move.START)
         model.worker, model.device, model.started_at = worker, device, now
         model.watched = worker
-        model.failed_load = model.yielding = model.unload_when_loaded = model.claims = False
+        model.failed_load = model.yielding = model.unload_when_loaded = False
+        model.claim = 0
         model.blocked = model.blocked_by = ""
         self._workers[worker] = model
         self._wanted.pop(model.name, None)
@@ -909,6 +927,7 @@ class Scheduler:
             )
         if model.waiting:
             self._wanted.setdefault(model.name, model)
+        self._room_may_exist(now)
 
     # ------------------------------------------------------------ the end
 

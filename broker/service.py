@@ -55,14 +55,14 @@ from broker.states import (
     WorkerReady,
     WorkerSaid,
 )
-from zoo import protocol
+from zoo import protocol, wire
 from zoo.config import MB_PER_GB, ZooConfig
 from zoo.errors import ConfigError, InvalidInput, ModelNotFound, ProtocolMismatch, ZooError
 from zoo.launch import Launch
 
 log = logging.getLogger("zoo.broker")
 
-BURST = 64  # messages taken from one socket before the other has its turn
+NONSENSE_LOGGED = 100
 HIGH_WATER = 4096
 TERM_GRACE_S = 1.0
 MEMORY_BACK_POLL_S = 0.02
@@ -216,41 +216,35 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         log.info("serving on %s, %s", self.config.endpoint, self._describe())
+        front, back, receive = self._front, self._back, wire.receive
         try:
             while not self._stop:
-                ready = dict(poller.poll(self._patience_ms()))
-                if epoll_fd in ready:
-                    for fd, _ in self._epoll.poll(0):
-                        self._run_watch(fd)
-                if self._back in ready:
-                    self._take(self._back, self._from_worker)
-                if self._front in ready:
-                    self._take(self._front, self._from_client)
-                self._time_passes()
+                due = self._due()
+                for source, _ in poller.poll(max(0, math.ceil((due - time.monotonic()) * 1000))):
+                    if source is back:  # one message each a turn: nobody waits for another's burst
+                        self._from_worker(receive(back))
+                    elif source is front:
+                        self._from_client(receive(front))
+                    elif source == epoll_fd:
+                        for fd, _ in self._epoll.poll(0):
+                            self._run_watch(fd)
+                if time.monotonic() >= due:
+                    self._time_passes()
         finally:
             signal.set_wakeup_fd(-1)
             self.close()
 
-    def _take(self, sock: zmq.Socket[bytes], deal: Callable[[list[bytes]], None]) -> None:
-        for _ in range(BURST):
-            try:
-                parts = sock.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            deal(parts)
-
-    def _patience_ms(self) -> int:
+    def _due(self) -> float:
+        """When there is something to do at the latest, whatever happens."""
         due = self.scheduler.next_wakeup()
-        soonest = self._housekeeping_at if due is None else min(due, self._housekeeping_at)
+        soonest = self._housekeeping_at if due is None or due > self._housekeeping_at else due
         if self._ending or self._terminating:
             soonest = min(soonest, time.monotonic() + MEMORY_BACK_POLL_S)
-        return max(0, math.ceil((soonest - time.monotonic()) * 1000))
+        return soonest
 
     def _time_passes(self) -> None:
         now = time.monotonic()
-        due = self.scheduler.next_wakeup()
-        if due is not None and due <= now:
-            self._handle(Tick())
+        self._handle(Tick())
         if self._terminating:
             self._escalate(now)
         if self._ending:
@@ -260,6 +254,9 @@ class Service:
             for session in list(self._sessions.values()):
                 if session.line is None and now - session.heard > protocol.SESSION_TTL_S:
                     self._end_session(session)
+            for line in self.handoff.nameless(now):
+                self._close_line(line)
+            self.handoff.flush()
 
     def _handle(self, event: Event) -> None:
         actions = self.scheduler.handle(event, time.monotonic())
@@ -324,10 +321,8 @@ class Service:
                 raise ProtocolMismatch(f"a message of {len(parts)} parts")
             message = protocol.unpack_from_client(parts[1])
         except ProtocolMismatch as e:
-            self._nonsense += 1
-            if self._nonsense <= 100:
-                log.warning("unreadable message from a client: %s", e)
-            self._to_client(identity, protocol.Error(0, e.code, str(e)))
+            self._complain("unreadable message from a client: %s", e)
+            self._to_client(identity, protocol.Error(0, e.code, str(e)[: protocol.MAX_TEXT]))
             return
         if type(message) is protocol.Hello:
             self._hello(identity, message)
@@ -338,7 +333,7 @@ class Service:
             if rid:
                 self._to_client(
                     identity,
-                    protocol.Error(rid, "broker_unreachable", "this broker does not know the session", True),
+                    protocol.Error(rid, "broker_unreachable", protocol.UNKNOWN_SESSION, True),
                 )
             return
         session.heard = time.monotonic()
@@ -346,7 +341,14 @@ class Service:
             self._asks[type(message)](identity, session, message, parts)
         except ZooError as e:
             rid = getattr(message, "rid", 0)
-            self._to_client(identity, protocol.Error(rid, e.code, str(e), e.retryable, e.retry_after))
+            text = str(e)[: protocol.MAX_TEXT]
+            self._to_client(identity, protocol.Error(rid, e.code, text, e.retryable, e.retry_after))
+
+    def _complain(self, text: str, *what: object) -> None:
+        """Logs nonsense that somebody sent, until it is clear that there is no end to it."""
+        self._nonsense += 1
+        if self._nonsense <= NONSENSE_LOGGED:
+            log.warning(text, *what)
 
     def _hello(self, identity: bytes, message: protocol.Hello) -> None:
         key = message.session
@@ -381,6 +383,8 @@ class Service:
         payload: Any = None,
         keep_alive: float | None = None,
     ) -> None:
+        if len(model) > 64:
+            raise ModelNotFound(f"there is no model {model[:64]!r}…; names have at most 64 characters")
         now = time.monotonic()
         seconds = timeout_ms / 1000 if timeout_ms > 0 else self.config.broker.request_timeout
         problem = self._problem(model) if self.scheduler.is_cold(model) else None
@@ -400,6 +404,8 @@ class Service:
         )
 
     def _infer(self, identity: bytes, session: _Session, m: protocol.Infer, parts: list[bytes]) -> None:
+        if len(m.arenas) > protocol.MAX_ARENAS:
+            raise InvalidInput(f"arenas: {len(m.arenas)} of them, at most {protocol.MAX_ARENAS} go into one request")
         for number in m.arenas:
             if not self.handoff.owned_by(number, session.key):
                 raise InvalidInput(f"frame: arena {number} is not one that this client shared")
@@ -424,7 +430,8 @@ class Service:
 
     def _release(self, identity: bytes, session: _Session, m: protocol.Release, _: list[bytes]) -> None:
         self._handle(Released(session.key, m.lease))
-        self._to_client(identity, protocol.Value(m.rid))
+        if m.rid:
+            self._to_client(identity, protocol.Value(m.rid))
 
     def _unload(self, identity: bytes, session: _Session, m: protocol.Unload, _: list[bytes]) -> None:
         self._ask(identity, session, m.rid, m.model, Kind.UNLOAD, m.timeout_ms)
@@ -464,7 +471,7 @@ class Service:
     def _to_client(self, identity: bytes, message: protocol.Message, *rest: bytes) -> bool:
         """False when it cannot be delivered: the client is gone, or does not read its answers."""
         try:
-            self._front.send_multipart((identity, protocol.pack(message), *rest), zmq.NOBLOCK)
+            wire.send(self._front, (identity, protocol.pack(message), *rest))
         except zmq.ZMQError as e:
             if e.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
                 raise
@@ -476,7 +483,7 @@ class Service:
     def _from_worker(self, parts: list[bytes]) -> None:
         number = self._by_key.get(parts[0])
         if number is None:
-            log.warning("a message on the back socket from nobody we started")
+            self._complain("a message on the back socket from nobody we started")
             return
         try:
             message = protocol.unpack_from_worker(parts[1] if len(parts) > 1 else b"")
@@ -490,6 +497,8 @@ class Service:
             assert isinstance(message, protocol.Failed)
             self._handle(WorkerDone(number, message.id, None, (message.code, message.message)))
         elif kind is protocol.Loaded:
+            if self._workers[number].line is None:
+                self._meet()
             self._handle(WorkerReady(number))
             self.metrics.loaded(self._workers[number].model, self.scheduler)
         elif kind is protocol.LoadError:
@@ -532,7 +541,9 @@ class Service:
         self._look_for_memory(time.monotonic())
 
     def _drain_back(self) -> None:
-        self._take(self._back, self._from_worker)
+        with contextlib.suppress(zmq.Again):
+            while True:
+                self._from_worker(wire.receive(self._back, wire.NOBLOCK))
 
     def _forget_worker(self, number: int) -> None:
         worker = self._workers.pop(number, None)
@@ -561,6 +572,12 @@ class Service:
     def _accept(self) -> None:
         for line in self.handoff.accept():
             self._add(line.fd, lambda ln=line: self._read_line(ln))  # type: ignore[misc]
+
+    def _meet(self) -> None:
+        """Lifelines that still wait at the door. A worker's was there before its first word on the back socket."""
+        self._accept()
+        for line in [line for line in self.handoff.lines.values() if not line.key]:
+            self._read_line(line)
 
     def _read_line(self, line: Line) -> None:
         if self.handoff.lines.get(line.fd) is not line:
@@ -593,6 +610,8 @@ class Service:
             if session is not None and (message.id, message.offset) in session.results:
                 session.results.discard((message.id, message.offset))
                 self._free_result(message.id, message.offset)
+                if message.id not in self.handoff.arenas and not self._still_read(line.key, message.id):
+                    line.send(protocol.LifelineGone(message.id))
         elif isinstance(message, protocol.LifelineFingerprint) and line.role == "worker":
             self._handle(WorkerSaid(self._by_key[line.key], message.id, message.digest[:64]))
 
@@ -628,7 +647,7 @@ class Service:
                 for message, fd in self.handoff.receive(line):
                     self._line_says(line, message, fd)
         self._drop(line.fd)
-        self.handoff.close(line)
+        self.handoff.close(line, self._still_read)
 
     def _end_session(self, session: _Session) -> None:
         if self._sessions.pop(session.key, None) is None:
@@ -640,6 +659,11 @@ class Service:
         if session.line is not None:
             line, session.line = session.line, None
             self._close_line(line)
+
+    def _still_read(self, session: bytes, arena: int) -> bool:
+        """Whether the client has results in that arena, or on their way to it."""
+        found = self._sessions.get(session)
+        return found is not None and any(number == arena for number, _ in found.results)
 
     def _free_result(self, arena: int, offset: int) -> None:
         """The worker may use the slot again."""
@@ -698,7 +722,7 @@ class Service:
                 break  # the worker then refuses the frame by itself, or is gone
         header = protocol.pack(protocol.Dispatch(a.request, arenas, inline, a.suspect, a.refuse))
         try:
-            self._back.send_multipart((worker.key, header, *rest), zmq.NOBLOCK)
+            wire.send(self._back, (worker.key, header, *rest))
         except zmq.ZMQError as e:
             log.warning("worker %d of %s cannot be reached: %s", a.worker, worker.model, e)
             if worker.child is not None:
@@ -707,7 +731,9 @@ class Service:
     def _route_out(self, request: int) -> _Route | None:
         route = self._routes.pop(request, None)
         if route is not None:
-            self._by_route.pop((route.identity, route.rid), None)
+            key = (route.identity, route.rid)
+            if self._by_route.get(key) == request:
+                del self._by_route[key]
         return route
 
     def _do_deliver(self, a: Deliver) -> None:
@@ -755,7 +781,8 @@ class Service:
             return
         if a.held:
             self._by_route.pop((route.identity, route.rid), None)
-        message = protocol.Error(route.rid, a.code, a.message, a.retryable, a.retry_after, a.held)
+        text = a.message[: protocol.MAX_TEXT]
+        message = protocol.Error(route.rid, a.code, text, a.retryable, a.retry_after, a.held)
         self._to_client(route.identity, message)
 
     def _do_settled(self, a: Settled) -> None:

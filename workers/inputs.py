@@ -22,6 +22,7 @@ from zoo.launch import Launch
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 26  # 67 million: an 8K frame is half of it
 MAX_BOXES = 1024
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # not EPS and the like, which start other programs
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
@@ -114,20 +115,20 @@ def _frame(frame: payload.Frame, buffers: list[bytes], find: Callable[[int], are
 
 
 def decode(encoded: np.ndarray) -> np.ndarray:
-    """JPEG, PNG (or whatever else Pillow reads) as HxWx3 RGB uint8, turned upright as its EXIF says.
+    """JPEG, PNG (or another of `FORMATS`) as HxWx3 RGB uint8, turned upright as its EXIF says.
 
     Raises:
         InvalidInput: not an image, cut off, or too large.
     """
     try:
-        with Image.open(io.BytesIO(encoded.tobytes())) as image:
+        with Image.open(io.BytesIO(encoded.tobytes()), formats=FORMATS) as image:
             if max(image.size) > MAX_SIDE or image.size[0] * image.size[1] > MAX_PIXELS:
                 raise InvalidInput(f"frame: the encoded image has {image.size[0]}x{image.size[1]} pixels")
             upright = ImageOps.exif_transpose(image)
             array = np.array(upright.convert("RGB"))
     except InvalidInput:
         raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as e:
-        raise InvalidInput(f"frame: the encoded image cannot be read: {e}") from None
+    except Exception as e:  # Pillow's plugins meet damaged data with whatever it leads them to
+        raise InvalidInput(f"frame: the encoded image cannot be read: {type(e).__name__}: {e}") from None
     array.flags.writeable = False
     return array

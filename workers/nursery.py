@@ -10,6 +10,7 @@ installed is skipped: its models then fail to load with that very ImportError as
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -30,6 +31,10 @@ OFFLINE = {
 
 
 def warm_up(modules: list[str]) -> None:
+    """Imports them, and sets what they made aside for good: a collection in a worker then neither looks at the
+    libraries' half a million objects (0.2 s) nor copies the pages that it shares with the nursery by marking them.
+    """
+    gc.disable()  # one collection at the end instead of hundreds on the way
     for name in modules:
         try:
             with warnings.catch_warnings():
@@ -37,6 +42,9 @@ def warm_up(modules: list[str]) -> None:
                 importlib.import_module(name)
         except Exception as e:  # a library that is broken here must not take the others down
             print(f"nursery: {name} is not preloaded: {type(e).__name__}: {e}", file=sys.stderr, flush=True)
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 # The forkserver imports this module before it serves anybody, and only for this.
@@ -46,4 +54,4 @@ if os.environ.get("ZOO_NURSERY_OF"):
     set_name("zoo-nursery")
     for key, value in OFFLINE.items():
         os.environ.setdefault(key, value)
-    warm_up([name for name in os.environ.get("ZOO_PRELOAD", "").split(",") if name])
+    warm_up(["workers.runtime", *filter(None, os.environ.get("ZOO_PRELOAD", "").split(","))])

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ import zmq
 from workers import inputs
 from workers.models.base import Model
 from workers.process import die_with_parent, set_name
-from zoo import arena, lifeline, payload, protocol, results
-from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable, ZooError
+from zoo import arena, lifeline, payload, protocol, results, wire
+from zoo.errors import InferenceFailed, InvalidInput, LoadFailed, ModelUnavailable, ZooError
 from zoo.launch import Launch
 
 RESULT_ARENA_BYTES = 32 << 20
+MAX_RESULT_BYTES = protocol.MAX_MESSAGE_BYTES - (1 << 20)
 ARENA_WAIT_S = 5.0
 
 
@@ -40,6 +42,7 @@ class Lifeline:
         self._sock.settimeout(None)
         self._limit = launch.arena_limit_bytes
         self._arenas: dict[int, arena.MappedArena] = {}
+        self._gone: deque[int] = deque(maxlen=1024)  # will not come (again): not waited for
         self._own: arena.OwnedArena | None = None
         self._news = threading.Condition()
         lifeline.send(self._sock, protocol.LifelineAttach("worker", launch.key))
@@ -58,9 +61,14 @@ class Lifeline:
     def _take(self, message: protocol.LifelineMessage, fd: int | None) -> None:
         with self._news:
             if isinstance(message, protocol.LifelineArena) and fd is not None:
-                self._arenas[message.id] = arena.MappedArena(fd, self._limit)
+                try:
+                    self._arenas[message.id] = arena.MappedArena(fd, self._limit)
+                except (arena.ArenaRefused, OSError) as e:
+                    print(f"worker: arena {message.id} cannot be mapped: {e}", file=sys.stderr, flush=True)
+                    self._gone.append(message.id)
             elif isinstance(message, protocol.LifelineGone):
                 self._arenas.pop(message.id, None)
+                self._gone.append(message.id)
             elif isinstance(message, protocol.LifelineReleased) and self._own is not None:
                 self._own.give_back(message.offset)
             elif isinstance(message, protocol.LifelineRefused):
@@ -72,7 +80,7 @@ class Lifeline:
         found = self._arenas.get(number)
         if found is None:
             with self._news:
-                self._news.wait_for(lambda: number in self._arenas, ARENA_WAIT_S)
+                self._news.wait_for(lambda: number in self._arenas or number in self._gone, ARENA_WAIT_S)
                 found = self._arenas.get(number)
             if found is None:
                 raise InvalidInput(f"frame: arena {number} is not one that this client shared")
@@ -87,7 +95,7 @@ class Lifeline:
         if value.nbytes <= protocol.INLINE_RESULT_BYTES:
             return None
         if self._own is None:
-            own = arena.OwnedArena(RESULT_ARENA_BYTES, "zoo-results")
+            own = arena.OwnedArena(min(RESULT_ARENA_BYTES, self._limit), "zoo-results")
             lifeline.send(self._sock, protocol.LifelineArena(), own.fd)
             own.close()
             self._own = own
@@ -97,6 +105,12 @@ class Lifeline:
         target = np.frombuffer(self._own.memory, value.dtype, value.size, offset).reshape(value.shape)
         np.copyto(target, value)
         return offset
+
+    def take_back(self, offsets: list[int]) -> None:
+        """Slots of a result that will not be sent."""
+        for offset in offsets:
+            if self._own is not None:
+                self._own.give_back(offset)
 
 
 def _import_adapter(adapter: str) -> Any:
@@ -136,11 +150,11 @@ class Worker:
                 traceback.print_exc()
             self._send(protocol.LoadError(code, _cause(e)[:2000]))
             self._leave(1)
-        gc.collect()
-        gc.freeze()  # the libraries' objects will not be looked at again
+        gc.collect()  # what the load left over, and only that: the nursery's objects are frozen
+        gc.freeze()  # the model's are not looked at again either
         self._send(protocol.Loaded(seconds))
         while True:
-            parts = self._socket.recv_multipart()
+            parts = wire.receive(self._socket)
             try:
                 dispatch = protocol.unpack_dispatch(parts[0])
             except ZooError as e:
@@ -156,9 +170,22 @@ class Worker:
         return model, time.perf_counter() - started
 
     def _answer(self, model: Model, dispatch: protocol.Dispatch, parts: list[bytes]) -> None:
+        placed: list[int] = []
+
+        def find(number: int) -> arena.MappedArena:
+            if number not in dispatch.arenas:  # the broker saw to it that these are the client's own
+                raise InvalidInput(f"frame: arena {number} is not one that this request names")
+            return self._lifeline.arena(number)
+
+        def place(value: np.ndarray) -> int | None:
+            offset = None if dispatch.inline else self._lifeline.place(value)
+            if offset is not None:
+                placed.append(offset)
+            return offset
+
         try:
             body = payload.unpack_request(parts[1] if len(parts) > 1 else b"")
-            given = inputs.read(body, parts[2:], self._lifeline.arena)
+            given = inputs.read(body, parts[2:], find)
             if dispatch.suspect or dispatch.refuse:
                 digest = fingerprint(given)
                 if digest in dispatch.refuse:
@@ -179,21 +206,22 @@ class Worker:
                 answer.moved(*corner) if corner is not None and isinstance(answer, results.Result) else answer
                 for answer, corner in zip(answers, given.corners, strict=True)
             ]
-            raw, offsets = payload.pack_result(
-                payload.ResultBody(moved, many=body.boxes is not None),
-                (lambda _: None) if dispatch.inline else self._lifeline.place,
-            )
+            raw, offsets = payload.pack_result(payload.ResultBody(moved, many=body.boxes is not None), place)
+            if len(raw) > MAX_RESULT_BYTES:
+                raise InferenceFailed(f"{self._launch.model}: a result of {len(raw) >> 20} MB is too large to send")
         except ZooError as e:
+            self._lifeline.take_back(placed)
             self._send(protocol.Failed(dispatch.id, e.code, str(e)[:2000]))
         except Exception as e:
             traceback.print_exc()
+            self._lifeline.take_back(placed)
             self._send(
                 protocol.Failed(
                     dispatch.id, "inference_failed", f"{self._launch.model}: the adapter raised {_cause(e)[:2000]}"
                 )
             )
         else:
-            self._socket.send_multipart((protocol.pack(protocol.Done(dispatch.id, offsets)), raw), copy=True)
+            wire.send(self._socket, (protocol.pack(protocol.Done(dispatch.id, offsets)), raw))
 
     def _send(self, message: protocol.Message) -> None:
         self._socket.send(protocol.pack(message))

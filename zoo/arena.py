@@ -29,7 +29,8 @@ def check_sealed(fd: int, limit_bytes: int) -> int:
     """The size in bytes of a sealed arena that somebody handed us.
 
     Raises:
-        ArenaRefused: a seal is missing, it is not a memfd, it is empty, or it exceeds `limit_bytes`.
+        ArenaRefused: a seal is missing, it is not a memfd that can be read, it is empty, it exceeds
+            `limit_bytes`, or its pages are not reserved (so that reading it could end in SIGBUS).
     """
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
@@ -47,11 +48,16 @@ def check_sealed(fd: int, limit_bytes: int) -> int:
             if not seals & bit
         ]
         raise ArenaRefused(f"the arena lacks the seals {', '.join(missing)}")
-    size = os.fstat(fd).st_size
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+        raise ArenaRefused("the descriptor cannot be read from")
+    made = os.fstat(fd)
+    size = made.st_size
     if size == 0:
         raise ArenaRefused("the arena is empty")
     if size > limit_bytes:
         raise ArenaRefused(f"the arena has {size >> 20} MB, the limit is {limit_bytes >> 20} MB")
+    if made.st_blocks * 512 < size:  # the seals forbid punching holes later
+        raise ArenaRefused("the arena's pages are not reserved (posix_fallocate)")
     return size
 
 

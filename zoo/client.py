@@ -16,19 +16,22 @@ from typing import Any, Self
 
 import zmq
 
-from zoo import arena, frames, protocol, session
-from zoo.config import client_endpoint, endpoint_problem
-from zoo.errors import BrokerUnreachable, DeadlineExceeded, InvalidInput, ZooError
+from zoo import arena, frames, protocol, session, wire
+from zoo.errors import BrokerUnreachable, DeadlineExceeded, ZooError
 from zoo.frames import Boxes, Frame
+
+WITHDRAW_S = 0.3  # the broker's answer to a Cancel is waited for at most this long
 
 
 class _Channel:
-    """One thread's socket on one link."""
+    """One thread's socket on one link. `lock` is held while a call uses it: nobody else closes it meanwhile."""
 
     def __init__(self, link: session.Link, sock: zmq.Socket[bytes]) -> None:
         self.link = link
         self.sock = sock
         self.reader = session.Reader(link)
+        self.lock = threading.RLock()
+        self.thread = threading.current_thread()
 
 
 class Lease:
@@ -67,14 +70,9 @@ class Client:
     """
 
     def __init__(self, endpoint: str | None = None, *, timeout: float = 30.0, arena_mb: int = 64) -> None:
-        self.endpoint = endpoint or client_endpoint()
-        problem = endpoint_problem(self.endpoint)
-        if problem:
-            raise InvalidInput(f"endpoint: {problem}")
-        if not isinstance(arena_mb, int) or arena_mb < 1:
-            raise InvalidInput(f"arena_mb: {arena_mb!r} is not a positive number of megabytes")
+        self.endpoint = session.check_endpoint(endpoint)
         self.timeout = session.check_timeout(timeout, timeout)
-        self._arena_bytes = arena_mb << 20
+        self._arena_bytes = session.check_arena_mb(arena_mb)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._local = threading.local()
         self._lock = threading.Lock()
@@ -132,7 +130,7 @@ class Client:
         **options: Any,
     ) -> dict[str, Any]:
         """The same frame to several models at once; it is written once. A failure is that model's value."""
-        return self._infer_all(list(dict.fromkeys(models)), frame, boxes, color, timeout, priority, options)
+        return self._infer_all(session.check_models(models), frame, boxes, color, timeout, priority, options)
 
     def _infer_all(
         self,
@@ -154,22 +152,30 @@ class Client:
                 outgoing = store.outgoing(frame, boxes, color, options)
                 break
             except frames.NoRoom:
-                self._wait_for_slot(channel.link, store, deadline)
+                self._wait_for_slot(channel, store, deadline)
         pending: dict[int, str] = {}
         try:
             arenas = outgoing.arenas
-            for model in models:
-                rid = next(self._rids)
-                outgoing.keep()
-                pending[rid] = model
-                header = protocol.Infer(rid, model, session.remaining_ms(deadline), rank, arenas)
-                self._send(channel, (protocol.pack(header), outgoing.body, *outgoing.buffers))
-            return self._collect(channel, pending, outgoing, deadline)
+            with channel.lock:
+                for model in models:
+                    rid = next(self._rids)
+                    header = protocol.Infer(rid, model, session.remaining_ms(deadline), rank, arenas)
+                    try:
+                        self._send(channel, (protocol.pack(header), outgoing.body, *outgoing.buffers))
+                    except BaseException:
+                        self._withdraw(channel, pending, outgoing)
+                        raise
+                    outgoing.keep()
+                    pending[rid] = model
+                return self._collect(channel, pending, outgoing, deadline)
         finally:
             outgoing.drop()
 
-    def _wait_for_slot(self, link: session.Link, store: frames.Store, deadline: float) -> None:
-        link.look()
+    def _wait_for_slot(self, channel: _Channel, store: frames.Store, deadline: float) -> None:
+        if not channel.link.look():
+            raise BrokerUnreachable("the broker went away while a slot was waited for; try again")
+        with channel.lock:
+            self._take_late(channel)
         left = deadline - time.monotonic()
         if left <= 0 or store.shared is None:
             raise session.arena_full(store.shared)
@@ -185,7 +191,7 @@ class Client:
                 slot, array = store.empty(tuple(int(n) for n in shape), dtype)
                 return Frame(slot, array)
             except frames.NoRoom:
-                self._wait_for_slot(channel.link, store, deadline)
+                self._wait_for_slot(channel, store, deadline)
 
     # ------------------------------------------------------------ models
 
@@ -198,7 +204,7 @@ class Client:
         seconds = session.check_timeout(timeout, self.timeout)
         keep = session.check_keep_alive(keep_alive)
         number, link = self._call(
-            lambda rid, end: protocol.Load(rid, model, session.remaining_ms(end), True, keep), seconds
+            lambda rid, end: protocol.Load(rid, model, session.remaining_ms(end), True, keep), seconds, lease=True
         )
         return Lease(self, model, number, link)
 
@@ -262,13 +268,13 @@ class Client:
 
     def close(self) -> None:
         """Gives everything back: leases, slots, memory. The client cannot be used any more."""
+        self._quit.set()  # first: somebody may hold the lock while he waits for a broker
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            self._quit.set()
             if self._pid == os.getpid():
-                self._drop_link()
+                self._drop_link(wait=1.0)
                 if self._store is not None and self._store.shared is not None:
                     self._store.shared.close()
                 self._store = None
@@ -283,19 +289,23 @@ class Client:
 
     # ------------------------------------------------------------ the exchange
 
-    def _call(self, make: Any, seconds: float) -> tuple[Any, session.Link]:
+    def _call(self, make: Any, seconds: float, *, lease: bool = False) -> tuple[Any, session.Link]:
         deadline = time.monotonic() + seconds
         channel = self._channel(deadline, seconds)
         rid = next(self._rids)
-        self._send(channel, (protocol.pack(make(rid, deadline)),))
-        outcome = self._collect(channel, {rid: ""}, None, deadline)[""]
+        with channel.lock:
+            if lease:
+                channel.link.unwanted.add(rid)  # until it is here
+            self._send(channel, (protocol.pack(make(rid, deadline)),))
+            outcome = self._collect(channel, {rid: ""}, None, deadline)[""]
+            channel.link.unwanted.discard(rid)
         if isinstance(outcome, ZooError):
             raise outcome
         return outcome, channel.link
 
     def _send(self, channel: _Channel, parts: tuple[Any, ...]) -> None:
         try:
-            channel.sock.send_multipart(parts, zmq.NOBLOCK)
+            wire.send(channel.sock, parts)
         except zmq.Again:
             raise BrokerUnreachable("the broker does not take messages; too many are under way") from None
         except zmq.ZMQError as e:
@@ -310,7 +320,7 @@ class Client:
         try:
             while pending:
                 try:
-                    parts = sock.recv_multipart()
+                    parts = wire.receive(sock)
                 except zmq.Again:
                     self._still_there(link, deadline)
                     continue
@@ -319,38 +329,66 @@ class Client:
                 message = protocol.unpack_from_broker(parts[0])
                 rid = getattr(message, "rid", 0)
                 name = pending.pop(rid, None)
-                outcome = channel.reader.outcome(message, parts) if rid else None
                 if name is None:
-                    if isinstance(message, protocol.Error) and message.held:
-                        continue
-                    if rid:
-                        link.settle(rid)
-                    elif isinstance(message, protocol.Error):
-                        raise message.exception()
+                    self._late(channel, message, parts)
                     continue
+                outcome = channel.reader.outcome(message, parts)
                 if outgoing is not None:
-                    if isinstance(message, protocol.Error) and message.held:
-                        link.hold(rid, outgoing)
-                    else:
-                        outgoing.drop()
+                    link.answered(message, outgoing)
                 if isinstance(outcome, BrokerUnreachable) and not link.look():
                     raise outcome
                 outcomes[name] = outcome
         except BaseException as e:
-            for rid in pending:
-                if outgoing is not None:
-                    link.hold(rid, outgoing)
-                if not link.dead and not isinstance(e, DeadlineExceeded | BrokerUnreachable):
-                    self._send(channel, (protocol.pack(protocol.Cancel(rid)),))
-            if link.dead:
-                for rid in pending:
-                    link.settle(rid)
+            self._withdraw(channel, pending, outgoing)
             if isinstance(e, ZooError) and outcomes:
                 return outcomes | dict.fromkeys(pending.values(), e)
             raise
         return outcomes
 
+    def _withdraw(self, channel: _Channel, pending: dict[int, str], outgoing: frames.Outgoing | None) -> None:
+        """Nobody waits for these any more. Slots and leases do not hang on this thread making another call: the
+        broker answers a Cancel at once, and that is waited for."""
+        link = channel.link
+        for rid in pending:
+            if outgoing is not None:
+                link.hold(rid, outgoing)
+        if link.dead:
+            for rid in pending:
+                link.settle(rid)
+            return
+        awaited = set(pending)
+        end = time.monotonic() + WITHDRAW_S
+        try:
+            for rid in pending:
+                self._send(channel, (protocol.pack(protocol.Cancel(rid)),))
+            while awaited and time.monotonic() < end and link.look():
+                try:
+                    parts = wire.receive(channel.sock)
+                except zmq.Again:
+                    continue
+                message = protocol.unpack_from_broker(parts[0])
+                awaited.discard(getattr(message, "rid", 0))
+                self._late(channel, message, parts)
+        except (ZooError, zmq.ZMQError):
+            pass  # what ended the call is what the caller should see
+
+    def _late(self, channel: _Channel, message: protocol.FromBroker, parts: list[bytes]) -> None:
+        reply = channel.reader.late(message, parts)
+        if reply is not None:
+            self._send(channel, (protocol.pack(reply),))
+
+    def _take_late(self, channel: _Channel) -> None:
+        """Answers that lie in the socket of a thread that waits for none."""
+        while True:
+            try:
+                parts = wire.receive(channel.sock, wire.NOBLOCK)
+                self._late(channel, protocol.unpack_from_broker(parts[0]), parts)
+            except (zmq.ZMQError, ZooError):
+                return
+
     def _still_there(self, link: session.Link, deadline: float) -> None:
+        if self._closed:
+            raise BrokerUnreachable("this client was closed while it waited", retryable=False)
         if not link.look():
             raise BrokerUnreachable("the broker went away while the request was under way; try again")
         if time.monotonic() > deadline + session.GRACE_S:
@@ -360,7 +398,7 @@ class Client:
 
     def _channel(self, deadline: float, seconds: float) -> _Channel:
         channel: _Channel | None = getattr(self._local, "channel", None)
-        if channel is not None and channel.link is self._link and channel.link.look():
+        if channel is not None and channel.link is self._link and channel.link.seems_well():
             return channel
         if self._pid != os.getpid():
             raise BrokerUnreachable("a client does not survive a fork; make a new one in the child")
@@ -369,50 +407,35 @@ class Client:
         try:
             if self._closed:
                 raise BrokerUnreachable("this client is closed", retryable=False)
+            if channel is not None:
+                self._shut(channel)
+            for other in [c for c in self._channels if not c.thread.is_alive()]:
+                self._take_late(other)
+                self._shut(other)
             if self._link is None or not self._link.look():
                 self._drop_link()
                 channel = self._open(deadline, seconds)
             else:
-                channel = _Channel(self._link, self._socket(self._link.key, next(self._link.sockets)))
+                key, number = self._link.key, next(self._link.sockets)
+                channel = _Channel(self._link, session.open_socket(self._context, key, number, self.endpoint))
             self._channels.append(channel)
             self._local.channel = channel
             return channel
         finally:
             self._lock.release()
 
-    def _socket(self, key: bytes, number: int) -> zmq.Socket[bytes]:
-        sock: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        try:
-            session.configure(sock, session.routing_id(key, number), self.endpoint)
-            sock.setsockopt(zmq.RCVTIMEO, session.POLL_MS)
-            sock.connect(self.endpoint)
-        except BaseException:
-            session.close_quietly(sock)
-            raise
-        return sock
+    def _shut(self, channel: _Channel, wait: float = 0.0) -> None:
+        """Closes a channel, unless another thread's call does not leave it in time."""
+        if channel.lock.acquire(timeout=wait):
+            try:
+                session.close_quietly(channel.sock)
+                if channel in self._channels:
+                    self._channels.remove(channel)
+            finally:
+                channel.lock.release()
 
     def _open(self, deadline: float, seconds: float) -> _Channel:
-        """Says Hello and waits, within the deadline, for whoever serves the endpoint."""
-        key = session.new_key()
-        sock = self._socket(key, 0)
-        try:
-            sock.send(session.hello(key))
-            while True:
-                try:
-                    parts = sock.recv_multipart()
-                except zmq.Again:
-                    if time.monotonic() > deadline:
-                        raise session.unreachable(self.endpoint, seconds) from None
-                    continue
-                message = protocol.unpack_from_broker(parts[0])
-                if isinstance(message, protocol.Error):
-                    raise message.exception()
-                if isinstance(message, protocol.Welcome):
-                    break
-            link = session.Link(key, message)
-        except BaseException:
-            session.close_quietly(sock)
-            raise
+        link, sock = session.open_link(self._context, self.endpoint, seconds, deadline, self._quit)
         self._link = link
         if self._store is not None and self._store.shared is not None:
             self._store.shared.id = 0  # the new broker does not know it yet
@@ -439,22 +462,31 @@ class Client:
                     raise
             return self._store
 
-    def _drop_link(self) -> None:
+    def _drop_link(self, wait: float = 0.0) -> None:
+        """Ends the link. Calls under way on it notice by themselves; their threads close their channels later."""
         link, self._link = self._link, None
-        channels, self._channels = self._channels, []
-        for channel in channels:
-            if link is not None and not link.shares_memory and not link.dead:
-                self._send(channel, (protocol.pack(protocol.Bye()),))
-                channel.sock.setsockopt(zmq.LINGER, 200)
-            channel.sock.close()
         if link is not None:
+            if not link.shares_memory and not link.dead:
+                self._say_bye(link)
             link.close()
+        end = time.monotonic() + wait
+        for channel in list(self._channels):
+            self._shut(channel, max(0.0, end - time.monotonic()))
+
+    def _say_bye(self, link: session.Link) -> None:
+        try:
+            sock = session.open_socket(self._context, link.key, next(link.sockets), self.endpoint)
+            sock.setsockopt(zmq.LINGER, session.BYE_MS)
+            sock.send(protocol.pack(protocol.Bye()), zmq.NOBLOCK)
+            sock.close()
+        except (ZooError, zmq.ZMQError):
+            pass  # then its silence says it
 
     def _keep_alive(self, link: session.Link) -> None:
         """Without a lifeline, a session lives by its messages."""
 
         def ping() -> None:
-            sock = self._socket(link.key, next(link.sockets))
+            sock = session.open_socket(self._context, link.key, next(link.sockets), self.endpoint)
             try:
                 while not link.dead and not self._quit.wait(protocol.PING_S):
                     sock.send(protocol.pack(protocol.Ping()), zmq.NOBLOCK)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import os
 import re
 import tomllib
@@ -22,7 +23,7 @@ MAX_IPC_PATH = 107 - len(".handoff")  # sun_path of a Unix socket, less our long
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 Megabytes = Annotated[float, msgspec.Meta(ge=0)]
-Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 
 
 class ModelPriority(enum.IntEnum):
@@ -183,8 +184,10 @@ def parse_config(text: str, file: Path | None = None) -> ZooConfig:
     shown = str(file) if file else "config"
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise ConfigError(f"{shown}: not valid TOML: {e}") from None
+    except (ValueError, RecursionError) as e:  # TOMLDecodeError, a number of thousands of digits, endless brackets
+        at = re.search(r" ?\(at line (\d+), column \d+\)", str(e))
+        line = at[1] if at else text.count("\n", 0, len(text.rstrip())) + 1 if "end of document" in str(e) else 1
+        raise ConfigError(f"{shown}:{line}: not valid TOML: {e}") from None
     reader = _Reader(shown, _lines(text))
     broker = reader.table(BrokerConfig, raw.pop("broker", {}), ("broker", 0))
     devices = reader.tables(DeviceConfig, raw.pop("devices", []), "devices")
@@ -195,6 +198,9 @@ def parse_config(text: str, file: Path | None = None) -> ZooConfig:
     reader.distinct(models, "models")
     if broker is not None:
         _check_broker(broker, reader)
+    for i, device in enumerate(devices):
+        if device is not None:
+            _check_device(device, i, reader)
     for i, model in enumerate(models):
         if model is not None:
             _check_model(model, i, reader)
@@ -227,6 +233,11 @@ def _check_broker(broker: BrokerConfig, reader: _Reader) -> None:
         reader.wrong(here, "metrics", f'expected "HOST:PORT" or false, got {broker.metrics!r}')
 
 
+def _check_device(device: DeviceConfig, index: int, reader: _Reader) -> None:
+    if device.kind == "cuda" and not re.fullmatch(r"cuda(:\d{1,3})?", device.name, re.ASCII):
+        reader.wrong(("devices", index), "name", f'expected "cuda:0", "cuda:1" …, got {device.name!r}')
+
+
 def _check_model(model: ModelConfig, index: int, reader: _Reader) -> None:
     here = ("models", index)
     if model.adapter and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", model.adapter):
@@ -237,13 +248,14 @@ def endpoint_problem(endpoint: str) -> str | None:
     """What is wrong with an endpoint, or None."""
     if endpoint.startswith("ipc://"):
         path = endpoint.removeprefix("ipc://")
-        if not path or path.startswith("@"):
+        if not path or path.startswith(("@", "*")) or not path.isprintable():
             return "ipc:// wants a path in the file system"
         if len(os.fsencode(path)) > MAX_IPC_PATH:
             return f"the socket's path has {len(os.fsencode(path))} bytes, at most {MAX_IPC_PATH} work"
         return None
-    if re.fullmatch(r"tcp://(\[[0-9a-fA-F:]+\]|[^:/\s]+):(\d{1,5}|\*)", endpoint):
-        return None
+    tcp = re.fullmatch(r"tcp://(\[[0-9a-fA-F:]+\]|[^:/\s]+):(\d{1,5}|\*)", endpoint, re.ASCII)
+    if tcp:
+        return None if tcp[2] == "*" or int(tcp[2]) < 1 << 16 else f"there is no port {tcp[2]}"
     return f"expected ipc://PATH or tcp://HOST:PORT, got {endpoint!r}"
 
 
@@ -262,6 +274,11 @@ def client_endpoint() -> str:
 # ---------------------------------------------------------------- lines and keys
 
 Place = tuple[str, int]  # table name, index of the table among those of its name
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 class _Reader:
@@ -290,15 +307,18 @@ class _Reader:
                 self.wrong(place, key, f"unknown key; known are {', '.join(known)}")
                 continue
             if key == "priority" and hints[key] is ModelPriority:
-                if value not in ModelPriority.__members__:
+                if not isinstance(value, str) or value not in ModelPriority.__members__:
                     self.wrong(place, key, f"expected one of {', '.join(ModelPriority.__members__)}, got {value!r}")
                 else:
                     values[key] = ModelPriority[value]
                 continue
+            if isinstance(value, float) and not math.isfinite(value):
+                self.wrong(place, key, f"expected a finite number, got {value!r}")
+                continue
             try:
                 values[key] = msgspec.convert(value, hints[key])
-            except msgspec.ValidationError as e:
-                self.wrong(place, key, f"{e}, got {value!r}")
+            except (ValueError, OverflowError) as e:  # msgspec.ValidationError is a ValueError
+                self.wrong(place, key, f"{e}, got {_short(value)}")
         for field in msgspec.structs.fields(cls):
             if field.required and field.name not in raw:
                 self.wrong(place, None, f"the key {field.name!r} is missing")

@@ -12,6 +12,7 @@ import socket
 import struct
 
 from zoo import protocol
+from zoo.errors import ProtocolMismatch
 
 PACKET_BYTES = 4096
 _MAX_FDS = 4
@@ -42,7 +43,7 @@ def receive(sock: socket.socket, flags: int = 0) -> tuple[protocol.LifelineMessa
         BlockingIOError: nothing there (non-blocking). OSError: the connection is gone.
         ProtocolMismatch: an unreadable packet; its descriptors are already closed.
     """
-    data, ancillary, _, _ = sock.recvmsg(PACKET_BYTES, _ANCILLARY, flags | _FLAGS)
+    data, ancillary, how, _ = sock.recvmsg(PACKET_BYTES, _ANCILLARY, flags | _FLAGS)
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -52,6 +53,8 @@ def receive(sock: socket.socket, flags: int = 0) -> tuple[protocol.LifelineMessa
             for extra in fds:
                 os.close(extra)
             return None
+        if how & socket.MSG_TRUNC:
+            raise ProtocolMismatch(f"a lifeline packet has at most {PACKET_BYTES} bytes")
         message = protocol.unpack_lifeline(data)
     except BaseException:
         for extra in fds:

@@ -70,19 +70,25 @@ def check_dtype(text: str) -> np.dtype[Any]:
     return dtype
 
 
+_KNOWN = {text: np.dtype(text) for text in ("|u1", "<f4")}
+
+
 def view(memory: Any, arena_bytes: int, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """A read-only array over `memory`, after checking that it lies inside.
 
     Raises:
         InvalidInput: bad dtype or shape, or the array would reach outside its memory.
     """
-    kind = check_dtype(dtype)
+    kind = _KNOWN.get(dtype) or check_dtype(dtype)
     if len(shape) > MAX_NDIM or any(n < 0 for n in shape):
         raise InvalidInput(f"shape: {shape} is not one an array can have")
     count = math.prod(shape)
     if offset < 0 or offset % kind.itemsize or offset + count * kind.itemsize > arena_bytes:
         raise InvalidInput(f"frame: {shape} {dtype} at offset {offset} does not lie inside its {arena_bytes} bytes")
-    array = np.frombuffer(memory, kind, count, offset).reshape(shape)
+    try:
+        array = np.frombuffer(memory, kind, count, offset).reshape(shape)
+    except (ValueError, OverflowError):  # no elements, but a side that numpy cannot count
+        raise InvalidInput(f"shape: {shape} is not one an array can have") from None
     array.flags.writeable = False
     return array
 
@@ -97,7 +103,7 @@ def pack_request(body: InferBody) -> bytes:
     """Raises InvalidInput when an option is not a JSON-like value."""
     try:
         return _encode_request(body)
-    except (TypeError, ValueError, OverflowError) as e:
+    except (TypeError, ValueError, OverflowError, RecursionError) as e:
         raise InvalidInput(f"options: {e}; options are JSON-like values (lists, numbers, strings)") from None
 
 
@@ -157,12 +163,20 @@ def result_decoder(look_up: LookUp) -> Callable[[bytes], ResultBody]:
             return look_up(offset, shape, dtype)
         raise ProtocolMismatch(f"a result holds an unknown extension {code}")
 
-    decoder = msgspec.msgpack.Decoder(ResultBody, ext_hook=ext_hook, dec_hook=lambda _, value: value)
+    def array_hook(_: type, value: Any) -> np.ndarray:
+        if not isinstance(value, np.ndarray):
+            raise ValueError(f"expected an array, got {type(value).__name__}")
+        return value
+
+    decoder = msgspec.msgpack.Decoder(ResultBody, ext_hook=ext_hook, dec_hook=array_hook)
 
     def decode(raw: bytes) -> ResultBody:
         try:
-            return decoder.decode(raw)
-        except (msgspec.DecodeError, msgspec.ValidationError, ValueError, InvalidInput) as e:
+            body = decoder.decode(raw)
+        except (msgspec.DecodeError, msgspec.ValidationError, ValueError, RecursionError, InvalidInput) as e:
             raise ProtocolMismatch(f"unreadable result: {e}") from None
+        if not body.many and len(body.results) != 1:
+            raise ProtocolMismatch(f"unreadable result: {len(body.results)} answers where there should be one")
+        return body
 
     return decode

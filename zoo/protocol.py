@@ -10,7 +10,7 @@ Deadlines travel as remaining milliseconds, never as clock readings. Nothing her
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -21,12 +21,18 @@ _VERSION_BYTE = bytes([VERSION])
 
 MAX_MESSAGE_BYTES = 160 << 20  # one inline 8K frame (100 MB) and room to spare
 MAX_HEADER_BYTES = 64 << 10
+MAX_VALUE_BYTES = 16 << 20  # headers from the broker: a `Value` may hold a long list
 MAX_PARTS = 2 + 64
 MAX_FRAMES = 64  # frames in one request (video)
+MAX_ARENAS = 16  # arenas of one process, and so of one request
+MAX_TEXT = 2000  # characters of an error's message
 SESSION_BYTES = 8
 INLINE_RESULT_BYTES = 64 << 10  # larger arrays of a result travel through the worker's arena
 SESSION_TTL_S = 15.0  # a session without a lifeline that is silent for this long is over
 PING_S = 5.0
+UNKNOWN_SESSION = "this broker does not know the session"  # it is a new one, or forgot us: say Hello again
+
+Rid = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]  # 0 is for errors that belong to no request
 
 
 class Message(msgspec.Struct, array_like=True, gc=False):
@@ -47,7 +53,7 @@ class Hello(Message, tag=1):
 class Infer(Message, tag=2):
     """One inference. `arenas`: ids of the arenas that the body's frames lie in. The body is an `InferBody`."""
 
-    rid: int
+    rid: Rid
     model: str
     timeout_ms: int
     priority: int = 2
@@ -57,7 +63,7 @@ class Infer(Message, tag=2):
 class Load(Message, tag=3):
     """Makes a model ready; with `lease`, also keeps it so. `keep_alive` (seconds) overrides its idle time."""
 
-    rid: int
+    rid: Rid
     model: str
     timeout_ms: int
     lease: bool = False
@@ -65,31 +71,33 @@ class Load(Message, tag=3):
 
 
 class Release(Message, tag=4):
-    rid: int
+    """Gives a lease back. With `rid` 0 there is no answer."""
+
+    rid: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
     lease: int
 
 
 class Unload(Message, tag=5):
-    rid: int
+    rid: Rid
     model: str
     timeout_ms: int
 
 
 class Pin(Message, tag=6):
-    rid: int
+    rid: Rid
     model: str
     on: bool
 
 
 class CleanupIdle(Message, tag=7):
-    rid: int
+    rid: Rid
     idle_seconds: float
 
 
 class Query(Message, tag=8):
     """Asks for `what`: "status", "models", "ps" or "explain" (optionally of one model)."""
 
-    rid: int
+    rid: Rid
     what: str
     model: str | None = None
 
@@ -97,7 +105,7 @@ class Query(Message, tag=8):
 class Cancel(Message, tag=9):
     """Withdraws request `rid`; there is no answer of its own."""
 
-    rid: int
+    rid: Rid
 
 
 class Ping(Message, tag=10):
@@ -280,15 +288,15 @@ def pack(message: Message) -> bytes:
     return _VERSION_BYTE + _encode(message)
 
 
-def _unpack(decoder: msgspec.msgpack.Decoder[Any], raw: bytes) -> Any:
+def _unpack(decoder: msgspec.msgpack.Decoder[Any], raw: bytes, limit: int = MAX_HEADER_BYTES) -> Any:
     if raw[:1] != _VERSION_BYTE:
         said = raw[0] if raw else "nothing"
         raise errors.ProtocolMismatch(
             f"the other side speaks protocol version {said}, this side version {VERSION}; "
             "install the same release of the zoo on both sides"
         )
-    if len(raw) > MAX_HEADER_BYTES:
-        raise errors.ProtocolMismatch(f"a header of {len(raw)} bytes; the limit is {MAX_HEADER_BYTES}")
+    if len(raw) > limit:
+        raise errors.ProtocolMismatch(f"a header of {len(raw)} bytes; the limit is {limit}")
     try:
         return decoder.decode(memoryview(raw)[1:])
     except (msgspec.DecodeError, msgspec.ValidationError, ValueError, RecursionError) as e:
@@ -301,7 +309,7 @@ def unpack_from_client(raw: bytes) -> FromClient:
 
 
 def unpack_from_broker(raw: bytes) -> FromBroker:
-    return _unpack(_from_broker, raw)  # type: ignore[no-any-return]
+    return _unpack(_from_broker, raw, MAX_VALUE_BYTES)  # type: ignore[no-any-return]
 
 
 def unpack_from_worker(raw: bytes) -> FromWorker:

@@ -1,8 +1,8 @@
-"""What both clients share: the link to one life of a broker, requests out, answers in. No waiting on ZeroMQ here.
+"""What both clients share: the link to one life of a broker, requests out, answers in.
 
-A link is opened with `Hello` and, where memory can be shared, a lifeline. It ends when the lifeline does; the
-client then opens a new one on its next call. Late answers (to requests somebody gave up on) come through
-`settle`, so that their slots are given back and nothing is lost.
+A link is opened with `Hello` and, where memory can be shared, a lifeline (`open_link`; nothing else here waits on
+ZeroMQ). It ends when the lifeline does; the client then opens a new one on its next call. Late answers (to
+requests somebody gave up on) go through `Reader.late`, so that slots and leases are given back and nothing is lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,11 +27,15 @@ import zmq
 import zmq.auth
 
 from zoo import arena, frames, lifeline, payload, protocol
-from zoo.config import ModelPriority
+from zoo.config import ModelPriority, client_endpoint, endpoint_problem
 from zoo.errors import AccessDenied, BrokerUnreachable, InvalidInput, ProtocolMismatch, QueueFull, ZooError
 
+_MEDIUM = int(ModelPriority.MEDIUM)
+LOOK_S = 0.02
 GRACE_S = 1.0  # past its deadline, a request's answer is still waited for this long
 HANDSHAKE_S = 5.0
+HELLO_S = 1.0  # an unanswered Hello is said again: the broker that took it may be gone
+BYE_MS = 300  # how long a closing client tries to say so, where no lifeline says it
 POLL_MS = 100  # how often a waiting client looks whether its broker is still there
 
 
@@ -64,13 +70,17 @@ class Link:
         key: the session; routing ids of its sockets begin with it.
         dead: set once the broker is known to be gone.
         held: slots of requests that were answered, or given up on, while a worker may still read them.
+        unwanted: requests for a lease whose callers have given up; should one be granted, it is released.
     """
 
     def __init__(self, key: bytes, welcome: protocol.Welcome) -> None:
         self.key = key
         self.boot = welcome.boot
         self.dead = False
+        self._look_at = 0.0
         self.held: dict[int, frames.Outgoing] = {}
+        self.unwanted: set[int] = set()
+        self._settled: set[int] = set()  # by the lifeline, before the answer that says "held" was read
         self.sockets = itertools.count(1)
         self._mappings: dict[int, _Mapping] = {}
         self._unsent: deque[tuple[int, int]] = deque()
@@ -81,6 +91,7 @@ class Link:
         if welcome.handoff is not None and hasattr(socket, "SCM_RIGHTS") and sys.platform == "linux":
             try:
                 self._line = lifeline.connect(welcome.handoff, HANDSHAKE_S)
+                _links.add(self)
                 lifeline.send(self._line, protocol.LifelineAttach("client", key))
                 self._line.settimeout(None)
                 self._await_reply("the lifeline")
@@ -94,6 +105,10 @@ class Link:
     @property
     def shares_memory(self) -> bool:
         return self._line is not None
+
+    def fileno(self) -> int:
+        """The lifeline's descriptor: when it is readable, call `look`. -1 when there is none."""
+        return self._line.fileno() if self._line is not None else -1
 
     def register(self, own: arena.OwnedArena) -> None:
         """Hands our arena to this broker; sets its id.
@@ -152,22 +167,30 @@ class Link:
         elif isinstance(message, protocol.LifelineGone):
             self._mappings.pop(message.id, None)  # arrays that still look at it keep it alive
         elif isinstance(message, protocol.LifelineSettled):
-            self.settle(message.rid)
+            self._settled.add(message.rid)  # in this order: see `hold`
+            if message.rid in self.held:
+                self._settled.discard(message.rid)
+                self.settle(message.rid)
         else:
             self._replies.append(message)
         return True
 
     def look(self) -> bool:
         """Takes in what lies on the lifeline; False when the broker is gone."""
+        self._look_at = time.monotonic() + LOOK_S
         if self._line is not None and self._lock.acquire(blocking=False):
             try:
                 while not self.dead and self._read(0.0):
                     pass
-                while self._unsent and not self.dead:
+                for _ in range(len(self._unsent)):
                     self.give_back(*self._unsent.popleft())
             finally:
                 self._lock.release()
         return not self.dead
+
+    def seems_well(self) -> bool:
+        """`look()`, but not more often than every `LOOK_S`: this stands before every request."""
+        return not self.dead and (time.monotonic() < self._look_at or self.look())
 
     # ------------------------------------------------------------ results in workers' arenas
 
@@ -201,7 +224,21 @@ class Link:
     # ------------------------------------------------------------ slots of answered requests
 
     def hold(self, rid: int, outgoing: frames.Outgoing) -> None:
+        """Keeps the slots until `settle`, or not at all when the news of that was faster than the answer."""
+        if self._line is None:
+            outgoing.drop()  # nothing is shared, nobody reads it
+            return
         self.held[rid] = outgoing
+        if rid in self._settled:  # another thread may be taking it from the lifeline just now: whoever is second sees
+            self._settled.discard(rid)
+            self.settle(rid)
+
+    def answered(self, message: protocol.FromBroker, outgoing: frames.Outgoing) -> None:
+        """The answer to a request is there: its slots are free, unless the answer says otherwise."""
+        if isinstance(message, protocol.Error) and message.held:
+            self.hold(message.rid, outgoing)
+        else:
+            outgoing.drop()
 
     def settle(self, rid: int) -> None:
         outgoing = self.held.pop(rid, None)
@@ -232,6 +269,8 @@ class Reader:
     def outcome(self, message: protocol.FromBroker, parts: list[bytes]) -> Any:
         """What the caller gets; an exception object when the request failed."""
         if isinstance(message, protocol.Error):
+            if message.message == protocol.UNKNOWN_SESSION and not self._link.shares_memory:
+                self._link.dead = True  # there is no lifeline to tell; the next call says Hello again
             return message.exception()
         if isinstance(message, protocol.Value):
             return message.value
@@ -243,6 +282,100 @@ class Reader:
             return e
         return body.results if body.many else body.results[0]
 
+    def late(self, message: protocol.FromBroker, parts: list[bytes]) -> protocol.Message | None:
+        """Deals with what nobody waits for any more; gives a message to be sent because of it, or None.
+
+        Raises:
+            ZooError: it is about no request at all; the broker could not read something that we sent.
+        """
+        if isinstance(message, protocol.Welcome):
+            return None
+        if isinstance(message, protocol.Error) and not message.rid:
+            raise message.exception()
+        if isinstance(message, protocol.Error) and message.held:
+            return None  # `LifelineSettled` follows
+        self.outcome(message, parts)  # once decoded and dropped, a result's slots go back
+        self._link.settle(message.rid)
+        if message.rid in self._link.unwanted:
+            self._link.unwanted.discard(message.rid)
+            if isinstance(message, protocol.Value):
+                return protocol.Release(0, message.value)
+        return None
+
+
+# ---------------------------------------------------------------- opening
+
+
+def open_socket(context: zmq.Context[zmq.Socket[bytes]], key: bytes, number: int, endpoint: str) -> zmq.Socket[bytes]:
+    """A connected socket of the session."""
+    sock: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    try:
+        configure(sock, routing_id(key, number), endpoint)
+        sock.setsockopt(zmq.RCVTIMEO, POLL_MS)
+        sock.connect(endpoint)
+    except BaseException:
+        close_quietly(sock)
+        raise
+    return sock
+
+
+def open_link(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, seconds: float, deadline: float, gone: threading.Event
+) -> tuple[Link, zmq.Socket[bytes]]:
+    """Says Hello and waits, within the deadline, for whoever serves the endpoint. The socket is the session's first.
+
+    Raises:
+        BrokerUnreachable: nobody answered in time, or `gone` was set. AccessDenied, ProtocolMismatch.
+    """
+    while True:
+        key = new_key()
+        sock = open_socket(context, key, 0, endpoint)
+        try:
+            return Link(key, _welcome(sock, key, endpoint, seconds, deadline, gone)), sock
+        except BrokerUnreachable:  # perhaps it went away between two steps, and another one comes
+            close_quietly(sock)
+            if time.monotonic() > deadline or gone.wait(POLL_MS / 1000):
+                raise
+        except BaseException:
+            close_quietly(sock)
+            raise
+
+
+def _welcome(
+    sock: zmq.Socket[bytes], key: bytes, endpoint: str, seconds: float, deadline: float, gone: threading.Event
+) -> protocol.Welcome:
+    said = -math.inf
+    while True:
+        if time.monotonic() > said + HELLO_S:
+            with contextlib.suppress(zmq.Again):
+                sock.send(hello(key), zmq.NOBLOCK)
+            said = time.monotonic()
+        try:
+            parts = sock.recv_multipart()
+        except zmq.Again:
+            if gone.is_set() or time.monotonic() > deadline:
+                raise unreachable(endpoint, seconds) from None
+            continue
+        message = protocol.unpack_from_broker(parts[0])
+        if isinstance(message, protocol.Error):
+            raise message.exception()
+        if isinstance(message, protocol.Welcome):
+            return message
+
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    """A fork's copy of a lifeline would keep the session alive after its owner; a client does not survive a fork."""
+    for link in list(_links):
+        link.dead = True
+        line, link._line = link._line, None
+        if line is not None:
+            line.close()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 # ---------------------------------------------------------------- arguments
 
@@ -260,6 +393,28 @@ def hello(key: bytes) -> bytes:
     return protocol.pack(protocol.Hello(key, os.getpid(), name[:80]))
 
 
+def check_endpoint(endpoint: str | None) -> str:
+    found = endpoint or client_endpoint()
+    problem = endpoint_problem(found)
+    if problem:
+        raise InvalidInput(f"endpoint: {problem}")
+    return found
+
+
+def check_arena_mb(arena_mb: int) -> int:
+    """In bytes."""
+    if not isinstance(arena_mb, int) or arena_mb < 1:
+        raise InvalidInput(f"arena_mb: {arena_mb!r} is not a positive number of megabytes")
+    return arena_mb << 20
+
+
+def check_models(models: Iterable[str]) -> list[str]:
+    """Each once, in order."""
+    if isinstance(models, str):
+        raise InvalidInput(f"models: expected a list of names, got {models!r}")
+    return list(dict.fromkeys(models))
+
+
 def check_timeout(timeout: float | None, default: float) -> float:
     value = default if timeout is None else timeout
     if not isinstance(value, int | float) or not 0 < value < math.inf:
@@ -269,7 +424,7 @@ def check_timeout(timeout: float | None, default: float) -> float:
 
 def check_priority(priority: int | str | None) -> int:
     if priority is None:
-        return int(ModelPriority.MEDIUM)
+        return _MEDIUM
     try:
         return int(ModelPriority[priority] if isinstance(priority, str) else ModelPriority(priority))
     except (KeyError, ValueError):
@@ -310,7 +465,10 @@ def configure(sock: Any, identity: bytes, endpoint: str) -> None:
 
 
 def unreachable(endpoint: str, timeout: float) -> BrokerUnreachable:
-    return BrokerUnreachable(f"no broker answers on {endpoint} within {timeout:g} s; start one with `zoo serve`")
+    text = f"no broker answers on {endpoint} within {timeout:g} s; start one with `zoo serve`"
+    if endpoint.startswith("tcp://"):
+        text += ", or see whether it knows this client's CURVE key"
+    return BrokerUnreachable(text)
 
 
 def arena_full(own: arena.OwnedArena | None) -> QueueFull:

@@ -28,14 +28,16 @@ import transformers.models.resnet.modeling_resnet
 import transformers.models.siglip.image_processing_siglip
 import transformers.models.siglip.modeling_siglip
 import transformers.models.vit.image_processing_vit
-import transformers.models.vit.modeling_vit  # noqa: F401
+import transformers.models.vit.modeling_vit
 from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from workers.models.base import AnyResult, Input, Spec, require_image
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
 from zoo.results import Classification
 
 transformers.utils.logging.disable_progress_bar()
+get_checkpoint_conversion_mapping("")  # compiles a thousand regular expressions, which every load asks for
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,18 +16,22 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import cv2
 import msgspec
 import numpy as np
 import onnxruntime
 import rapidocr
 import rapidocr.inference_engine.onnxruntime
-import rapidocr.main  # noqa: F401  (both would be imported at first use, in every fork anew)
+import rapidocr.main
 
 from workers.models.base import AnyResult, Input, Spec, require_image
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
 from zoo.results import OcrText
 
 STAGES = ("det", "cls", "rec")  # finds lines; turns upside-down ones; reads them
+# The finder scales the shorter side up to 736 pixels whatever the longer one becomes: a crop of 2x40 would turn into
+# 10 megapixels and twelve seconds. Longer strips than this are widened with their own edge first.
+MAX_ASPECT = 4
 PACKAGED = Path(rapidocr.__file__).parent / "models"
 
 
@@ -98,9 +102,12 @@ class PlateReader:
         full = options.mode == "full"
         # rapidocr takes arrays as BGR. It also remembers what it was told in the last call, so all of it is said
         # every time; its own score filter is off, because it works only when lines were detected.
-        found = self._ocr(
-            np.ascontiguousarray(frame[..., ::-1]), use_det=full, use_cls=full, use_rec=True, text_score=0.0
-        )
+        bgr = np.ascontiguousarray(frame[..., ::-1])
+        height, width = bgr.shape[:2]
+        if full:
+            below, right = max(0, -(-width // MAX_ASPECT) - height), max(0, -(-height // MAX_ASPECT) - width)
+            bgr = cv2.copyMakeBorder(bgr, 0, below, 0, right, cv2.BORDER_REPLICATE) if below or right else bgr
+        found = self._ocr(bgr, use_det=full, use_cls=full, use_rec=True, text_score=0.0)
         lines = [str(text) for text in found.txts or ()]
         scores = np.asarray(found.scores, np.float32) if lines else np.zeros(0, np.float32)
         boxes = None
@@ -109,7 +116,7 @@ class PlateReader:
         keep = [i for i, text in enumerate(lines) if text.strip() and scores[i] >= options.min_score]
         if boxes is not None:
             keep = [keep[i] for i in reading_order(boxes[keep])]
-            boxes = boxes[keep]
+            boxes = np.clip(boxes[keep], 0, np.array([width - 1, height - 1], np.float32))
         lines, scores = [lines[i] for i in keep], scores[keep]
         return OcrText(
             text=plain("".join(lines)),

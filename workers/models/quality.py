@@ -1,15 +1,18 @@
 """Image quality without a reference: BRISQUE (Mittal, Moorthy and Bovik, IEEE TIP 2012), on the CPU.
 
-The arithmetic and the trained regressor are the `brisque` package's. Two things are replaced here, and `tests/models/
-test_quality.py` holds the result to the package's own arithmetic within 0.001 points:
+The arithmetic and the trained regressor are the `brisque` package's. Two things are replaced here:
 
 - 0.2.0 hands one-element arrays to `float()`, which numpy 2.4 refuses;
 - its 7x7 Gaussian runs as a plain two-dimensional convolution, three times per frame, once for nothing. The kernel is
   the product of two lines of seven, and filtering by those takes a fraction of the time.
 
-Scores rank one scene's frames well (sharp < blurred < noisy), but levels overlap between scenes: a sharp picture of
-a lawn can score above a blurred one of a wall. The thresholds (`blurry_at` 50, `noisy_at` 60, both options) are those
-of the project this catalogue comes from; set them per camera if the verdict matters.
+Scores stay within 0.1 points of the package's own arithmetic (tests/models/test_quality.py). Not closer, because in
+exactly flat patches, such as a blown-out sky, the sign of a rounding error decides on which side a pixel is counted.
+
+Within one scene a frame scores worse the more it is blurred, and worse the more noise it has. Levels overlap between
+scenes and between the two faults: a strongly blurred frame scores above a moderately noisy one. So the verdict says
+how bad, in the words of the project this catalogue comes from (`blurry_at` 50, `noisy_at` 60, both options), and not
+which fault it is. Set the thresholds per camera if the verdict matters.
 """
 
 from __future__ import annotations
@@ -55,9 +58,7 @@ class _Package(BRISQUE):  # type: ignore[misc]
         both = [*self.calculate_brisque_features(gray), *self.calculate_brisque_features(half)]
         return np.array([np.asarray(value).item() for value in both], np.float64)
 
-    def calculate_mscn_coefficients(
-        self, image: np.ndarray, kernel_size: int = 7, sigma: float = 7 / 6
-    ) -> np.ndarray:
+    def calculate_mscn_coefficients(self, image: np.ndarray, kernel_size: int = 7, sigma: float = 7 / 6) -> np.ndarray:
         line = cv2.getGaussianKernel(kernel_size, sigma, cv2.CV_64F)
 
         def blur(plane: np.ndarray) -> Any:

@@ -18,7 +18,9 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +39,29 @@ Builder = Callable[[Path, int], None]  # where the file or folder goes, seed
 AGES = ["0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70"]
 
 
+@contextmanager
+def _repeatable(seed: int) -> Iterator[None]:
+    """The same random numbers and the same order of summation every time, and the caller's own ones afterwards."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums split among threads round differently
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def yolo(architecture: str, labels: Sequence[str]) -> Builder:
     """An ultralytics checkpoint with these labels, from one of the package's own architecture files."""
 
     def build(target: Path, seed: int) -> None:
-        import torch
+        # Through the adapter, which sets the environment that the library reads at import.
+        YOLO: Any = import_module("workers.models.yolo").YOLO  # noqa: N806
 
-        from workers.models.yolo import YOLO  # sets the environment that ultralytics reads at import
-
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with _repeatable(seed):
             whole = YOLO(architecture)
             config = {**whole.model.yaml, "nc": len(labels)}
             config.pop("channels", None)
@@ -65,7 +80,7 @@ def _calibrate(model: Any) -> None:
 
     With random weights, activations fade from layer to layer and every place scores alike. So the normalisation
     layers are given the statistics of the photographs inside the ultralytics package, and each class output is
-    stretched so that its best place on those photographs scores 0.75 and its eighth best 0.25, per grid.
+    stretched so that on those photographs its fourth best place per grid scores 0.25 (its second, with more classes).
     """
     import torch
     from torch.nn.functional import pad
@@ -96,9 +111,9 @@ def _calibrate(model: Any) -> None:
             for level, layer in enumerate(last):
                 logits = torch.cat(seen[level], dim=1) - layer.bias.view(-1, 1)
                 best = logits.topk(8, dim=1).values
-                scale = 2.2 / (best[:, 0] - best[:, -1]).clamp_min(1e-6)  # logits of 0.75 and 0.25 are +-1.1
+                scale = 2.2 / (best[:, 0] - best[:, -1]).clamp_min(1e-6)  # best and eighth best 2.2 apart
                 layer.weight *= scale.view(-1, 1, 1, 1)
-                layer.bias.copy_(-1.1 - best[:, -1] * scale)
+                layer.bias.copy_(-1.1 - best[:, max(1, 3 // len(best))] * scale)
             if hasattr(head, "kpt_shape"):  # spread the points over a person, not over one cell of the grid
                 for branch in head.cv4:
                     branch[-1].weight *= 4
@@ -131,12 +146,12 @@ def classifier(family: str, labels: Sequence[str]) -> Builder:
     def build(target: Path, seed: int) -> None:
         import torch
 
-        from workers.models.classify import transformers  # sets the environment that transformers reads at import
+        # Through the adapter, which sets the environment that the library reads at import.
+        transformers: Any = import_module("workers.models.classify").transformers
 
-        names = dict(id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)})
-        small = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+        small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+        with _repeatable(seed):
             model: Any
             processor: Any
             if family == "vit":
@@ -145,8 +160,10 @@ def classifier(family: str, labels: Sequence[str]) -> Builder:
                 )
                 processor = transformers.ViTImageProcessor()
             elif family == "siglip":
+                # The classifier has no text half, but its configuration is checked all the same.
+                text = {**small, "vocab_size": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
                 vision = dict(image_size=224, patch_size=16, **small)
-                config = transformers.SiglipConfig(text_config=small, vision_config=vision, **names)
+                config = transformers.SiglipConfig(text_config=text, vision_config=vision, **names)
                 model = transformers.SiglipForImageClassification(config)
                 processor = transformers.SiglipImageProcessor(size={"height": 224, "width": 224})
             else:
@@ -253,7 +270,9 @@ def make(kind: str, directory: str | os.PathLike[str], *, seed: int = 0) -> Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m workers.models.standins", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m workers.models.standins", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("directory", help="the weights folder (weights_dir in config.toml)")
     parser.add_argument("names", nargs="*", metavar="NAME", help="models as named in config.toml; none means all")
     args = parser.parse_args(argv)

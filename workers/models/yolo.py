@@ -42,9 +42,10 @@ TASKS = ("detect", "segment", "pose")
 STRIDE = 32  # the coarsest grid of every published checkpoint; sizes are rounded up to it
 
 COCO_KEYPOINTS = (
-    "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow right_elbow left_wrist "
-    "right_wrist left_hip right_hip left_knee right_knee left_ankle right_ankle"
-).split()
+    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
+    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
+    "right_ankle",
+)  # fmt: skip
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Side = Annotated[int, msgspec.Meta(ge=STRIDE, le=4096)]
@@ -84,6 +85,8 @@ class Detector:
         if spec.path is None or not spec.path.is_file():
             raise ModelUnavailable(f"{spec.name}: no weights at {spec.path}; fetch them with: zoo pull {spec.name}")
         self._configured = spec.options
+        # First, or every small operation of the load is split over all cores: three times slower where those are busy.
+        torch.set_num_threads(spec.threads)
         try:
             yolo = YOLO(str(spec.path))
         except Exception as e:
@@ -106,15 +109,18 @@ class Detector:
             options = self._options({})
         except InvalidInput as e:
             raise LoadFailed(f"{spec.name}: options in config.toml: {e}", retryable=False) from e
-        # A whole frame of the configured size, so that kernels are chosen and the memory of a prediction is seen
-        # while the load is being measured.
+        # The predictor asks for a copy of the model and gets the model: nobody else uses it.
+        given = yolo.model
+        given.__deepcopy__ = lambda _: given
+        if device == "cpu":  # it compiles nothing, so the smallest frame will do to set everything up
+            options = msgspec.structs.replace(options, imgsz=STRIDE)
+        # Elsewhere a whole frame, so that kernels are chosen and the memory of a prediction is seen during the load.
         side = options.imgsz if isinstance(options.imgsz, tuple) else (options.imgsz, options.imgsz)
         self._run([np.zeros((*side, 3), np.uint8)], options)
-        # The predictor works on a copy of its own; the original would hold the weights a second time.
+        del given.__deepcopy__
         yolo.model = yolo.predictor.model.model
         yolo.ckpt = {}
-        # Last, because ultralytics sets its own count when it first predicts on a CPU.
-        torch.set_num_threads(spec.threads)
+        torch.set_num_threads(spec.threads)  # again, for ultralytics sets its own when it first predicts on a CPU
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """One call of the library for the inputs that agree in options and size.

@@ -1,0 +1,75 @@
+"""What the benchmarks share: a broker to measure, clocks of other processes, tables, JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import zoo
+
+RESULTS = Path(__file__).parent / "results"
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[str]:
+    path = tempfile.mkdtemp(prefix="zoo-bench-")
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def broker(config: str, where: str) -> Iterator[tuple[str, int]]:
+    """Starts `python -m zoo.broker`; gives its endpoint and process id, and sees it gone."""
+    file = Path(where) / "config.toml"
+    file.write_text(config)
+    endpoint = f"ipc://{where}/zoo"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zoo.broker", "--config", str(file), "--endpoint", endpoint, "--log-level", "WARNING"]
+    )
+    try:
+        with zoo.Client(endpoint, timeout=30) as client:
+            client.get_status()
+        yield endpoint, process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def resident_mb(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise LookupError(pid)
+
+
+def machine() -> dict[str, Any]:
+    return {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
+
+
+def save(name: str, figures: dict[str, Any]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), **figures}, indent=1) + "\n")
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,0 +1,62 @@
+"""Fixtures: a short private directory, and brokers that leave nothing behind (which is asserted)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import support
+from tests.support import Running, toy
+
+
+@pytest.fixture(autouse=True)
+def _no_zoo_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ZOO_ENDPOINT", "ZOO_CONFIG", "ZOO_CURVE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def zoo_dir() -> Iterator[Path]:
+    """A private directory with a short name: the paths of Unix sockets hold about 100 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix="zoo-t-", dir="/tmp"))
+    yield folder
+    support.remove(folder)
+
+
+@pytest.fixture
+def broker() -> Iterator[Callable[..., Running]]:
+    """`broker(models, **broker_keys)` starts one; `start=False` leaves that to the test."""
+    folders: list[Path] = []
+    made: list[Running] = []
+
+    def start(models: list[dict[str, Any]] | str | None = None, *, start: bool = True, **broker_keys: Any) -> Running:
+        folder = Path(tempfile.mkdtemp(prefix="zoo-t-", dir="/tmp"))
+        folders.append(folder)
+        running = Running(folder, [toy()] if models is None else models, **broker_keys)
+        made.append(running)
+        return running.start() if start else running
+
+    yield start
+    try:
+        for running in made:
+            running.close()
+    finally:
+        for folder in folders:
+            support.remove(folder)
+
+
+@pytest.fixture(scope="session")
+def shared_broker() -> Iterator[Running]:
+    """One broker for all tests that only ask: models `toy`, `toy2` and `broken` (which cannot be loaded)."""
+    folder = Path(tempfile.mkdtemp(prefix="zoo-t-", dir="/tmp"))
+    models = [toy(), toy("toy2"), toy("broken", options={"load": "raise"}), toy("off", enabled=False)]
+    running = Running(folder, models).start()
+    yield running
+    try:
+        running.close()
+    finally:
+        support.remove(folder)

@@ -1,0 +1,161 @@
+"""The transformers adapter against transformers itself, on the same folder and the same photographs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+classify = pytest.importorskip("workers.models.classify")
+import torch  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+from transformers import AutoImageProcessor, AutoModelForImageClassification  # noqa: E402
+from ultralytics.utils import ASSETS  # noqa: E402
+
+from workers.models import standins  # noqa: E402
+from workers.models.base import Input, Spec  # noqa: E402
+from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
+
+pytestmark = pytest.mark.models
+
+NAMES = ["vit-age-classifier", "weather-classification", "pet-classifier"]  # ViT, SigLIP, ResNet
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("weights")
+    return {name: standins.make(name, directory) for name in NAMES}
+
+
+def load(path: Path, **options) -> object:
+    model = classify.ImageClassifier()
+    model.load(Spec(name="it", path=path, options=options, threads=1), "cpu")
+    return model
+
+
+@pytest.fixture(scope="module")
+def models(folders):
+    return {name: load(path) for name, path in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def bus() -> np.ndarray:
+    return np.asarray(Image.open(ASSETS / "bus.jpg").convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def zidane() -> np.ndarray:
+    return np.asarray(Image.open(ASSETS / "zidane.jpg").convert("RGB"))
+
+
+def ask(model, *frames, **options):
+    return model.predict([Input(frame, options) for frame in frames])
+
+
+def as_dict(found) -> dict[str, float]:
+    return dict(zip(found.labels, found.scores.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_probabilities_are_those_of_the_library(name, models, folders, bus):
+    (found,) = ask(models[name], bus)
+    processor = AutoImageProcessor.from_pretrained(folders[name])
+    model = AutoModelForImageClassification.from_pretrained(folders[name]).eval()
+    with torch.inference_mode():
+        logits = model(**processor(Image.fromarray(bus), return_tensors="pt")).logits[0]
+    expected = {model.config.id2label[i]: p for i, p in enumerate(logits.softmax(-1).tolist())}
+    assert as_dict(found) == pytest.approx(expected, abs=1e-5)
+    assert (np.diff(found.scores) <= 0).all()
+    assert found.scores.sum() == pytest.approx(1, abs=1e-5)
+    assert found.scores.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_answers_as_its_members_alone(name, models, bus, zidane):
+    frames = [bus, zidane, bus[::-1], bus[10:60, 20:50]]
+    for together, frame in zip(ask(models[name], *frames), frames, strict=True):
+        (alone,) = ask(models[name], frame)
+        assert as_dict(together) == pytest.approx(as_dict(alone), abs=1e-5)
+
+
+def test_labels_come_from_the_checkpoint(models, folders):
+    written = json.loads((folders["vit-age-classifier"] / "config.json").read_text())["id2label"]
+    (found,) = ask(models["vit-age-classifier"], np.zeros((50, 50, 3), np.uint8))
+    assert sorted(found.labels) == sorted(written.values())
+
+
+def test_strided_and_read_only_views(models, bus):
+    bgr = np.ascontiguousarray(bus[..., ::-1])
+    bgr.flags.writeable = False
+    model = models["vit-age-classifier"]
+    (found,) = ask(model, bus[200:900, 100:700])
+    (of_bgr,) = ask(model, bgr[200:900, 100:700, ::-1])
+    (wrong_order,) = ask(model, bgr[200:900, 100:700])
+    assert as_dict(found) == as_dict(of_bgr)
+    assert as_dict(found) != pytest.approx(as_dict(wrong_order), abs=1e-4)
+
+
+def test_top_k(models, bus):
+    model = models["vit-age-classifier"]
+    (all_of_them,) = ask(model, bus)
+    (two,) = ask(model, bus, top_k=2)
+    assert two.labels == all_of_them.labels[:2]
+    assert len(ask(model, bus, top_k=100)[0].labels) == 9
+    mixed = model.predict([Input(bus, {"top_k": 1}), Input(bus, {})])
+    assert [len(found.labels) for found in mixed] == [1, 9]
+
+
+@pytest.mark.parametrize(
+    ("options", "field"), [({"top_k": 0}, "top_k"), ({"top_k": "two"}, "top_k"), ({"topk": 2}, "topk")]
+)
+def test_a_wrong_option_is_named(models, bus, options, field):
+    with pytest.raises(InvalidInput, match=field):
+        ask(models["pet-classifier"], bus, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(1, 1, 3), (3, 900, 3), (900, 2, 3)])
+def test_the_smallest_pictures_are_answered(models, name, shape):
+    assert ask(models[name], np.full(shape, 7, np.uint8))[0].scores.sum() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 4), (0, 8, 3)])
+def test_what_is_no_picture_is_refused(models, shape):
+    with pytest.raises(InvalidInput, match="frame"):
+        ask(models["pet-classifier"], np.zeros(shape, np.uint8))
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ModelUnavailable, match="zoo pull"):
+        load(tmp_path / "nothing")
+
+
+def test_pickled_weights_are_refused(folders, tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(folders["pet-classifier"], path)
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    with pytest.raises(ModelUnavailable, match="safetensors"):
+        load(path)
+
+
+def test_truncated_weights_fail_the_load(folders, tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(folders["pet-classifier"], path)
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(LoadFailed, match=str(path)):
+        load(path)
+
+
+def test_a_checkpoint_without_its_head_is_not_served_with_a_random_one(folders, tmp_path):
+    path = tmp_path / "model"
+    shutil.copytree(folders["vit-age-classifier"], path)
+    weights = {k: v for k, v in load_file(path / "model.safetensors").items() if not k.startswith("classifier")}
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LoadFailed, match="classifier"):
+        load(path)

@@ -1,0 +1,377 @@
+"""Random interleavings of everything that can happen, from every side, at any time.
+
+The world checks the invariants after each event; here is only what happens. See `world.py`.
+"""
+
+from __future__ import annotations
+
+import random
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from broker.states import Deliver, Kind, MemoryBack, State, WorkerDone, WorkerExited, WorkerLoadFailed, WorkerReady
+from tests.scheduler.world import World, model
+from zoo.config import ModelPriority
+
+CLIENTS = st.sampled_from([b"c1", b"c2", b"c3"])
+TIMEOUTS = st.sampled_from([500.0, 500.0, 500.0, 500.0, 20.0, 3.0, 0.5, 0.0])
+PICK = st.integers(0, 1000)
+SIZES = st.sampled_from([300, 400, 200, 500, 100, 600, 300, 400, 0, 1300])
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    world: World
+
+    @initialize(
+        sizes=st.lists(st.tuples(SIZES, st.sampled_from(list(ModelPriority))), min_size=3, max_size=6),
+        budgets=st.sampled_from([(1000,), (512,), (700, 700), (1000, 300)]),
+        patience=st.sampled_from([0.2, 0.0, 1.0]),
+        loads=st.sampled_from([1, 1, 2]),
+        max_queue=st.sampled_from([256, 5, 2]),
+        odd=st.booleans(),
+    )
+    def begin(self, sizes, budgets, patience, loads, max_queue, odd) -> None:
+        models = [model(f"m{i}", mb, p.name) for i, (mb, p) in enumerate(sizes)]
+        if odd:
+            models[0].idle_seconds = 2.0
+            models[0].dispatch_timeout = 0.5
+            models[1].pinned = True
+        self.world = World(
+            models, *map(float, budgets), patience_seconds=patience, concurrent_loads=loads, max_queue=max_queue,
+            idle_seconds=30.0, load_timeout=10.0, dispatch_timeout=5.0,
+        )  # fmt: skip
+        self.names = [m.name for m in models]
+
+    def name(self, pick: int) -> str:
+        return self.names[pick % len(self.names)]
+
+    def pick(self, pick: int, fit):
+        """One of the processes that `fit`, or None."""
+        fitting = [p for p in self.world.processes.values() if fit(p)]
+        return fitting[pick % len(fitting)] if fitting else None
+
+    # clients
+
+    @rule(pick=PICK, client=CLIENTS, timeout=TIMEOUTS, priority=st.integers(0, 3), count=st.integers(1, 4))
+    def infer(self, pick, client, timeout, priority, count) -> None:
+        for _ in range(count):
+            self.world.ask(self.name(pick), client=client, timeout=timeout, priority=priority)
+
+    @rule(picks=st.lists(PICK, min_size=1, max_size=4))
+    def infer_many(self, picks) -> None:
+        for pick in picks:
+            self.world.ask(self.name(pick))
+
+    @rule(
+        pick=PICK,
+        client=CLIENTS,
+        kind=st.sampled_from([Kind.LEASE, Kind.LEASE, Kind.PRELOAD]),
+        timeout=TIMEOUTS,
+        keep=st.sampled_from([None, None, 0.0, 1.0, 100.0]),
+    )
+    def hold(self, pick, client, kind, timeout, keep) -> None:
+        self.world.ask(self.name(pick), kind, client=client, timeout=timeout, keep_alive=keep)
+
+    @rule(pick=PICK, client=CLIENTS, timeout=TIMEOUTS)
+    def unload(self, pick, client, timeout) -> None:
+        self.world.unload(self.name(pick), client=client, timeout=timeout)
+
+    @rule(pick=PICK, how=st.sampled_from(["unknown", "problem", "disabled"]))
+    def ask_in_vain(self, pick, how) -> None:
+        if how == "unknown":
+            assert self.world.code(self.world.ask("m99")) in ("model_not_found", "broker_unreachable")
+        elif how == "problem":
+            self.world.ask(self.name(pick), problem="its weights are missing")
+        else:
+            config = self.world.s.models[self.name(pick)].config
+            config.enabled = False
+            self.world.ask(self.name(pick))
+            config.enabled = True
+
+    @precondition(lambda self: self.world.leases)
+    @rule(pick=PICK, stranger=st.integers(0, 4))
+    def release(self, pick, stranger) -> None:
+        leases = sorted(self.world.leases)
+        self.world.release(leases[pick % len(leases)], b"stranger" if stranger == 4 else None)
+
+    @precondition(lambda self: self.world.s.requests)
+    @rule(pick=PICK)
+    def withdraw(self, pick) -> None:
+        open_ones = self.world.open_questions()
+        self.world.withdraw(open_ones[pick % len(open_ones)])
+
+    @precondition(lambda self: len(self.world.s.requests) > 3 or self.world.leases)
+    @rule(client=CLIENTS)
+    def client_goes(self, client) -> None:
+        self.world.close(client)
+
+    @rule(pick=PICK, on=st.booleans())
+    def pin(self, pick, on) -> None:
+        self.world.pin(self.name(pick), on)
+
+    @rule(seconds=st.sampled_from([0.0, 1.0, 10.0]))
+    def cleanup(self, seconds) -> None:
+        self.world.cleanup(seconds)
+
+    # workers
+
+    def work(self, pick: int) -> None:
+        """Some process gets one step further."""
+        if p := self.pick(pick, lambda p: not p.stuck and (p.loading or p.killed or p.exited or p.running)):
+            self.world.step(p)
+
+    @rule(picks=st.lists(PICK, min_size=1, max_size=6))
+    def workers_work(self, picks) -> None:
+        for pick in picks:
+            self.work(pick)
+
+    @rule(picks=st.lists(PICK, min_size=1, max_size=6), seconds=st.sampled_from([0.01, 0.2, 1.0]))
+    def workers_work_while_time_passes(self, picks, seconds) -> None:
+        for pick in picks:
+            self.world.wait(seconds)
+            self.work(pick)
+
+    @precondition(lambda self: any(p.busy_loading for p in self.world.processes.values()))
+    @rule(pick=PICK)
+    def load_fails(self, pick) -> None:
+        self.world.load_fails(self.pick(pick, lambda p: p.busy_loading).model)
+
+    @precondition(lambda self: self.world.s._running)
+    @rule(pick=PICK, error=st.sampled_from([("invalid_input", "boxes: NaN"), ("what", "?")]))
+    def predict_raises(self, pick, error) -> None:
+        self.world.emit_done(self.pick(pick, lambda p: p.running is not None), error)
+
+    @precondition(lambda self: self.world.s._running)
+    @rule(pick=PICK, says=st.booleans(), again=st.booleans())
+    def crashes_while_running(self, pick, says, again) -> None:
+        p = self.pick(pick, lambda p: p.running is not None)
+        if says:
+            self.world.says(p.model, bytes([pick % 3]))
+        self.world.emit_exit(p, "signal 11")
+        if again:
+            self.world.emit_back(p)
+
+    @precondition(lambda self: any(not p.exited for p in self.world.processes.values()))
+    @rule(pick=PICK)
+    def exits_at_any_time(self, pick) -> None:
+        self.world.emit_exit(self.pick(pick, lambda p: not p.exited), "signal 9")
+
+    @precondition(lambda self: any(p.exited for p in self.world.processes.values()))
+    @rule(pick=PICK, stuck=st.booleans())
+    def memory_comes_back_or_not(self, pick, stuck) -> None:
+        p = self.pick(pick, lambda p: p.exited)
+        if stuck and not p.stuck:
+            self.world.emit_stuck(p)
+        else:
+            self.world.emit_back(p)
+
+    @rule(pick=PICK, what=st.integers(0, 4))
+    def words_from_the_dead(self, pick, what) -> None:
+        """Late and repeated messages of workers change nothing."""
+        p = self.pick(pick, lambda p: p.killed)
+        number = p.worker if p and not p.running else 10_000 + pick
+        late = [
+            WorkerReady(number),
+            WorkerLoadFailed(number, "load_failed", "late"),
+            WorkerDone(number, 1),
+            WorkerExited(10_000 + pick, "late"),
+            MemoryBack(10_000 + pick),
+        ]
+        before = len(self.world.actions)
+        self.world.emit(late[what])
+        assert len(self.world.actions) == before
+
+    # time
+
+    @rule(seconds=st.sampled_from([0.01, 0.3, 1.0, 1.0, 6.0, 40.0]))
+    def time_passes(self, seconds) -> None:
+        self.world.wait(seconds)
+
+    @rule(seconds=st.sampled_from([0.01, 0.6, 11.0]))
+    def the_broker_is_late(self, seconds) -> None:
+        """Time passes without a tick: deadlines lie in the past when the next event comes."""
+        self.world.now += seconds
+
+    @rule()
+    def tick(self) -> None:
+        self.world.tick()
+
+    @rule()
+    def everything_under_way_ends(self) -> None:
+        self.world.settle()
+
+    @precondition(lambda self: not self.world.s.stopping)
+    @rule(really=st.integers(0, 40), grace=st.sampled_from([0.0, 2.0, 100.0]))
+    def shut_down(self, really, grace) -> None:
+        if really == 17:
+            self.world.shut_down(grace)
+
+    @invariant()
+    def status_can_be_read(self) -> None:
+        if hasattr(self, "world"):
+            status = self.world.s.status(self.world.now)
+            assert status["vram_used_mb"] <= status["vram_budget_mb"] + 1e-6
+            assert len(self.world.s.processes()) == status["workers"]
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.drain()
+            self.world.empty()
+
+
+QUIET = list(HealthCheck)
+
+
+def test_the_invariants_hold_whatever_happens() -> None:
+    run_state_machine_as_test(
+        SchedulerMachine,
+        settings=settings(
+            max_examples=400, stateful_step_count=60, deadline=None, print_blob=True, suppress_health_check=QUIET
+        ),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_invariants_hold_whatever_happens_for_long() -> None:
+    run_state_machine_as_test(
+        SchedulerMachine,
+        settings=settings(
+            max_examples=4000, stateful_step_count=100, deadline=None, print_blob=True, suppress_health_check=QUIET
+        ),
+    )
+
+
+def storm(seed: int, steps: int) -> None:
+    """One long life of a broker, by a random generator: reaches what hypothesis' short runs do not."""
+    r = random.Random(seed)
+    m = SchedulerMachine()
+    m.begin(
+        sizes=[
+            (r.choice([50, 100, 200, 300, 300, 400, 500, 700]), r.choice(list(ModelPriority)))
+            for _ in range(r.randint(3, 8))
+        ],
+        budgets=r.choice([(1000,), (700,), (700, 700), (1000, 400)]),
+        patience=r.choice([0.0, 0.2, 1.0]),
+        loads=r.choice([1, 1, 2]),
+        max_queue=r.choice([3, 20]),
+        odd=r.random() < 0.3,
+    )
+    w, calm = m.world, r.random() < 0.5  # a calm world has few accidents, so that queues and leases build up
+
+    def pick() -> int:
+        return r.randint(0, 1000)
+
+    def client() -> bytes:
+        return r.choice([b"c1", b"c2", b"c3"])
+
+    def timeout() -> float:
+        return r.choice([0.0, 0.3, 2.0, 5.0, 20.0, 100.0, 100.0, 100.0])
+
+    def on_processes(fit, act) -> None:
+        if p := m.pick(pick(), fit):
+            act(p)
+
+    def work() -> None:
+        for _ in range(r.randint(1, 5)):
+            m.work(pick())
+            w.wait(r.choice([0.0, 0.0, 0.02, 0.2]))
+
+    def release() -> None:
+        if w.leases:
+            m.release(pick(), r.randint(0, 4))
+
+    def withdraw() -> None:
+        if w.open_questions():
+            m.withdraw(pick())
+
+    accident = 1 if calm else 4
+    deeds = [
+        (30, lambda: w.ask(m.name(pick()), client=client(), timeout=timeout(), priority=r.randint(0, 3))),
+        (40, work),
+        (4, lambda: m.hold(pick(), client(), r.choice([Kind.LEASE, Kind.PRELOAD]), timeout(), r.choice([None, 0, 2]))),
+        (6, release),
+        (3, lambda: m.unload(pick(), client(), timeout())),
+        (3, withdraw),
+        (accident, lambda: m.client_goes(client())),
+        (1, lambda: m.pin(pick(), True)),
+        (2, lambda: m.pin(pick(), False)),
+        (1, lambda: m.cleanup(r.choice([0.0, 3.0]))),
+        (accident, lambda: on_processes(lambda p: p.busy_loading, lambda p: w.load_fails(p.model))),
+        (accident, lambda: on_processes(lambda p: p.running, lambda p: w.emit_done(p, ("invalid_input", "x")))),
+        (
+            2 * accident,
+            lambda: on_processes(lambda p: p.running, lambda p: m.crashes_while_running(pick(), True, True)),
+        ),
+        (accident, lambda: on_processes(lambda p: not p.exited, w.emit_exit)),
+        (accident, lambda: on_processes(lambda p: p.exited and not p.stuck, w.emit_stuck)),
+        (accident, lambda: on_processes(lambda p: p.stuck, w.emit_back)),
+        (1, lambda: m.words_from_the_dead(pick(), r.randint(0, 4))),
+        (6, lambda: w.wait(r.choice([0.1, 1.0, 3.0]))),
+        (1, lambda: w.wait(r.choice([6.0, 40.0]))),
+        (2, lambda: m.the_broker_is_late(r.choice([0.01, 0.6, 6.0]))),
+        (1, w.settle),
+    ]
+    weights = [weight for weight, _ in deeds]
+    for deed in r.choices([deed for _, deed in deeds], weights, k=steps):
+        deed()
+    if r.random() < 0.3:
+        w.shut_down(r.choice([0.0, 1.0, 50.0]))
+        for deed in r.choices([deed for _, deed in deeds], weights, k=40):
+            deed()
+    m.teardown()
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_invariants_hold_through_a_storm(seed) -> None:
+    storm(seed, 250)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("block", range(10))
+def test_the_invariants_hold_through_many_storms(block) -> None:
+    for seed in range(1000 + 200 * block, 1200 + 200 * block):
+        storm(seed, 500)
+
+
+LIVE = st.sampled_from([ModelPriority.HIGH, ModelPriority.MEDIUM, ModelPriority.LOW])
+
+
+@settings(max_examples=150, deadline=None, print_blob=True, suppress_health_check=QUIET)
+@given(
+    sizes=st.lists(st.tuples(st.integers(50, 700), LIVE), min_size=2, max_size=6),
+    budgets=st.sampled_from([(700,), (1000,), (700, 700)]),
+    asks=st.lists(st.tuples(PICK, st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=60),
+)
+def test_with_workers_that_work_everybody_is_served(sizes, budgets, asks) -> None:
+    """No stall: whoever can fit gets its turn, however the models crowd each other out."""
+    w = World([model(f"m{i}", mb, p.name) for i, (mb, p) in enumerate(sizes)], *map(float, budgets))
+    for pick, priority, steps in asks:
+        w.ask(f"m{pick % len(sizes)}", priority=priority, timeout=1e6)
+        for _ in range(steps):
+            w.now += 0.01
+            w.step_any(set())
+    begun = w.now
+    while w.open_questions():
+        if not w.step_any(set()):
+            wake = w.s.next_wakeup()
+            assert wake is not None, "a stall: somebody waits, and nothing will ever happen"
+            assert wake < begun + 1e5, "a stall: only the deadline ends it"
+            w.now = max(w.now, wake)
+            w.tick()
+        w.now += 0.01
+    assert all(isinstance(q.answer, Deliver) for q in w.questions.values())
+    assert all(m.state in (State.LOADED, State.UNLOADED, State.EVICTING) for m in w.s.models.values())
+    w.drain()
+    w.empty()

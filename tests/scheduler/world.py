@@ -1,0 +1,558 @@
+"""A small simulated world around the scheduler, in virtual time: no sockets, no processes, no clock.
+
+It plays the service loop and the workers, keeps books of its own from the actions alone, and after every event
+checks the invariants of DESIGN section 6 against them. A test that uses it asserts only what is special to it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+from broker.ledger import Device
+from broker.scheduler import Scheduler
+from broker.states import (
+    Action,
+    Answer,
+    Asked,
+    Deliver,
+    Dispatch,
+    Event,
+    Forget,
+    IdleCleanup,
+    KillWorker,
+    Kind,
+    MemoryBack,
+    MemoryStuck,
+    Pinned,
+    Refuse,
+    Released,
+    SessionClosed,
+    Settled,
+    ShutDown,
+    StartWorker,
+    State,
+    Stop,
+    Tick,
+    Withdrawn,
+    WorkerDone,
+    WorkerExited,
+    WorkerLoadFailed,
+    WorkerReady,
+    WorkerSaid,
+)
+from zoo.config import BrokerConfig, ModelConfig, ModelPriority
+
+EPSILON = 1e-6
+AWAY = (State.UNLOADED, State.FAILED, State.EVICTING)  # states in which waiting work makes a model wanted
+
+
+def model(name: str, mb: float = 300, priority: str = "MEDIUM", **more: Any) -> ModelConfig:
+    return ModelConfig(name=name, vram_mb=mb, priority=ModelPriority[priority], **more)
+
+
+@dataclass
+class Process:
+    """A worker as the operating system would see it."""
+
+    worker: int
+    model: str
+    device: str
+    mb: float
+    started_at: float
+    loading: bool = True
+    killed: bool = False
+    exited: bool = False
+    stuck: bool = False
+    running: int | None = None
+    dispatched_at: float = 0.0
+    gentle: bool = False
+
+    @property
+    def busy_loading(self) -> bool:
+        return self.loading and not self.killed and not self.exited
+
+
+@dataclass
+class Question:
+    """A request as its client remembers it."""
+
+    event: Asked
+    answers: list[Action] = field(default_factory=list)
+    held: bool = False
+    settled: int = 0
+    forgettable: bool = False
+
+    @property
+    def answer(self) -> Any:
+        return self.answers[0] if self.answers else None
+
+
+class World:
+    """`World([model("a", 300), …], 512)`; several budgets make several devices. Broker settings by keyword."""
+
+    def __init__(self, models: list[ModelConfig], *budgets: float, strict: bool = True, **broker: Any) -> None:
+        self.config = BrokerConfig(**broker)
+        self.devices = [Device(f"gpu{i}", "cuda", mb) for i, mb in enumerate(budgets or (512.0,))]
+        self.s = Scheduler(self.config, self.devices, models)
+        self.now = 1000.0
+        self.strict = strict
+        self.processes: dict[int, Process] = {}  # charged: until their memory is back
+        self.questions: dict[int, Question] = {}
+        self.leases: dict[int, tuple[bytes, str]] = {}
+        self.pins = {m.name for m in models if m.pinned}
+        self.actions: list[Action] = []  # everything that ever came out
+        self.stopped = False
+        self._numbers = itertools.count(1)
+        self._told = 0
+
+    # ------------------------------------------------------------ what a client does
+
+    def ask(
+        self,
+        name: str,
+        kind: Kind = Kind.INFER,
+        *,
+        client: bytes = b"c",
+        timeout: float = 1000.0,
+        priority: int = 2,
+        keep_alive: float | None = None,
+        problem: str | None = None,
+    ) -> int:
+        number = next(self._numbers)
+        event = Asked(number, client, name, kind, self.now + timeout, priority, f"in{number}", keep_alive, problem)
+        self.questions[number] = Question(event)
+        self.emit(event)
+        return number
+
+    def lease(self, name: str, **more: Any) -> int:
+        return self.ask(name, Kind.LEASE, **more)
+
+    def preload(self, name: str, **more: Any) -> int:
+        return self.ask(name, Kind.PRELOAD, **more)
+
+    def unload(self, name: str, **more: Any) -> int:
+        return self.ask(name, Kind.UNLOAD, **more)
+
+    def release(self, lease: int, client: bytes | None = None) -> None:
+        owner = self.leases.get(lease, (b"", ""))[0]
+        if client is None or client == owner:
+            self.leases.pop(lease, None)
+        self.emit(Released(owner if client is None else client, lease))
+
+    def release_all(self) -> None:
+        for lease in list(self.leases):
+            self.release(lease)
+
+    def withdraw(self, request: int) -> None:
+        self.emit(Withdrawn(request))
+
+    def close(self, client: bytes = b"c") -> None:
+        for question in self.questions.values():
+            if question.event.session == client:
+                question.forgettable = True
+        self.leases = {n: held for n, held in self.leases.items() if held[0] != client}
+        self.emit(SessionClosed(client))
+
+    def pin(self, name: str, on: bool = True) -> None:
+        if name in self.s.models:
+            (self.pins.add if on else self.pins.discard)(name)
+        self.emit(Pinned(name, on))
+
+    def cleanup(self, idle_seconds: float = 0.0) -> list[Action]:
+        return self.emit(IdleCleanup(idle_seconds))
+
+    def shut_down(self, grace: float = 5.0) -> list[Action]:
+        return self.emit(ShutDown(grace))
+
+    # ------------------------------------------------------------ what a worker does
+
+    def process(self, name: str) -> Process:
+        """The model's one process that has not ended."""
+        return next(p for p in self.processes.values() if p.model == name and not p.exited)
+
+    def alive(self, name: str) -> bool:
+        return any(p.model == name and not p.exited for p in self.processes.values())
+
+    def ready(self, name: str) -> None:
+        self.emit_ready(self.process(name))
+
+    def emit_ready(self, p: Process) -> None:
+        if not p.killed:
+            p.loading = False
+        self.emit(WorkerReady(p.worker))
+
+    def load_fails(self, name: str, cause: str = "no such file", code: str = "load_failed") -> None:
+        self.emit(WorkerLoadFailed(self.process(name).worker, code, cause))
+
+    def done(self, name: str, error: tuple[str, str] | None = None) -> int:
+        return self.emit_done(self.process(name), error)
+
+    def emit_done(self, p: Process, error: tuple[str, str] | None = None) -> int:
+        assert p.running is not None
+        request, p.running = p.running, None
+        self.emit(WorkerDone(p.worker, request, f"out{request}", error))
+        return request
+
+    def says(self, name: str, digest: bytes) -> None:
+        p = self.process(name)
+        assert p.running is not None
+        self.emit(WorkerSaid(p.worker, p.running, digest))
+
+    def exits(self, name: str, how: str = "signal 9") -> None:
+        self.emit_exit(self.process(name), how)
+
+    def emit_exit(self, p: Process, how: str = "signal 9") -> None:
+        p.exited, p.running, p.loading = True, None, False
+        self.emit(WorkerExited(p.worker, how))
+
+    def memory_back(self, name: str) -> None:
+        self.emit_back(next(p for p in self.processes.values() if p.model == name and p.exited))
+
+    def emit_back(self, p: Process) -> None:
+        del self.processes[p.worker]
+        self.emit(MemoryBack(p.worker))
+
+    def memory_stuck(self, name: str) -> None:
+        self.emit_stuck(next(p for p in self.processes.values() if p.model == name and p.exited))
+
+    def emit_stuck(self, p: Process) -> None:
+        p.stuck = True
+        self.emit(MemoryStuck(p.worker))
+
+    def gone(self, name: str) -> None:
+        """The killed process ends and its memory comes back."""
+        self.exits(name, "killed")
+        self.memory_back(name)
+
+    # ------------------------------------------------------------ time
+
+    def tick(self) -> list[Action]:
+        return self.emit(Tick())
+
+    def wait(self, seconds: float) -> None:
+        """Time passes; ticks come exactly when they are due."""
+        end = self.now + seconds
+        while (wake := self.s.next_wakeup()) is not None and wake <= end:
+            self.now = max(self.now, wake)
+            self.tick()
+            after = self.s.next_wakeup()
+            assert after is None or after > self.now, "a tick must not leave something due: the loop would spin"
+        self.now = end
+
+    def settle(self, *, holding: frozenset[str] | set[str] = frozenset()) -> None:
+        """Everything that is under way comes to its end, without time passing, but for models in `holding`."""
+        for _ in range(100_000):
+            if not self.step_any(holding):
+                return
+        raise AssertionError("the world does not come to rest")
+
+    def step_any(self, holding: frozenset[str] | set[str]) -> bool:
+        for p in list(self.processes.values()):
+            if p.model in holding or p.stuck:
+                continue
+            if self.step(p):
+                return True
+        return False
+
+    def step(self, p: Process) -> bool:
+        """The process does what is expected of it next; False when that is nothing."""
+        if p.exited:
+            self.emit_back(p)
+        elif p.killed:
+            self.emit_exit(p, "killed")
+        elif p.loading:
+            self.emit_ready(p)
+        elif p.running is not None:
+            self.emit_done(p)
+        else:
+            return False
+        return True
+
+    def load(self, *names: str) -> None:
+        """The models are loaded, one after another, and idle; a little time passes after each."""
+        for name in names:
+            self.preload(name, client=b"loader")
+            self.settle()
+            assert self.s.models[name].state is State.LOADED, f"{name} did not load"
+            self.now += 0.001
+
+    # ------------------------------------------------------------ what can be seen
+
+    def state(self, name: str) -> State:
+        return self.s.models[name].state
+
+    def answer(self, request: int) -> Any:
+        return self.questions[request].answer
+
+    def code(self, request: int) -> str | None:
+        """ "ok", an error's code, or None while it is unanswered."""
+        answer = self.answer(request)
+        if answer is None:
+            return None
+        return answer.code if isinstance(answer, Refuse) else "ok"
+
+    def open_questions(self) -> list[int]:
+        return [n for n, q in self.questions.items() if not q.answers]
+
+    def granted(self, request: int) -> int:
+        answer = self.answer(request)
+        assert isinstance(answer, Answer), answer
+        return int(answer.value)
+
+    def starts(self) -> list[str]:
+        return [a.model for a in self.actions if isinstance(a, StartWorker)]
+
+    def kills(self) -> list[int]:
+        return [a.worker for a in self.actions if isinstance(a, KillWorker)]
+
+    def dispatches(self) -> list[int]:
+        return [a.request for a in self.actions if isinstance(a, Dispatch)]
+
+    def story(self, name: str | None = None) -> list[str]:
+        return [line.text for line in self.s.story.about(name)]
+
+    # ------------------------------------------------------------ the checks
+
+    def emit(self, event: Event) -> list[Action]:
+        actions = self.s.handle(event, self.now)
+        self._after(event, actions)
+        moving = any(isinstance(a, StartWorker | KillWorker) for a in actions)  # then more comes by itself
+        if self.strict and not self.s.stopping and not moving:
+            self.s._advance(self.now)  # whatever could be done now must have been done
+            left, self.s._out = self.s._out, []
+            dying = any(p.killed and not p.stuck for p in self.processes.values())
+            if dying and all(isinstance(a, KillWorker) for a in left):
+                self._after(event, left)  # might have waited for the memory of the dying, but may come now
+            else:
+                assert not left, f"after {event} somebody was left waiting who need not: {left}"
+        return actions
+
+    def _after(self, event: Event, actions: list[Action]) -> None:
+        self.actions += actions
+        for action in actions:
+            self._take(event, action)
+        if any(isinstance(a, Refuse) and a.code == "model_too_large" for a in actions):
+            assert not any(isinstance(a, KillWorker) for a in actions), "evicted for what can never fit"
+        if isinstance(event, Tick):
+            late = [n for n, q in self.questions.items() if not q.answers and q.event.deadline <= self.now]
+            assert not late, f"requests {late} are past their deadline"
+        self._check_victims()
+        self.check_books()
+
+    def _take(self, event: Event, action: Action) -> None:
+        match action:
+            case StartWorker(worker, name, device):
+                self._started(worker, name, device)
+            case KillWorker(worker, gentle):
+                self._killed(event, worker, gentle)
+            case Dispatch(worker, request, payload):
+                self._dispatched(worker, request, payload)
+            case Deliver(request, body):
+                question = self._answered(action)
+                assert question.event.kind is Kind.INFER
+                assert body == f"out{request}"
+                assert isinstance(event, WorkerDone)
+                assert event.request == request
+                assert event.error is None
+            case Answer(request, value):
+                question = self._answered(action)
+                if question.event.kind is Kind.LEASE:
+                    assert value not in self.leases
+                    self.leases[value] = (question.event.session, question.event.model)
+                    assert self.state(question.event.model) in (State.LOADED, State.DRAINING)
+                elif question.event.kind is Kind.UNLOAD:
+                    rest = [p for p in self.processes.values() if p.model == question.event.model and not p.stuck]
+                    assert not rest, "unload was answered before the memory was back"
+                else:
+                    assert question.event.kind is Kind.PRELOAD
+            case Refuse(request):
+                question = self._answered(action)
+                assert action.message
+                assert action.held == self._is_running(request), "held says whether a worker still reads the frames"
+                question.held = action.held
+            case Forget(request):
+                question = self._answered(action)
+                assert question.forgettable, "forgotten although its client is there"
+                question.held = self._is_running(request)
+            case Settled(request):
+                question = self.questions[request]
+                assert question.answers, "settled before it was answered"
+                assert question.held, "nothing was held"
+                assert not self._is_running(request), "a worker still reads the frames"
+                question.settled += 1
+                assert question.settled == 1, "settled twice"
+            case Stop():
+                assert not self.stopped
+                self.stopped = True
+                assert all(p.stuck for p in self.processes.values()), "stopped with workers alive"
+                assert not self.open_questions(), "stopped with requests unanswered"
+
+    def _is_running(self, request: int) -> bool:
+        return any(p.running == request for p in self.processes.values())
+
+    def _answered(self, action: Any) -> Question:
+        question = self.questions[action.request]
+        question.answers.append(action)
+        assert len(question.answers) == 1, f"answered twice: {question.answers}"
+        if not isinstance(action, Forget):
+            assert not question.forgettable, f"answered after its client went: {action}"
+        return question
+
+    def _started(self, worker: int, name: str, device: str) -> None:
+        assert not self.s.stopping
+        assert worker not in self.processes
+        assert not self.alive(name), f"{name} is started twice"
+        mb = self.s.models[name].mb
+        loading = [p for p in self.processes.values() if p.device == device and p.busy_loading]
+        assert len(loading) < self.config.concurrent_loads, "too many loads at once"
+        self.processes[worker] = Process(worker, name, device, mb, self.now)
+        budget = next(d.budget_mb for d in self.devices if d.name == device)
+        used = sum(p.mb for p in self.processes.values() if p.device == device)
+        assert used <= budget + EPSILON, f"{used} MB on {device}, the budget is {budget}"
+
+    def _killed(self, event: Event, worker: int, gentle: bool) -> None:
+        p = self.processes[worker]
+        assert not p.killed, "killed twice"
+        assert not p.exited, "killed after its end"
+        p.killed, p.gentle = True, gentle
+        if self.s.stopping:
+            return
+        if p.loading:
+            failed = isinstance(event, WorkerLoadFailed) and event.worker == worker
+            slow = isinstance(event, Tick) and self.now >= p.started_at + self.config.load_timeout
+            assert failed or slow, "a load was killed for no reason"
+            return
+        if gentle:
+            assert isinstance(event, Tick)
+            assert p.running is not None
+            own = self.s.models[p.model].config.dispatch_timeout
+            limit = self.config.dispatch_timeout if own is None else own
+            assert self.now >= p.dispatched_at + limit, "killed as hung too early"
+            return
+        assert p.running is None, f"{p.model} was evicted with request {p.running} in flight"
+        assert p.model not in self.pins, f"{p.model} was evicted although pinned"
+        held = [n for n, (_, name) in self.leases.items() if name == p.model]
+        assert not held, f"{p.model} was evicted with leases {held}"
+
+    def _dispatched(self, worker: int, request: int, payload: Any) -> None:
+        p, question = self.processes[worker], self.questions[request]
+        assert not p.loading, "dispatched to a worker that is not ready"
+        assert not p.killed, "dispatched to a worker that was killed"
+        assert not p.exited, "dispatched to a worker that has ended"
+        assert p.running is None, "a worker runs one request at a time"
+        assert question.event.kind is Kind.INFER
+        assert question.event.model == p.model
+        assert not question.answers, "dispatched after it was answered"
+        assert question.event.deadline > self.now, "dispatched past its deadline"
+        assert payload == f"in{request}"
+        p.running, p.dispatched_at = request, self.now
+
+    def _check_victims(self) -> None:
+        """No victim too many, none too few, CRITICAL only for CRITICAL: from what the story says."""
+        lines, self._told = self.s.story.since(self._told), self.s.story.count
+        groups: dict[str, tuple[float, list[str]]] = {}
+        for line in lines:
+            if line.text.startswith("evicted") and " short of " in line.text:
+                reason = line.text.partition(": ")[2]
+                needer, short = reason.split(" needs ")[0], float(reason.split(" MB short of ")[0].split()[-1])
+                groups.setdefault(needer, (short, []))[1].append(line.model)
+        for needer, (short, victims) in groups.items():
+            sizes = [self.s.models[v].mb for v in victims]
+            assert sum(sizes) >= short - 1e-3, f"{victims} do not make room for {needer}"
+            for victim, mb in zip(victims, sizes, strict=True):
+                assert sum(sizes) - mb < short + 1e-3, f"{victim} went for {needer} without need"
+                if self.s.models[victim].config.priority is ModelPriority.CRITICAL:
+                    assert self.s.models[needer].config.priority is ModelPriority.CRITICAL
+
+    def check_books(self) -> None:
+        """The scheduler's own books agree with each other and with the world's."""
+        s = self.s
+        for device in self.devices:
+            used = sum(p.mb for p in self.processes.values() if p.device == device.name)
+            assert abs(s.ledger.used_mb(device.name) - used) < EPSILON
+            assert used <= device.budget_mb + EPSILON
+        assert set(s._workers) == {p.worker for p in self.processes.values() if not p.stuck}
+        assert {c.worker for c in s.ledger.charges()} == set(self.processes)
+        placed: list[int] = []
+        for m in s.models.values():
+            for queue in (m.queue, m.later):
+                live = [r.id for r in queue.all()]
+                assert len(live) == queue.live
+                placed += live
+                assert all(not r.running and r.model is m for r in queue.all())
+            placed += [r.id for r in m.unloads]
+            if m.inflight is not None and m.inflight.running:
+                placed.append(m.inflight.id)
+            assert (m.name in s._wanted) == (m.waiting > 0 and m.state in AWAY), f"{m.name} {m.state} {m.waiting}"
+            assert m.waiting or not m.claim
+            assert (m.worker != 0) == (m.state not in (State.UNLOADED, State.FAILED))
+            assert not m.later.live or m.state in (State.DRAINING, State.EVICTING)
+            assert not (m.yielding and m.state is State.LOADED) or m.name in s._yielding
+            running = next((p.running for p in self.processes.values() if p.worker == m.worker), None)
+            assert (m.inflight.id if m.inflight else None) == running
+            if m.state is State.LOADED:
+                assert all(r.kind is Kind.INFER for r in m.queue.all())
+                if m.inflight is None and not m.yielding:
+                    assert not m.queue.live, f"{m.name} is free and does not serve its queue"
+            if m.state is State.DRAINING:
+                assert m.inflight is not None, f"{m.name} drains although nothing runs"
+        assert sorted(placed) == sorted(s.requests), "every request waits in exactly one place"
+        assert sorted(s.requests) == sorted(self.open_questions())
+        assert s._running == sum(p.running is not None for p in self.processes.values())
+        if not s.stopping:
+            assert {n: m.name for n, m in s._leases.items()} == {n: name for n, (_, name) in self.leases.items()}
+            for name, m in s.models.items():
+                assert {n: c for n, (c, of) in self.leases.items() if of == name} == m.leases
+        for key, session in s.sessions.items():
+            assert session.requests or session.leases, "an empty session is forgotten"
+            assert session.requests == {n for n, r in s.requests.items() if r.session == key}
+            assert session.leases == {n for n in s._leases if self.leases[n][0] == key}
+        owners = {r.session for r in s.requests.values()} | {self.leases[n][0] for n in s._leases}
+        assert owners == set(s.sessions)
+
+    # ------------------------------------------------------------ the end
+
+    def drain(self) -> None:
+        """Clients finish and go; workers do as they are told. Afterwards nothing may be left of anybody."""
+        for name in list(self.pins):
+            self.pin(name, False)
+        self.release_all()
+        for _ in range(10_000):
+            self.settle()
+            wake = self.s.next_wakeup()
+            if not self.open_questions() or wake is None:
+                break
+            self.now = max(self.now, wake)
+            self.tick()
+            after = self.s.next_wakeup()
+            assert after is None or after > self.now, "a tick must not leave something due: the loop would spin"
+        assert not self.open_questions(), f"never answered: {self.open_questions()}"
+        for client in list(self.s.sessions):
+            self.close(client)
+        self.settle()
+        assert not self.s.requests
+        assert not self.s.sessions
+        assert not self.s._leases
+        assert not self.s._wanted
+        assert not self.s._yielding
+        assert self.s._running == 0
+        unsettled = [n for n, q in self.questions.items() if q.held and not q.settled]
+        assert not unsettled, f"frames of {unsettled} were never given back"
+
+    def empty(self) -> None:
+        """After `drain`: idle models go, and the ledger is empty but for memory that is stuck."""
+        for p in list(self.processes.values()):
+            if p.stuck:
+                self.emit_back(p)
+        if not self.s.stopping:
+            self.cleanup(0.0)
+        else:
+            self.wait(1e6)
+        self.settle()
+        if self.s.stopping:
+            assert self.stopped
+        assert not self.s.ledger.charges()
+        assert not self.s._workers
+        assert all(m.state in (State.UNLOADED, State.FAILED) for m in self.s.models.values())

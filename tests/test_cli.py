@@ -1,0 +1,323 @@
+"""What users of the `zoo` command rely on: its answers, its one-line complaints, its exit status."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support import ROOT, Running, config_text, toy, wait_until
+from zoo import Client, cli, curve
+from zoo.results import (
+    Action,
+    Classification,
+    DepthMap,
+    Detections,
+    Embedding,
+    Keypoints,
+    OcrText,
+    Quality,
+    Segmentation,
+)
+
+Start = Callable[..., Running]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command line in this process: status, standard output, standard error."""
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        try:
+            status = cli.main([str(arg) for arg in argv])
+        except SystemExit as e:
+            status = int(str(e.code))
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def here(shared_broker: Running, monkeypatch: pytest.MonkeyPatch) -> Running:
+    monkeypatch.setenv("ZOO_ENDPOINT", shared_broker.endpoint)
+    return shared_broker
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """64 by 48 as stored, to be turned upright: 48 by 64."""
+    file = tmp_path / "turned.jpg"
+    image = Image.fromarray(np.full((48, 64, 3), 90, np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(file, exif=exif)
+    return file
+
+
+# ---------------------------------------------------------------- usage
+
+
+def test_alone_it_prints_help_and_wrong_usage_is_status_2(run: Run, here: Running, tmp_path: Path) -> None:
+    status, _, err = run()
+    assert status == 2
+    assert "COMMAND" in err
+    assert run("sl")[0] == 2
+    assert "invalid choice" in run("sl")[2]
+    assert run("ps", "--jsno")[0] == 2
+    assert run("ps", "--timeout", "-1")[0] == 2
+    assert run("infer", "toy", tmp_path / "none.jpg")[0] == 2
+    assert "none.jpg" in run("infer", "toy", tmp_path / "none.jpg")[2]
+    assert run("infer", "toy", __file__, "--box", "1,2,3")[0] == 2
+    assert run("infer", "toy", __file__, "--option", "x")[0] == 2
+    assert run("infer", "toy", __file__, "-o", tmp_path / "out.nonsense")[0] == 2
+    assert run("infer", "toy", __file__, "-o", tmp_path / "no" / "out.png")[0] == 2
+    assert run("--endpoint", "http://x", "ps")[0] == 2
+
+
+def test_version(run: Run) -> None:
+    status, out, _ = run("--version")
+    assert (status, out.split()[0]) == (0, "zoo")
+
+
+# ---------------------------------------------------------------- nobody there
+
+
+def test_without_a_broker_questions_fail_soon_and_say_what_to_do(run: Run, zoo_dir: Path) -> None:
+    for command in (["ps"], ["status"], ["load", "toy"]):
+        status, out, err = run(*command, "--endpoint", f"ipc://{zoo_dir}/b", "--timeout", "0.2")
+        assert (status, out) == (3, "")
+        assert err.startswith("zoo: no broker: ")
+        assert "zoo serve" in err
+        assert err.count("\n") == 1
+
+
+def test_without_a_broker_ls_lists_the_configuration(run: Run, zoo_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = zoo_dir / "config.toml"
+    config.write_text(config_text([toy(), toy("off", enabled=False)], endpoint=f"ipc://{zoo_dir}/b"))
+    monkeypatch.setenv("ZOO_CONFIG", str(config))
+    status, out, err = run("ls", "--timeout", "0.2")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["NAME", "toy", "off"]
+    assert "no broker runs" in err
+    status, out, _ = run("ls", "--timeout", "0.2", "--json")
+    assert [row["state"] for row in json.loads(out)] == [None, None]
+    config.write_text("[broker]\nendpiont = 3\n")
+    status, _, err = run("ls")
+    assert status == 2
+    assert f"{config}:2: broker.endpiont" in err
+
+
+# ---------------------------------------------------------------- questions
+
+
+@pytest.mark.parametrize("command", ["ls", "ps", "status", "explain"])
+def test_every_question_has_a_readable_answer_and_a_json_one(run: Run, here: Running, command: str) -> None:
+    assert run("load", "toy")[0] == 0
+    status, out, err = run(command)
+    assert (status, err) == (0, "")
+    assert "toy" in out
+    assert "\x1b" not in out
+    status, out, err = run("--json", command)
+    assert (status, err) == (0, "")
+    assert "toy" in json.dumps(json.loads(out))
+    assert json.loads(run(command, "--json")[1])
+
+
+def test_tables_are_aligned(run: Run, here: Running) -> None:
+    head, *rows = run("ls")[1].splitlines()
+    at = head.index("STATE")
+    assert {row.split()[0] for row in rows} == {"toy", "toy2", "broken", "off"}
+    assert all(row[at - 1] == " " and row[at] != " " for row in rows)
+    assert "10 MB" in rows[0]
+
+
+def test_load_pin_unpin_unload(run: Run, here: Running) -> None:
+    assert "loaded and pinned" in run("load", "toy2", "--pin")[1]
+    assert "pinned" in run("ps")[1]
+    status, _, err = run("unload", "toy2")
+    assert (status, err.startswith("zoo: model in use: ")) == (1, True)
+    assert run("unpin", "toy2")[0] == 0
+    assert json.loads(run("unload", "toy2", "--json")[1]) == {"model": "toy2", "unloaded": True}
+    assert run("unload", "toy2")[1] == "toy2 was not loaded\n"
+
+
+def test_a_refusal_is_one_line_with_its_reason_and_status_1(run: Run, here: Running) -> None:
+    for model, reason in (("nobody", "model not found"), ("off", "model disabled"), ("broken", "load failed")):
+        status, out, err = run("load", model)
+        assert (status, out) == (1, "")
+        assert err.startswith(f"zoo: {reason}: ")
+        assert err.count("\n") == 1
+    assert "again" in err
+    assert run("explain", "nobody")[0] == 1
+
+
+# ---------------------------------------------------------------- infer
+
+
+def test_infer_sends_the_file_and_prints_the_answer(run: Run, here: Running, picture: Path) -> None:
+    status, out, err = run("infer", "toy", picture)
+    assert (status, err) == (0, "")
+    assert out.startswith("toy: ")
+    assert "shape: [64, 48, 3]" in out
+    answer = json.loads(run("infer", "toy", picture, "--json")[1])
+    assert answer["shape"] == [64, 48, 3]
+    parts = json.loads(run("infer", "toy", picture, "--json", "--box", "0,0,10,20", "--box=5,5,6,6")[1])
+    assert [part["shape"] for part in parts] == [[20, 10, 3], [1, 1, 3]]
+    assert "array of (64, 48, 3) uint8" in run("infer", "toy", picture, "--option", "do=echo")[1]
+    status, _, err = run("infer", "toy", picture, "--option", "do=sleep", "--option", "seconds=0.5", "--timeout", "0.1")
+    assert (status, err.startswith("zoo: deadline exceeded: ")) == (1, True)
+    assert run("infer", "toy", picture, "--option", "color=rgb")[0] == 2
+    assert run("infer", "toy", __file__)[0] == 1
+
+
+def test_a_plain_dict_is_not_drawn_and_that_is_said(run: Run, here: Running, picture: Path, tmp_path: Path) -> None:
+    status, out, err = run("infer", "toy", picture, "-o", tmp_path / "out.png")
+    assert status == 1
+    assert "shape" in out
+    assert "plain dict" in err
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_a_picture_is_drawn_upright(run: Run, broker: Start, picture: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "finder.py"
+    adapter.write_text(FINDER)
+    running = broker([toy(adapter="finder:Finder")], start=False)
+    (running.folder / "finder.py").write_text(FINDER)
+    running.start()
+    out = tmp_path / "out.png"
+    status, said, _ = run("--endpoint", running.endpoint, "infer", "toy", picture, "-o", out)
+    assert status == 0
+    assert "thing  0.90  x 5 to 40, y 10 to 60 px" in said
+    painted = np.array(Image.open(out))
+    assert painted.shape == (64, 48, 3)
+    assert len(np.unique(painted.reshape(-1, 3), axis=0)) > 1
+
+
+FINDER = """
+import numpy as np
+from zoo import Detections
+
+class Finder:
+    def load(self, spec, device):
+        pass
+    def predict(self, inputs):
+        box = np.array([[5, 10, 40, 60]], np.float32)
+        return [Detections(boxes=box, scores=np.array([0.9], np.float32), class_ids=np.zeros(1, np.int32),
+                           labels=["thing"]) for _ in inputs]
+"""
+
+
+def test_every_result_has_a_summary() -> None:
+    two = np.array([0.9, 0.1], np.float32)
+    boxes = np.zeros((2, 4), np.float32)
+    given = [
+        Detections(boxes=boxes, scores=two, class_ids=np.zeros(2, np.int32), labels=["a", "b"]),
+        Keypoints(points=np.zeros((2, 3, 2), np.float32), scores=np.ones((2, 3), np.float32), names=["x", "y", "z"]),
+        Classification(labels=["a", "b"], scores=two),
+        Embedding(vector=np.ones(512, np.float32)),
+        DepthMap(depth=np.ones((4, 5), np.float32)),
+        Segmentation(mask=np.zeros((4, 5), np.uint8), labels=["a"], coverage={"a": 1.0}),
+        OcrText(text="AB1", lines=["ab 1"], scores=two[:1], score=0.9),
+        Quality(score=31.0, verdict="good"),
+        Action(labels=["run", "sit"], scores=two),
+        {"answer": 42, "map": np.zeros((9, 9))},
+        {},
+    ]
+    for result in given:
+        lines = cli.summary(result)
+        assert lines
+        assert all(line and len(line) < 250 for line in lines)
+    assert cli.summary(given[2]) == ["a  0.900", "b  0.100"]
+    many = Classification(labels=["x"] * 99, scores=np.zeros(99, np.float32))
+    assert cli.summary(many)[-1].startswith("and 79 more")
+
+
+# ---------------------------------------------------------------- as a process
+
+
+def command(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "zoo.cli", *argv]
+
+
+def test_serve_becomes_the_broker(zoo_dir: Path) -> None:
+    config = zoo_dir / "config.toml"
+    config.write_text(config_text([toy()], device="cpu"))
+    endpoint = f"ipc://{zoo_dir}/b"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command("--endpoint", endpoint, "serve", "--config", str(config)), stderr=subprocess.PIPE, env=env
+    )
+    try:
+        with Client(endpoint, timeout=20.0) as zoo:
+            assert zoo.get_status()["broker"]["pid"] == process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=20.0)
+    assert process.returncode == 0, err
+    bad = subprocess.run(command("serve", "--confg", "x"), capture_output=True, text=True, env=env, check=False)
+    assert bad.returncode == 2
+    assert "--confg" in bad.stderr
+
+
+def test_ctrl_c_is_status_130(shared_broker: Running) -> None:
+    process = subprocess.Popen(
+        command(
+            "infer", "toy", "-", "--option", "do=sleep", "--option", "seconds=3", "--endpoint", shared_broker.endpoint
+        ),
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdin is not None
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(out, "PNG")
+    process.stdin.write(out.getvalue())
+    process.stdin.close()
+    process.stdin = None
+    with Client(shared_broker.endpoint) as zoo:
+        wait_until(lambda: zoo.get_status()["running"] == 1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10.0)
+        assert (process.returncode, err) == (130, b"")
+        wait_until(lambda: zoo.get_status()["requests"] == 0)
+
+
+def test_a_closed_pipe_is_no_error(shared_broker: Running) -> None:
+    line = " ".join(command("ls", "--endpoint", shared_broker.endpoint))
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{line} | true"],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+# ---------------------------------------------------------------- keys
+
+
+def test_keys_are_private_and_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "keys"
+    assert curve.main([str(folder)]) == 0
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert set(files) == {"server.key", "server.key_secret", "client.key", "client.key_secret", "clients/client.key"}
+    assert files["clients/client.key"] == files["client.key"]
+    assert folder.stat().st_mode & 0o777 == (folder / "clients").stat().st_mode & 0o777 == 0o700
+    assert all((folder / name).stat().st_mode & 0o077 == 0 for name in files)
+    assert curve.main([str(folder)]) == 0
+    assert "nothing was changed" in capsys.readouterr().out
+    assert {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == files
+    (folder / "server.key").unlink()
+    assert curve.main([str(folder)]) == 1
+    assert (folder / "server.key_secret").read_bytes() == files["server.key_secret"]

@@ -1,0 +1,574 @@
+"""`AsyncClient`: the zoo for asyncio. Every call of `Client`, with `await`.
+
+One client may be shared by any number of tasks of one event loop. A link has one plain ZeroMQ socket, and the loop
+watches its descriptor: no reader task, no thread, and so nothing that could be left pending. ZeroMQ signals that
+descriptor on edges, so whoever has touched the socket takes everything that is there (`_Channel.drain`).
+
+What waits is a future per request; whoever stops waiting (cancelled, out of time) withdraws the request, and its
+slots stay taken until the broker says that nobody reads them any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from typing import Any, Generic, NamedTuple, Self, TypeVar
+
+import zmq
+
+from zoo import arena, frames, protocol, session, wire
+from zoo.errors import BrokerUnreachable, DeadlineExceeded, ZooError
+from zoo.frames import Boxes, Frame
+
+BURST = 64  # answers taken in before other tasks have their turn
+ROOM_POLL_S = 0.002
+
+T = TypeVar("T")
+
+
+class _Waiting(NamedTuple):
+    """A request under way. The future gets the outcome, never an exception: nobody may be left to fetch it."""
+
+    future: asyncio.Future[Any]
+    outgoing: frames.Outgoing | None
+    lease: bool
+
+
+class _Lost(NamedTuple):
+    """An outcome that no answer brought: the link ended, or time was up and the broker said nothing."""
+
+    error: ZooError
+
+
+class _Channel:
+    """The socket of one link, and who waits for what comes out of it."""
+
+    def __init__(self, link: session.Link, sock: zmq.Socket[bytes], loop: asyncio.AbstractEventLoop) -> None:
+        self.link = link
+        self.waiting: dict[int, _Waiting] = {}
+        self._sock = sock
+        self._loop = loop
+        self._reader = session.Reader(link)
+        self._fd: int = sock.getsockopt(zmq.FD)  # type: ignore[assignment]
+        self._line_fd = link.fileno()
+        self._ping: asyncio.TimerHandle | None = None
+        loop.add_reader(self._fd, self.drain)
+        if self._line_fd >= 0:
+            loop.add_reader(self._line_fd, self.look)
+        else:
+            self._ping = loop.call_later(protocol.PING_S, self._say_alive)
+
+    @property
+    def open(self) -> bool:
+        return self._fd >= 0
+
+    @property
+    def usable(self) -> bool:
+        return self._fd >= 0 and not self.link.dead
+
+    def ask(self, rid: int, waiting: _Waiting, parts: tuple[Any, ...]) -> None:
+        """Sends a request. Raises BrokerUnreachable."""
+        self._send(parts)
+        if waiting.outgoing is not None:
+            waiting.outgoing.keep()
+        self.waiting[rid] = waiting
+        self.drain()
+
+    def _send(self, parts: tuple[Any, ...]) -> None:
+        try:
+            wire.send(self._sock, parts)
+        except zmq.Again:
+            raise BrokerUnreachable("the broker does not take messages; too many are under way") from None
+        except zmq.ZMQError as e:
+            raise BrokerUnreachable(f"the connection cannot be used: {e}") from None
+
+    def look(self) -> None:
+        """The lifeline has something to say."""
+        if self.open and not self.link.look():
+            self.close(BrokerUnreachable("the broker went away while the request was under way; try again"))
+
+    def drain(self) -> None:
+        for _ in range(BURST):
+            if not self.open:
+                return
+            try:
+                parts = wire.receive(self._sock, wire.NOBLOCK)
+            except zmq.ZMQError:
+                return
+            try:
+                self._take(protocol.unpack_from_broker(parts[0]), parts)
+            except ZooError as e:  # the two sides do not understand each other
+                self.close(e)
+        if self.open:
+            self._loop.call_soon(self.drain)
+
+    def _take(self, message: protocol.FromBroker, parts: list[bytes]) -> None:
+        waiting = self.waiting.pop(getattr(message, "rid", 0), None)
+        if waiting is None:
+            reply = self._reader.late(message, parts)
+            if reply is not None:
+                self._send((protocol.pack(reply),))
+            return
+        outcome = self._reader.outcome(message, parts)
+        if waiting.outgoing is not None:
+            self.link.answered(message, waiting.outgoing)
+        if not waiting.future.done():
+            waiting.future.set_result(outcome)
+        elif waiting.lease and isinstance(message, protocol.Value):
+            self.release(message.value)
+        if self.link.dead:
+            self.close(BrokerUnreachable("the broker does not know this session any more; try again"))
+
+    def withdraw(self, rids: Iterable[int]) -> None:
+        """Nobody waits for these any more. Their answers come all the same, and settle them."""
+        for rid in rids:
+            waiting = self.waiting.pop(rid, None)
+            if waiting is None:
+                continue
+            if waiting.outgoing is not None:
+                self.link.hold(rid, waiting.outgoing)
+            if waiting.lease:
+                self.link.unwanted.add(rid)
+            self._try(protocol.Cancel(rid))
+
+    def release(self, lease: int) -> None:
+        """Gives a lease back without waiting for the answer."""
+        self._try(protocol.Release(0, lease))
+
+    def _say_alive(self) -> None:
+        self._ping = self._loop.call_later(protocol.PING_S, self._say_alive)
+        self._try(protocol.Ping())
+
+    def _try(self, message: protocol.Message) -> None:
+        """Sends what has no answer of its own, if it can be sent."""
+        if self.open:
+            with contextlib.suppress(BrokerUnreachable):
+                self._send((protocol.pack(message),))
+            self._loop.call_soon(self.drain)
+
+    def close(self, why: ZooError) -> None:
+        """Ends the link; whoever waits gets `why`."""
+        if not self.open:
+            return
+        self._loop.remove_reader(self._fd)
+        self._fd = -1
+        if self._line_fd >= 0:
+            self._loop.remove_reader(self._line_fd)
+        if self._ping is not None:
+            self._ping.cancel()
+            if not self.link.dead:
+                self._sock.setsockopt(zmq.LINGER, session.BYE_MS)
+                with contextlib.suppress(BrokerUnreachable):
+                    self._send((protocol.pack(protocol.Bye()),))
+        self._sock.close()
+        self.link.close()
+        for waiting in self.waiting.values():
+            if waiting.outgoing is not None:
+                waiting.outgoing.drop()
+            if not waiting.future.done():
+                waiting.future.set_result(_Lost(why))
+        self.waiting.clear()
+
+
+class _Opening(Generic[T]):
+    """Something to be awaited, or to be entered with `async with`."""
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]], leave: Callable[[T], Awaitable[None]]) -> None:
+        self._make = make
+        self._leave = leave
+        self._value: T | None = None
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._make().__await__()
+
+    async def __aenter__(self) -> T:
+        self._value = await self._make()
+        return self._value
+
+    async def __aexit__(self, *_: object) -> None:
+        value, self._value = self._value, None
+        if value is not None:
+            await self._leave(value)
+
+
+class AsyncLease:
+    """Keeps a model loaded: reference-counted, never evicted while held. Callable like `AsyncClient.infer`."""
+
+    def __init__(self, client: AsyncClient, model: str, number: int, channel: _Channel) -> None:
+        self.model = model
+        self._client = client
+        self._number = number
+        self._channel: _Channel | None = channel
+
+    async def __call__(self, frame: Any, **how: Any) -> Any:
+        return await self._client.infer(self.model, frame, **how)
+
+    async def release(self) -> None:
+        """Gives the lease back; again is harmless, and so is a broker that is gone (it kept no leases)."""
+        channel, self._channel = self._channel, None
+        if channel is None or not channel.open:
+            return
+        try:
+            await self._client._ask(channel, lambda rid, _: protocol.Release(rid, self._number), self._client.timeout)
+        except BrokerUnreachable:
+            pass  # its leases went with it
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.release()
+
+
+class AsyncClient:
+    """A connection to a zoo, for the tasks of one event loop.
+
+    Args:
+        endpoint: "ipc://…" or "tcp://…"; None takes $ZOO_ENDPOINT, else the configuration's.
+        timeout: seconds for each call, unless it brings its own. The first call also waits, within it, for a
+            broker that is still starting.
+        arena_mb: shared memory for frames under way; made with the first frame.
+    """
+
+    def __init__(self, endpoint: str | None = None, *, timeout: float = 30.0, arena_mb: int = 64) -> None:
+        self.endpoint = session.check_endpoint(endpoint)
+        self.timeout = session.check_timeout(timeout, timeout)
+        self._arena_bytes = session.check_arena_mb(arena_mb)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._opening = asyncio.Lock()
+        self._room = asyncio.Lock()  # whoever waits for a free slot; the others queue behind, in order
+        self._channel: _Channel | None = None
+        self._store: frames.Store | None = None
+        self._rids = itertools.count(1)
+        self._gate = threading.Lock()  # what threads prepare (see `_handshake`, `_prepare`)
+        self._quit = threading.Event()
+        self._gone = threading.Event()  # of the latest handshake: nobody waits for it any more
+        self._pid = os.getpid()
+
+    # ------------------------------------------------------------ inference
+
+    async def infer(
+        self,
+        model: str,
+        frame: Any,
+        *,
+        boxes: Boxes | None = None,
+        color: str = "rgb",
+        timeout: float | None = None,
+        priority: int | str | None = None,
+        **options: Any,
+    ) -> Any:
+        """One answer of one model; loads it if need be. Arguments and errors are those of `Client.infer`."""
+        results = await self._infer_all([model], frame, boxes, color, timeout, priority, options)
+        outcome = results[model]
+        if isinstance(outcome, ZooError):
+            raise outcome
+        return outcome
+
+    async def infer_many(
+        self,
+        frame: Any,
+        models: Iterable[str],
+        *,
+        boxes: Boxes | None = None,
+        color: str = "rgb",
+        timeout: float | None = None,
+        priority: int | str | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """The same frame to several models at once; it is written once. A failure is that model's value."""
+        names = session.check_models(models)
+        return await self._infer_all(names, frame, boxes, color, timeout, priority, options)
+
+    async def _infer_all(
+        self,
+        models: list[str],
+        frame: Any,
+        boxes: Boxes | None,
+        color: str,
+        timeout: float | None,
+        priority: int | str | None,
+        options: dict[str, Any],
+    ) -> dict[str, Any]:
+        seconds = session.check_timeout(timeout, self.timeout)
+        rank = session.check_priority(priority)
+        deadline = time.monotonic() + seconds
+        channel, store = await self._shared(deadline, seconds)
+        outgoing = await self._with_room(channel, store, deadline, lambda: store.outgoing(frame, boxes, color, options))
+        rids: dict[int, tuple[str, asyncio.Future[Any]]] = {}
+        loop = asyncio.get_running_loop()
+        try:
+            for model in models:
+                rid = next(self._rids)
+                header = protocol.Infer(rid, model, session.remaining_ms(deadline), rank, outgoing.arenas)
+                future: asyncio.Future[Any] = loop.create_future()
+                parts = (protocol.pack(header), outgoing.body, *outgoing.buffers)
+                channel.ask(rid, _Waiting(future, outgoing, lease=False), parts)
+                rids[rid] = model, future
+            return await self._collect(channel, rids, deadline)
+        except BaseException:
+            channel.withdraw(rids)
+            raise
+        finally:
+            outgoing.drop()
+
+    async def _collect(
+        self, channel: _Channel, rids: dict[int, tuple[str, asyncio.Future[Any]]], deadline: float
+    ) -> dict[str, Any]:
+        def time_is_up() -> None:
+            for _, future in rids.values():
+                if not future.done():
+                    future.set_result(_Lost(DeadlineExceeded("the broker itself did not answer in time")))
+            channel.withdraw(rids)
+
+        left = deadline + session.GRACE_S - time.monotonic()
+        timer = asyncio.get_running_loop().call_later(left, time_is_up)
+        try:
+            outcomes = {name: await future for name, future in rids.values()}
+        finally:
+            timer.cancel()
+        lost = [outcome.error for outcome in outcomes.values() if isinstance(outcome, _Lost)]
+        if lost and len(lost) == len(outcomes):
+            raise lost[0]
+        return {name: o.error if isinstance(o, _Lost) else o for name, o in outcomes.items()}
+
+    async def _with_room(self, channel: _Channel, store: frames.Store, deadline: float, take: Callable[[], T]) -> T:
+        """What `take` gives; while the arena is full, waits for its turn, first come, first served."""
+        if not self._room.locked():
+            try:
+                return take()
+            except frames.NoRoom:
+                pass
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())), self._room:
+                while True:
+                    if not channel.open:
+                        raise BrokerUnreachable("the broker went away while a slot was waited for; try again")
+                    try:
+                        return take()
+                    except frames.NoRoom:
+                        await asyncio.sleep(ROOM_POLL_S)
+        except TimeoutError:
+            raise session.arena_full(store.shared) from None
+
+    def frame(self, shape: tuple[int, ...], dtype: str = "uint8") -> _Opening[Frame]:
+        """An empty frame in shared memory: fill `.array`, send it as often as you like, leave the block.
+
+        `async with zoo.frame(shape) as f`, or `f = await zoo.frame(shape)` and `f.close()` (or a plain `with f:`).
+        """
+
+        async def make() -> Frame:
+            deadline = time.monotonic() + self.timeout
+            channel, store = await self._shared(deadline, self.timeout)
+            size = tuple(int(n) for n in shape)
+            return Frame(*await self._with_room(channel, store, deadline, lambda: store.empty(size, dtype)))
+
+        async def leave(frame: Frame) -> None:
+            frame.close()
+
+        return _Opening(make, leave)
+
+    # ------------------------------------------------------------ models
+
+    def load(
+        self, model: str, *, keep_alive: float | None = None, timeout: float | None = None
+    ) -> _Opening[AsyncLease]:
+        """Loads a model and keeps it: `async with zoo.load(name) as lease`, or await it and call `.release()`.
+
+        Args:
+            keep_alive: seconds it stays after the last reference; 0 unloads it at once; None: its idle time.
+        """
+
+        async def make() -> AsyncLease:
+            seconds = session.check_timeout(timeout, self.timeout)
+            keep = session.check_keep_alive(keep_alive)
+            channel = await self._open(time.monotonic() + seconds, seconds)
+            number = await self._ask(
+                channel,
+                lambda rid, end: protocol.Load(rid, model, session.remaining_ms(end), True, keep),
+                seconds,
+                lease=True,
+            )
+            return AsyncLease(self, model, number, channel)
+
+        return _Opening(make, AsyncLease.release)
+
+    async def get_model(self, model: str, *, timeout: float | None = None) -> None:
+        """Loads a model without keeping it: from then on it may be evicted like any other."""
+        seconds = session.check_timeout(timeout, self.timeout)
+        await self._call(lambda rid, end: protocol.Load(rid, model, session.remaining_ms(end)), seconds)
+
+    async def unload(self, model: str, *, timeout: float | None = None) -> bool:
+        """Ends the model's process and returns when its memory is back. False: it was not loaded.
+
+        Raises:
+            ModelInUse: it is leased or pinned.
+        """
+        seconds = session.check_timeout(timeout, self.timeout)
+        return bool(await self._call(lambda rid, end: protocol.Unload(rid, model, session.remaining_ms(end)), seconds))
+
+    async def pin(self, model: str) -> None:
+        """The model is not evicted any more (it need not be loaded yet)."""
+        await self._call(lambda rid, _: protocol.Pin(rid, model, True), self.timeout)
+
+    async def unpin(self, model: str) -> None:
+        await self._call(lambda rid, _: protocol.Pin(rid, model, False), self.timeout)
+
+    async def cleanup_idle_models(self, idle_seconds: float = 300.0) -> list[str]:
+        """Evicts what nobody has used for that long; gives the names."""
+        return list(await self._call(lambda rid, _: protocol.CleanupIdle(rid, float(idle_seconds)), self.timeout))
+
+    # ------------------------------------------------------------ looking
+
+    async def get_status(self) -> dict[str, Any]:
+        """Budget, use, and what is loaded. `docs/protocol.md` explains each field."""
+        return dict(await self._query("status"))
+
+    async def models(self) -> list[dict[str, Any]]:
+        """Every registered model, and what keeps it from being served, if anything."""
+        return list(await self._query("models"))
+
+    async def processes(self) -> list[dict[str, Any]]:
+        """One row per living worker: charged and really used memory, process id, leases, queue."""
+        return list(await self._query("ps"))
+
+    async def explain(self, model: str | None = None) -> list[str]:
+        """The last decisions, one line each, with the arithmetic."""
+        return list(await self._query("explain", model))
+
+    async def _query(self, what: str, model: str | None = None) -> Any:
+        return await self._call(lambda rid, _: protocol.Query(rid, what, model), self.timeout)
+
+    async def close(self) -> None:
+        """Gives everything back: leases, slots, memory. The client cannot be used any more."""
+        self._quit.set()
+        self._gone.set()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close(BrokerUnreachable("this client was closed while it waited", retryable=False))
+        with self._gate:
+            if self._store is not None and self._store.shared is not None:
+                self._store.shared.close()
+            self._store = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # ------------------------------------------------------------ the exchange
+
+    async def _call(self, make: Callable[[int, float], protocol.Message], seconds: float) -> Any:
+        deadline = time.monotonic() + seconds
+        channel = await self._open(deadline, seconds)
+        return await self._ask(channel, make, deadline - time.monotonic())
+
+    async def _ask(
+        self,
+        channel: _Channel,
+        make: Callable[[int, float], protocol.Message],
+        seconds: float,
+        *,
+        lease: bool = False,
+    ) -> Any:
+        deadline = time.monotonic() + seconds
+        rid = next(self._rids)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        channel.ask(rid, _Waiting(future, None, lease), (protocol.pack(make(rid, deadline)),))
+        try:
+            outcome = (await self._collect(channel, {rid: ("", future)}, deadline))[""]
+        except BaseException:
+            channel.withdraw([rid])
+            if lease and future.done() and not future.cancelled() and isinstance(future.result(), int):
+                channel.release(future.result())  # it came, and in the same moment its task was cancelled
+            raise
+        if isinstance(outcome, ZooError):
+            raise outcome
+        return outcome
+
+    # ------------------------------------------------------------ links
+
+    async def _open(self, deadline: float, seconds: float) -> _Channel:
+        """The link there is, or a new one."""
+        channel = self._channel
+        if channel is not None and channel.usable:
+            return channel
+        if self._pid != os.getpid():
+            raise BrokerUnreachable("a client does not survive a fork; make a new one in the child")
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await self._opening.acquire()
+        except TimeoutError:
+            raise session.unreachable(self.endpoint, seconds) from None
+        try:
+            if self._quit.is_set():
+                raise BrokerUnreachable("this client is closed", retryable=False)
+            if self._channel is None or not self._channel.usable:
+                if self._channel is not None:
+                    self._channel.close(BrokerUnreachable("the broker does not answer on its lifeline; try again"))
+                if self._store is not None and self._store.shared is not None:
+                    self._store.shared.id = 0  # the new broker does not know it yet
+                link, sock = await self._handshake(deadline, seconds)
+                self._channel = _Channel(link, sock, asyncio.get_running_loop())
+            return self._channel
+        finally:
+            self._opening.release()
+
+    async def _handshake(self, deadline: float, seconds: float) -> tuple[session.Link, zmq.Socket[bytes]]:
+        """`session.open_link` in a thread. Should nobody wait for it any more, the thread closes what it opened."""
+        gone = self._gone = threading.Event()
+        made: list[tuple[session.Link, zmq.Socket[bytes]]] = []
+
+        def open_link() -> None:
+            link, sock = session.open_link(self._context, self.endpoint, seconds, deadline, gone)
+            with self._gate:
+                if gone.is_set() or self._quit.is_set():
+                    sock.close()
+                    link.close()
+                else:
+                    made.append((link, sock))
+
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, open_link)
+        except BaseException:
+            gone.set()
+            with self._gate:
+                for link, sock in made:
+                    sock.close()
+                    link.close()
+            raise
+        if not made:
+            raise BrokerUnreachable("this client is closed", retryable=False)
+        return made[0]
+
+    async def _shared(self, deadline: float, seconds: float) -> tuple[_Channel, frames.Store]:
+        """The link, and where frames for it go."""
+        channel = await self._open(deadline, seconds)
+        store = self._store
+        if store is not None and (store.shared is None or store.shared.id):
+            return channel, store
+        return channel, await asyncio.get_running_loop().run_in_executor(None, self._prepare, channel.link)
+
+    def _prepare(self, link: session.Link) -> frames.Store:
+        """The arena, made and known to this broker. In a thread: it touches every page, and waits for the broker."""
+        with self._gate:
+            if self._quit.is_set():
+                raise BrokerUnreachable("this client is closed", retryable=False)
+            if self._store is None:
+                self._store = frames.Store(arena.OwnedArena(self._arena_bytes) if link.shares_memory else None)
+            shared = self._store.shared
+            if shared is not None and not shared.id:
+                try:
+                    link.register(shared)
+                except ZooError:
+                    if not link.dead:
+                        shared.close()
+                        self._store = None
+                    raise
+            return self._store

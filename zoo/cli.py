@@ -1,0 +1,515 @@
+"""`zoo`: the command line. One function per command; each asks one client and prints one answer.
+
+Exit status: 0 done, 1 the zoo said no, 2 wrong usage or configuration, 3 no broker answers, 130 interrupted.
+Answers go to standard output (with `--json` as one JSON document), everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoo.errors import BrokerUnreachable, ConfigError, InvalidInput, ZooError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from zoo.client import Client
+
+OK, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+LOOK_S = 3.0  # how long a question waits for an answer
+LIST_S = 1.0  # the one that config.toml can answer as well
+WORK_S = 30.0  # and a load or an inference
+SHOWN = 20  # rows of a result in the readable summary
+
+
+class Usage(Exception):
+    """The command line cannot be meant like this."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and gives its exit status."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    command: Callable[[argparse.Namespace], int] | None = getattr(args, "run", None)
+    if command is None:
+        parser.print_help(sys.stderr)
+        return USAGE
+    if args.command == "serve":
+        args.rest = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        status = command(args)
+        sys.stdout.flush()
+        return status
+    except Usage as e:
+        return _complain("usage", str(e), USAGE)
+    except ConfigError as e:
+        return _complain("configuration", str(e), USAGE)
+    except BrokerUnreachable as e:
+        return _complain("no broker", str(e), UNREACHABLE)
+    except ZooError as e:
+        return _complain(e.code.replace("_", " "), str(e) + _hint(e), REFUSED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever reads us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _complain(what: str, message: str, status: int) -> int:
+    print(f"zoo: {what}: {'; '.join(message.splitlines())}", file=sys.stderr)
+    return status
+
+
+def _hint(e: ZooError) -> str:
+    if not e.retryable:
+        return ""
+    return f" (trying again in {e.retry_after:.1f} s may help)" if e.retry_after else " (trying again may help)"
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def _parser() -> argparse.ArgumentParser:
+    def common(default: Any) -> argparse.ArgumentParser:
+        parent = argparse.ArgumentParser(add_help=False)
+        parent.add_argument("--endpoint", default=default, help="the broker's (default: $ZOO_ENDPOINT, config.toml's)")
+        parent.add_argument("--timeout", type=_seconds, default=default, metavar="SECONDS", help="for the answer")
+        parent.add_argument("--json", action="store_true", default=default or False, help="print JSON")
+        return parent
+
+    parser = argparse.ArgumentParser(
+        prog="zoo",
+        description="More vision models than the GPU can hold, one process each, within one budget.",
+        epilog="Exit status: 0 done, 1 the zoo said no, 2 wrong usage or configuration, 3 no broker answers.",
+        parents=[common(None)],
+    )
+    parser.add_argument("--version", action="version", version=f"zoo {importlib.metadata.version('model-zoo')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    everywhere = common(argparse.SUPPRESS)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], help: str, more: str = "") -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}. {more}".strip(),
+                                   parents=[everywhere])  # fmt: skip
+        made.set_defaults(run=run)
+        return made
+
+    serve = commands.add_parser("serve", help="run the broker in the foreground", add_help=False)
+    serve.set_defaults(run=_serve)
+    add("ls", _ls, "list the models", "Without a broker: those of config.toml.")
+    add("ps", _ps, "list the processes: one per loaded model")
+    add("status", _status, "show the budget and what uses it")
+
+    load = add(
+        "load",
+        _load,
+        "load a model",
+        "It stays until its room is needed or it is idle for long. A lease would end with this command: to keep a "
+        "model, pin it (--pin), or hold a lease in your program (`with zoo.load(name)`).",
+    )
+    load.add_argument("model")
+    load.add_argument("--pin", action="store_true", help="and keep it: it is not evicted until `zoo unpin`")
+    add("unload", _unload, "end a model's process and give its memory back").add_argument("model")
+    add("pin", _pin, "keep a model from being evicted").add_argument("model")
+    add("unpin", _pin, "let a model be evicted again").add_argument("model")
+
+    infer = add("infer", _infer, "send one image to a model and print the answer")
+    infer.add_argument("model")
+    infer.add_argument("image", help="a JPEG or PNG file; - reads standard input")
+    infer.add_argument(
+        "-o", "--output", type=Path, metavar="OUT.png", help="write the image with the answer drawn on it"
+    )
+    infer.add_argument("--box", action="append", type=_box, metavar="X1,Y1,X2,Y2",
+                       help="only this part, in pixels; may be repeated, one answer each")  # fmt: skip
+    infer.add_argument("--option", action="append", type=_option, default=[], metavar="KEY=VALUE",
+                       help="for the adapter; VALUE is JSON or a plain word")  # fmt: skip
+
+    explain = add("explain", _explain, "tell the last decisions: loads, evictions, refusals, and why")
+    explain.add_argument("model", nargs="?")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
+def _box(text: str) -> tuple[float, ...]:
+    try:
+        corners = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        corners = ()
+    if len(corners) != 4:
+        raise argparse.ArgumentTypeError(f"expected X1,Y1,X2,Y2 in pixels, got {text!r}")
+    return corners
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+@contextlib.contextmanager
+def _client(args: argparse.Namespace, seconds: float) -> Iterator[Client]:
+    from zoo.client import Client
+
+    try:
+        client = Client(args.endpoint, timeout=args.timeout or seconds)
+    except InvalidInput as e:
+        raise Usage(str(e)) from None
+    with client:
+        yield client
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _serve(args: argparse.Namespace) -> int:
+    rest = list(args.rest)
+    if args.endpoint:
+        rest += ["--endpoint", args.endpoint]
+    os.execv(sys.executable, [sys.executable, "-m", "zoo.broker", *rest])
+
+
+def _ls(args: argparse.Namespace) -> int:
+    try:
+        with _client(args, LIST_S) as zoo:
+            rows, note = zoo.models(), ""
+    except BrokerUnreachable:
+        rows, note = _configured(), "no broker runs (`zoo serve` starts one); this is what config.toml lists"
+    if args.json:
+        _print_json(rows)
+    else:
+        lines = [
+            (
+                row["name"],
+                row["category"],
+                row["priority"],
+                _mb(row["vram_mb"]),
+                row["state"] or "-",
+                row["problem"] or ("pinned" if row["pinned"] else ""),
+            )
+            for row in rows
+        ]
+        _print_table(("NAME", "CATEGORY", "PRIORITY", "DECLARED", "STATE", "NOTE"), lines, right=(3,))
+    if note:
+        sys.stdout.flush()
+        print(f"zoo: {note}", file=sys.stderr)
+    return OK
+
+
+def _configured() -> list[dict[str, Any]]:
+    from zoo.config import load_config
+
+    return [
+        {
+            "name": m.name,
+            "category": m.category,
+            "priority": m.priority.name,
+            "vram_mb": m.vram_mb,
+            "state": None,
+            "enabled": m.enabled,
+            "available": False,
+            "pinned": m.pinned,
+            "adapter": m.adapter,
+            "path": m.path,
+            "source": m.source,
+            "problem": (None if m.adapter else "no adapter in this release") if m.enabled else "enabled = false",
+        }
+        for m in load_config().models
+    ]
+
+
+def _ps(args: argparse.Namespace) -> int:
+    with _client(args, LOOK_S) as zoo:
+        rows = zoo.processes()
+    if args.json:
+        _print_json(rows)
+        return OK
+    if not rows:
+        print("no model is loaded")
+        return OK
+    now = time.time()
+    lines = [
+        (
+            row["name"],
+            row["state"] + (", pinned" if row["pinned"] else ""),
+            str(row["pid"] or "-"),
+            row["device"],
+            _mb(row["vram_mb"]),
+            _mb(row["used_mb"]),
+            str(row["leases"]),
+            str(row["inflight"] + row["queued"]),
+            str(row["requests"]),
+            _ago(row["last_used"], now),
+        )
+        for row in rows
+    ]
+    heads = ("NAME", "STATE", "PID", "DEVICE", "CHARGED", "USED", "LEASES", "WAITING", "REQUESTS", "LAST USED")
+    _print_table(heads, lines, right=(2, 4, 5, 6, 7, 8, 9))
+    return OK
+
+
+def _status(args: argparse.Namespace) -> int:
+    with _client(args, LOOK_S) as zoo:
+        status = zoo.get_status()
+    if args.json:
+        _print_json(status)
+        return OK
+    broker = status["broker"]
+    print(f"broker     process {broker['pid']} on {broker['endpoint']}" + (", stopping" if status["stopping"] else ""))
+    print(
+        f"budget     {_mb(status['vram_used_mb'])} of {_mb(status['vram_budget_mb'])} used"
+        f" ({status['vram_utilization_percent']:.1f} %), {_mb(status['vram_available_mb'])} free"
+    )
+    for device in status["devices"]:
+        print(
+            f"device     {device['name']}: {_mb(device['used_mb'])} of {_mb(device['budget_mb'])} charged;"
+            f" {_mb(device['device_used_mb'])} of {_mb(device['device_total_mb'])} in use by everybody"
+        )
+    print(f"models     {len(status['loaded_models'])} of {len(status['registered_models'])} loaded", end="")
+    print(f", loading {', '.join(status['pending_loads'])}" if status["pending_loads"] else "")
+    print(f"requests   {status['running']} running, {status['requests'] - status['running']} waiting")
+    print(f"clients    {status['sessions']} connected (this one included), {status['leases']} leases")
+    if status["loaded_models"]:
+        print()
+        now = time.time()
+        lines = [
+            (row["name"], row["priority"], _mb(row["vram_mb"]), _ago(row["last_used"], now))
+            for row in status["loaded_models"]
+        ]
+        _print_table(("NAME", "PRIORITY", "CHARGED", "LAST USED"), lines, right=(2, 3))
+    return OK
+
+
+def _load(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    with _client(args, WORK_S) as zoo:
+        zoo.get_model(args.model)
+        if args.pin:
+            zoo.pin(args.model)
+    seconds = time.monotonic() - started
+    pinned = " and pinned" if args.pin else ""
+    return _done(
+        args,
+        f"{args.model} is loaded{pinned} ({seconds:.2f} s)",
+        loaded=True,
+        pinned=args.pin,
+        seconds=round(seconds, 3),
+    )
+
+
+def _unload(args: argparse.Namespace) -> int:
+    with _client(args, WORK_S) as zoo:
+        was = zoo.unload(args.model)
+    return _done(args, f"{args.model} is unloaded" if was else f"{args.model} was not loaded", unloaded=was)
+
+
+def _pin(args: argparse.Namespace) -> int:
+    on = args.command == "pin"
+    with _client(args, LOOK_S) as zoo:
+        (zoo.pin if on else zoo.unpin)(args.model)
+    return _done(args, f"{args.model} is {'pinned' if on else 'not pinned any more'}", pinned=on)
+
+
+def _done(args: argparse.Namespace, said: str, **values: Any) -> int:
+    if args.json:
+        _print_json({"model": args.model, **values})
+    else:
+        print(said)
+    return OK
+
+
+def _explain(args: argparse.Namespace) -> int:
+    with _client(args, LOOK_S) as zoo:
+        lines = zoo.explain(args.model)
+    if args.json:
+        _print_json(lines)
+    else:
+        print("\n".join(lines) if lines else "nothing has happened yet")
+    return OK
+
+
+# ---------------------------------------------------------------- infer
+
+
+def _infer(args: argparse.Namespace) -> int:
+    raw = _read(args.image)
+    if args.output is not None:
+        _check_output(args.output)
+    options = dict(args.option)
+    taken = {"boxes", "color", "timeout", "priority", "model", "frame"} & options.keys()
+    if taken:
+        raise Usage(f"--option {min(taken)}: this name is not an adapter's option")
+    started = time.monotonic()
+    with _client(args, WORK_S) as zoo:
+        answer = zoo.infer(args.model, raw, boxes=args.box, **options)
+        seconds = time.monotonic() - started
+        results = answer if args.box else [answer]
+        if args.json:
+            plain = [_to_plain(result) for result in results]
+            _print_json(plain if args.box else plain[0])
+        else:
+            print(f"{args.model}: {seconds * 1000:.0f} ms")
+            for number, result in enumerate(results):
+                if args.box:
+                    print(f"box {','.join(f'{v:g}' for v in args.box[number])}")
+                print("\n".join(f"  {line}" for line in summary(result)))
+        if args.output is not None:
+            _draw(raw, results, args.output)
+    return OK
+
+
+def _read(image: str) -> bytes:
+    try:
+        raw = sys.stdin.buffer.read() if image == "-" else Path(image).read_bytes()
+    except OSError as e:
+        raise Usage(f"{image}: {e.strerror or e}") from None
+    if not raw:
+        raise Usage(f"{image}: it is empty")
+    return raw
+
+
+def _check_output(output: Path) -> None:
+    """Before any work is done: whether the picture can be written at all."""
+    from PIL import Image
+
+    if output.suffix.lower() not in Image.registered_extensions():
+        raise Usage(f"-o {output}: name a picture file, such as {output.stem or 'out'}.png")
+    if not output.parent.is_dir():
+        raise Usage(f"-o {output}: there is no folder {output.parent}")
+
+
+def _draw(raw: bytes, results: list[Any], output: Path) -> None:
+    import io
+
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    if any(isinstance(result, dict) for result in results):
+        raise InvalidInput(
+            f"no picture was written to {output}: this model answers a plain dict, there is nothing to draw"
+        )
+    with Image.open(io.BytesIO(raw)) as image:
+        frame = np.array(ImageOps.exif_transpose(image).convert("RGB"))  # upright, as the worker saw it
+    for result in results:
+        frame = result.draw(frame)
+    try:
+        Image.fromarray(frame).save(output)
+    except (OSError, ValueError) as e:
+        raise Usage(f"-o {output}: {e}") from None
+    print(f"zoo: wrote {output}", file=sys.stderr)
+
+
+def summary(result: Any) -> list[str]:
+    """A result in a few lines that a person can read."""
+    from zoo import results
+
+    match result:
+        case results.Detections():
+            rows = [
+                f"{label}  {score:.2f}  {_corners(box)}"
+                for label, score, box in zip(result.labels, result.scores, result.boxes, strict=True)
+            ]
+            return _some(rows, "nothing was found")
+        case results.Keypoints():
+            rows = [
+                f"person {i}" + (f", {result.postures[i]}" if result.postures else "")
+                + f": {int((result.scores[i] > 0.3).sum())} of {result.points.shape[1]} points seen"
+                for i in range(len(result.points))
+            ]  # fmt: skip
+            return _some(rows, "nobody was found")
+        case results.Classification() | results.Action():
+            return _some([f"{label}  {score:.3f}" for label, score in zip(result.labels, result.scores, strict=True)])
+        case results.Embedding():
+            head = ", ".join(f"{v:.4f}" for v in result.vector[:4])
+            return [f"{result.vector.size} numbers of unit length: {head}, …"]
+        case results.DepthMap():
+            return [f"{_size(result.depth)} relative depths from {result.depth.min():.3g} to {result.depth.max():.3g}"
+                    " (larger is nearer)"]  # fmt: skip
+        case results.Segmentation():
+            shares = sorted(result.coverage.items(), key=lambda item: -item[1])
+            return [f"{_size(result.mask)} pixels", *_some([f"{label}  {share:.1%}" for label, share in shares])]
+        case results.OcrText():
+            return [f"{result.text or '(no text)'}  {result.score:.2f}", *(f"line: {line}" for line in result.lines)]
+        case results.Quality():
+            return [f"{result.verdict or 'score'}  {result.score:.1f} (0 best, 100 worst)"]
+        case dict():
+            return _some([f"{key}: {_short(value)}" for key, value in result.items()])
+    return [str(result)]
+
+
+def _some(rows: list[str], none: str = "nothing") -> list[str]:
+    if not rows:
+        return [none]
+    more = [f"and {len(rows) - SHOWN} more (--json has them all)"] if len(rows) > SHOWN else []
+    return rows[:SHOWN] + more
+
+
+def _corners(box: np.ndarray) -> str:
+    return f"x {box[0]:.0f} to {box[2]:.0f}, y {box[1]:.0f} to {box[3]:.0f} px"
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def _short(value: Any) -> str:
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    text = f"array of {shape} {dtype}" if shape is not None and value.size > 16 else str(value)
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+# ---------------------------------------------------------------- printing
+
+
+def _to_plain(value: Any) -> Any:
+    return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+def _print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, ensure_ascii=False, indent=2, default=lambda v: v.tolist())
+    print()
+
+
+def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
+    table = [heads, *rows]
+    widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
+    for row in table:
+        cells = [cell.rjust(widths[i]) if i in right else cell.ljust(widths[i]) for i, cell in enumerate(row)]
+        print("  ".join(cells).rstrip())
+
+
+def _mb(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f} MB" if value >= 10 or value == int(value) else f"{value:.1f} MB"
+
+
+def _ago(at: float, now: float) -> str:
+    if not at:
+        return "never"
+    seconds = max(0.0, now - at)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""Results as pictures: what `result.draw(frame)` paints. Pillow and numpy only, so that a client needs no more.
+
+A frame is never painted on; a copy is. Lines and letters grow with the frame, so the same call suits a 1080p frame
+and a small crop. Coordinates outside the frame are cut off at its edge, and those that are not numbers are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from zoo import results
+from zoo.errors import InvalidInput
+
+Color = tuple[int, int, int]
+
+# Twelve hues that stay apart from each other on a photograph.
+PALETTE: tuple[Color, ...] = (
+    (255, 92, 56), (0, 190, 255), (120, 220, 60), (255, 200, 0), (200, 110, 255), (0, 215, 160),
+    (255, 90, 170), (90, 130, 255), (190, 190, 60), (255, 150, 110), (110, 230, 230), (220, 160, 220),
+)  # fmt: skip
+
+# Dark to bright in even steps of lightness (far to near), in the manner of matplotlib's inferno.
+DEPTH_RAMP: tuple[Color, ...] = (
+    (0, 0, 8), (34, 12, 74), (88, 16, 110), (140, 36, 104), (188, 56, 82),
+    (226, 90, 50), (248, 140, 16), (248, 200, 50), (252, 252, 176),
+)  # fmt: skip
+
+LIMBS = (
+    ("left_ankle", "left_knee"), ("left_knee", "left_hip"), ("right_ankle", "right_knee"),
+    ("right_knee", "right_hip"), ("left_hip", "right_hip"), ("left_shoulder", "left_hip"),
+    ("right_shoulder", "right_hip"), ("left_shoulder", "right_shoulder"), ("left_shoulder", "left_elbow"),
+    ("right_shoulder", "right_elbow"), ("left_elbow", "left_wrist"), ("right_elbow", "right_wrist"),
+    ("left_eye", "right_eye"), ("nose", "left_eye"), ("nose", "right_eye"), ("left_eye", "left_ear"),
+    ("right_eye", "right_ear"),
+)  # fmt: skip
+
+SEEN = 0.3  # a keypoint below this score is a guess, and is not drawn
+MASK_OPACITY = 0.45
+CAPTION_LINES = 5
+
+
+def draw(result: results.AnyResult, frame: np.ndarray) -> np.ndarray:
+    """A copy of `frame` with the result painted on it; for a dict, its plain values as a caption.
+
+    Args:
+        frame: HxWx3 uint8 RGB, the frame that was sent.
+
+    Raises:
+        InvalidInput: the frame is something else.
+    """
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or frame.size == 0:
+        raise InvalidInput(f"frame: drawing takes HxWx3 uint8 RGB, got shape {frame.shape} of {frame.dtype}")
+    canvas = _Canvas(frame)
+    match result:
+        case results.Detections():
+            _detections(canvas, result)
+        case results.Keypoints():
+            _keypoints(canvas, result)
+        case results.DepthMap():
+            _depth(canvas, result)
+        case results.Segmentation():
+            _segmentation(canvas, result)
+        case results.OcrText():
+            _ocr(canvas, result)
+        case results.Classification() | results.Action():
+            canvas.caption(_scored(result.labels, result.scores))
+        case results.Quality():
+            canvas.caption([f"{result.verdict or 'quality'} {result.score:.0f}", "0 best, 100 worst"])
+        case results.Embedding():
+            canvas.caption([f"embedding, {result.vector.size} numbers"])
+        case dict():
+            plain = [(k, v) for k, v in result.items() if isinstance(v, str | int | float)]
+            canvas.caption([f"{k}: {v:.3g}" if isinstance(v, float) else f"{k}: {v}" for k, v in plain])
+    return canvas.pixels()
+
+
+class _Canvas:
+    """The copy being painted, and the sizes that suit it."""
+
+    def __init__(self, frame: np.ndarray) -> None:
+        self.image = Image.fromarray(np.array(frame, order="C"))
+        self.width, self.height = self.image.size
+        side = min(self.width, self.height)
+        self.line = max(1, round(side / 360))
+        self.font = _font(max(10, round(side / 34)))
+        self.pen = ImageDraw.Draw(self.image)
+
+    def pixels(self) -> np.ndarray:
+        return np.array(self.image)
+
+    def blend(self, mask: np.ndarray, color: Color, opacity: float = MASK_OPACITY) -> None:
+        """Tints the pixels where `mask` (frame-sized bool) is true."""
+        stencil = Image.fromarray(mask.astype(np.uint8) * round(opacity * 255))
+        self.image.paste(color, (0, 0), stencil)
+
+    def box(self, corners: np.ndarray, color: Color) -> None:
+        x1, y1, x2, y2 = self._inside(corners)
+        self.pen.rectangle((x1, y1, x2, y2), outline=color, width=self.line)
+
+    def tag(self, x: float, y: float, text: str, color: Color) -> None:
+        """A word on a patch of colour standing on (x, y); below it where there is no room above."""
+        left, top, right, bottom = self.pen.textbbox((0, 0), text, font=self.font)
+        gap = self.line + 1
+        width, height = right - left + 2 * gap, bottom - top + 2 * gap
+        x = min(max(0.0, x), max(0.0, self.width - width))
+        y = y - height if y >= height else y
+        y = min(max(0.0, y), max(0.0, self.height - height))
+        self.pen.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
+        bright = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 110
+        ink = (0, 0, 0) if bright else (255, 255, 255)
+        self.pen.text((x + gap - left, y + gap - top), text, fill=ink, font=self.font)
+
+    def caption(self, lines: Sequence[str], swatches: Sequence[Color] = ()) -> None:
+        """Lines in the upper left corner on a darkened panel, each with a patch of colour if `swatches` has one."""
+        if not lines:
+            return
+        ascent, descent = self.font.getmetrics()
+        step, gap = ascent + descent, self.line + 2
+        indent = step if swatches else 0
+        width = int(max(self.pen.textlength(line, font=self.font) for line in lines)) + indent + 2 * gap
+        area = (0, 0, min(self.width, width), min(self.height, step * len(lines) + 2 * gap))
+        panel = self.image.crop(area)
+        self.image.paste(Image.blend(panel, Image.new("RGB", panel.size), 0.65), area)
+        for i, line in enumerate(lines):
+            y = gap + i * step
+            if i < len(swatches):
+                self.pen.rectangle((gap, y + step * 0.2, gap + step * 0.6, y + step * 0.8), fill=swatches[i])
+            self.pen.text((gap + indent, y), line, fill=(255, 255, 255), font=self.font)
+
+    def _inside(self, corners: np.ndarray) -> tuple[float, float, float, float]:
+        x1, x2 = sorted(float(min(max(v, 0), self.width - 1)) for v in (corners[0], corners[2]))
+        y1, y2 = sorted(float(min(max(v, 0), self.height - 1)) for v in (corners[1], corners[3]))
+        return x1, y1, x2, y2
+
+
+def _detections(canvas: _Canvas, found: results.Detections) -> None:
+    colors = [PALETTE[int(i) % len(PALETTE)] for i in found.class_ids]
+    size = (canvas.height, canvas.width)
+    # Masks of a crop say nothing about where in the frame they belong: only those of the whole frame are painted.
+    if found.masks is not None and found.masks.shape[1:] == size:
+        for mask, color in zip(found.masks, colors, strict=True):
+            canvas.blend(mask, color)
+    # Worst first, so that the best box and its words lie on top. All boxes first, so that none crosses a word.
+    order = [i for i in reversed(range(len(found.boxes))) if np.isfinite(found.boxes[i]).all()]
+    for i in order:
+        canvas.box(found.boxes[i], colors[i])
+    for i in order:
+        canvas.tag(
+            float(found.boxes[i, 0]), float(found.boxes[i, 1]), f"{found.labels[i]} {found.scores[i]:.2f}", colors[i]
+        )
+
+
+def _keypoints(canvas: _Canvas, found: results.Keypoints) -> None:
+    index = {name: i for i, name in enumerate(found.names)}
+    limbs = [(index[a], index[b]) for a, b in LIMBS if a in index and b in index]
+    radius = canvas.line + 1
+    for n, (points, scores) in enumerate(zip(found.points, found.scores, strict=True)):
+        color = PALETTE[n % len(PALETTE)]
+        seen = (scores >= SEEN) & np.isfinite(points).all(axis=1)
+        for a, b in limbs:
+            if seen[a] and seen[b]:
+                canvas.pen.line((*map(float, points[a]), *map(float, points[b])), fill=color, width=canvas.line + 1)
+        for x, y in points[seen].tolist():
+            around = (x - radius, y - radius, x + radius, y + radius)
+            canvas.pen.ellipse(around, fill=(255, 255, 255), outline=color, width=canvas.line)
+    if found.boxes is not None:
+        for n, box in enumerate(found.boxes):
+            if np.isfinite(box).all():
+                canvas.box(box, PALETTE[n % len(PALETTE)])
+                if n < len(found.postures):
+                    canvas.tag(float(box[0]), float(box[1]), found.postures[n], PALETTE[n % len(PALETTE)])
+
+
+def _depth(canvas: _Canvas, found: results.DepthMap) -> None:
+    depth = np.nan_to_num(found.depth.astype(np.float32), posinf=0.0, neginf=0.0)
+    low, high = float(depth.min()), float(depth.max())
+    level = (depth - low) / (high - low) if high > low else np.zeros_like(depth)
+    # By a table of 256: a colour per pixel straight from the ramp would cost three interpolations of the whole map.
+    picture = Image.fromarray(_ramp()[(level * 255).astype(np.uint8)])
+    canvas.image.paste(picture.resize(canvas.image.size, Image.Resampling.BILINEAR))
+    canvas.caption(["near", "far"], [DEPTH_RAMP[-1], DEPTH_RAMP[1]])
+
+
+def _segmentation(canvas: _Canvas, found: results.Segmentation) -> None:
+    mask = found.mask
+    if mask.shape != (canvas.height, canvas.width):
+        # Nearest, because a class halfway between two others is a third one.
+        mask = np.array(Image.fromarray(mask).resize(canvas.image.size, Image.Resampling.NEAREST))
+    share = np.bincount(mask.reshape(-1), minlength=256) / mask.size
+    present = [int(i) for i in np.argsort(-share, kind="stable") if share[i] > 0 and not _background(found, int(i))]
+    for i in present:
+        canvas.blend(mask == i, PALETTE[i % len(PALETTE)], 0.55)
+    shown = present[: CAPTION_LINES + 3]
+    names = [found.labels[i] if i < len(found.labels) else f"class {i}" for i in shown]
+    canvas.caption(
+        [f"{name} {share[i]:.0%}" for i, name in zip(shown, names, strict=True)],
+        [PALETTE[i % len(PALETTE)] for i in shown],
+    )
+
+
+def _background(found: results.Segmentation, index: int) -> bool:
+    return index < len(found.labels) and found.labels[index].lower() == "background"
+
+
+def _ocr(canvas: _Canvas, found: results.OcrText) -> None:
+    if found.boxes is None:
+        canvas.caption(_scored(found.lines, found.scores) or ["no text"])
+        return
+    color = PALETTE[3]
+    for corners in found.boxes:
+        if np.isfinite(corners).all():
+            outline = [(float(x), float(y)) for x, y in (*corners, corners[0])]
+            canvas.pen.line(outline, fill=color, width=canvas.line, joint="curve")
+    for corners, line, score in zip(found.boxes, found.lines, found.scores, strict=True):
+        if np.isfinite(corners).all():
+            canvas.tag(float(corners[:, 0].min()), float(corners[:, 1].min()), f"{line} {score:.2f}", color)
+
+
+def _scored(labels: Iterable[str], scores: np.ndarray) -> list[str]:
+    return [f"{label} {score:.2f}" for label, score in zip(labels, scores, strict=True)][:CAPTION_LINES]
+
+
+@lru_cache(maxsize=32)
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size=size)
+
+
+@lru_cache(maxsize=1)
+def _ramp() -> np.ndarray:
+    """(256, 3) uint8."""
+    stops = np.linspace(0, 255, len(DEPTH_RAMP))
+    channels = np.array(DEPTH_RAMP, np.float64).T
+    table = np.stack([np.interp(np.arange(256), stops, channel) for channel in channels], axis=1)
+    return table.round().astype(np.uint8)
