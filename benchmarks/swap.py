@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -113,10 +113,9 @@ class Traced(Service):
         super()._from_worker(parts)
 
 
-def serve(config: str, trace: str) -> int:
-    loaded = zoo_config.load(config)
-    Traced(loaded, Path(trace)).run()
-    return 0
+def serve(config: str, trace: str) -> NoReturn:
+    Traced(zoo_config.load_config(config), Path(trace)).run()
+    os._exit(0)  # as in zoo/broker.py: nothing of the forkserver's atexit machinery is ours to wait for
 
 
 @contextlib.contextmanager
@@ -230,19 +229,22 @@ def measure(weights: Path, turns: int, device: str = "cpu") -> Measured:
     """Swaps and new interpreters in turns; the first turn of each warms the page cache and is not kept."""
     image = frame()
     found: Measured = {name: {"swap": [], "own": [], "all": []} for name in MODELS}
-    with common.folder() as where, traced_broker(where, device, weights) as (endpoint, trace, _):
-        with zoo.Client(endpoint, timeout=60) as client:
-            for name in MODELS:  # the nursery has imported, and the last one is in
-                client.infer(name, image)
-            for turn in range(turns + 1):
-                everything = fresh(MODULES)
-                for name, (module, adapter, path) in MODELS.items():
-                    own = fresh(("workers.runtime", module), adapter, str(weights / path), device)
-                    swapped = swap(client, name, image, trace)
-                    if turn:
-                        found[name]["own"].append(own)
-                        found[name]["all"].append(everything)
-                        found[name]["swap"].append(swapped)
+    with (
+        common.folder() as where,
+        traced_broker(where, device, weights) as (endpoint, trace, _),
+        zoo.Client(endpoint, timeout=60) as client,
+    ):
+        for name in MODELS:  # the nursery has imported, and the last one is in
+            client.infer(name, image)
+        for turn in range(turns + 1):
+            everything = fresh(MODULES)
+            for name, (module, adapter, path) in MODELS.items():
+                own = fresh(("workers.runtime", module), adapter, str(weights / path), device)
+                swapped = swap(client, name, image, trace)
+                if turn:
+                    found[name]["own"].append(own)
+                    found[name]["all"].append(everything)
+                    found[name]["swap"].append(swapped)
     return found
 
 
@@ -339,7 +341,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--serve", nargs=2, metavar=("CONFIG", "TRACE"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.serve:
-        return serve(*args.serve)
+        serve(*args.serve)
     with common.folder() as weights:
         make_weights(Path(weights))
         figures = summary(measure(Path(weights), 3 if args.quick else 9))

@@ -6,6 +6,7 @@ import argparse
 import gc
 import logging
 import os
+import resource
 import sys
 
 
@@ -37,10 +38,17 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as e:
         print(e, file=sys.stderr)
         return 2
+    _allow_many_clients()
     gc.collect()
     gc.freeze()
     service.run()
     return 0
+
+
+def _allow_many_clients() -> None:
+    """Each client takes about three descriptors; the usual soft limit of 1024 would do for some 300."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

@@ -167,7 +167,8 @@ class Client:
                         raise
                     outgoing.keep()
                     pending[rid] = model
-                return self._collect(channel, pending, outgoing, deadline)
+                outcomes = self._collect(channel, pending, outgoing, deadline)
+                return {model: outcomes[model] for model in models}
         finally:
             outgoing.drop()
 

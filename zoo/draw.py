@@ -44,7 +44,7 @@ MASK_OPACITY = 0.45
 CAPTION_LINES = 5
 
 
-def draw(result: results.AnyResult, frame: np.ndarray) -> np.ndarray:
+def draw(result: results.Result | dict[str, Any], frame: np.ndarray) -> np.ndarray:
     """A copy of `frame` with the result painted on it; for a dict, its plain values as a caption.
 
     Args:

@@ -41,8 +41,7 @@ class Result(msgspec.Struct, array_like=True, eq=False, kw_only=True):
         """A copy of `frame` (HxWx3 uint8 RGB) with this result painted on it."""
         from zoo import draw
 
-        painted: np.ndarray = draw.draw(self, frame)
-        return painted
+        return draw.draw(self, frame)
 
 
 class Detections(Result, tag="detections"):

@@ -52,9 +52,7 @@ class Input:
 
     __slots__ = ("array", "frames", "options")
 
-    def __init__(
-        self, array: np.ndarray, options: dict[str, Any], frames: list[np.ndarray] | None = None
-    ) -> None:
+    def __init__(self, array: np.ndarray, options: dict[str, Any], frames: list[np.ndarray] | None = None) -> None:
         self.array = array
         self.options = options
         self.frames = [array] if frames is None else frames
@@ -78,7 +76,5 @@ def require_image(item: Input) -> np.ndarray:
     """
     array = item.array
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        raise InvalidInput(
-            f"frame: this model takes HxWx3 uint8 images, got shape {array.shape} of {array.dtype}"
-        )
+        raise InvalidInput(f"frame: this model takes HxWx3 uint8 images, got shape {array.shape} of {array.dtype}")
     return array
