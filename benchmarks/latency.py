@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     rows: list[tuple[str, ...]] = [("figure", "measured", "floor", "ratio", "to reach")]
     figures: dict[str, Any] = {}
 
-    with common.folder() as where, floor.running(where, answer) as (floor_at, floor_pid):
+    with common.folder() as where, floor.running(where, answer) as (floor_at, _):
         with common.broker(config(21), where) as (zoo_at, pid):
             # what rests, first: the clients below leave nothing behind, but a fresh broker is the honest one
             resident, idle_from = common.resident_mb(pid), common.cpu_seconds(pid)

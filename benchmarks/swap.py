@@ -113,6 +113,16 @@ class Traced(Service):
         super()._from_worker(parts)
 
 
+# As `python -m zoo.broker` would be started: multiprocessing has each worker import the main module anew, and this
+# one is heavier than the broker's.
+SERVE = """
+import sys, zoo.broker
+from benchmarks import swap
+__spec__ = zoo.broker.__spec__
+swap.serve(*sys.argv[1:])
+"""
+
+
 def serve(config: str, trace: str) -> NoReturn:
     Traced(zoo_config.load_config(config), Path(trace)).run()
     os._exit(0)  # as in zoo/broker.py: nothing of the forkserver's atexit machinery is ours to wait for
@@ -130,7 +140,7 @@ def traced_broker(where: str, device: str, weights: Path, together: bool = False
         text += MODEL.format(name, module, adapter, path, each)
     file, trace = Path(where) / "config.toml", Path(where) / "trace"
     file.write_text(text)
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.swap", "--serve", str(file), str(trace)])
+    process = subprocess.Popen([sys.executable, "-c", SERVE, str(file), str(trace)])
     try:
         with zoo.Client(endpoint, timeout=30) as client:
             client.get_status()
@@ -338,10 +348,7 @@ def make_weights(where: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer turns, and nothing is written")
-    parser.add_argument("--serve", nargs=2, metavar=("CONFIG", "TRACE"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.serve:
-        serve(*args.serve)
     with common.folder() as weights:
         make_weights(Path(weights))
         figures = summary(measure(Path(weights), 3 if args.quick else 9))

@@ -27,10 +27,38 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 
 class Given(NamedTuple):
-    """`corners`: where each item's crop begins in the frame, None for a whole frame."""
+    """`corners`: where each item's crop begins in the frame; None where whole frames were asked for."""
 
     items: list[Input]
-    corners: list[tuple[float, float] | None]
+    corners: list[tuple[float, float]] | None
+
+
+class Recent:
+    """Views made lately, by the bytes of the request that asked for them.
+
+    Slots are reused last-in first-out, so a camera's next request is often the last one's, byte for byte, with new
+    pixels in the same place. Plain ones (frames in arenas, no boxes, no options, nothing to decode) are kept here.
+    """
+
+    KEEP = 64
+
+    def __init__(self) -> None:
+        self._views: dict[tuple[bytes, tuple[int, ...]], list[np.ndarray]] = {}
+
+    def get(self, raw: bytes, arenas: tuple[int, ...]) -> Given | None:
+        frames = self._views.get((raw, arenas))
+        return None if frames is None else Given([Input(frames[0], {}, frames)], None)
+
+    def keep(self, raw: bytes, arenas: tuple[int, ...], body: payload.InferBody, given: Given) -> None:
+        plain = body.boxes is None and not body.options
+        if plain and all(f.arena >= 0 and f.color != "encoded" for f in body.frames):
+            if len(self._views) >= self.KEEP:
+                self._views.clear()
+            self._views[raw, arenas] = given.items[0].frames
+
+    def forget(self) -> None:
+        """An arena is gone: nothing here may keep it mapped. Called from the lifeline's thread."""
+        self._views.clear()
 
 
 def spec(launch: Launch) -> Spec:
@@ -53,7 +81,7 @@ def read(body: payload.InferBody, buffers: list[bytes], find: Callable[[int], ar
         raise InvalidInput("frame: the request holds none")
     frames = [_frame(frame, buffers, find) for frame in body.frames]
     if body.boxes is None:
-        return Given([Input(frames[0], body.options, frames)], [None])
+        return Given([Input(frames[0], body.options, frames)], None)
     if len(frames) != 1:
         raise InvalidInput("boxes: they go with a single frame, not with a video")
     if len(body.boxes) > MAX_BOXES:
@@ -62,7 +90,7 @@ def read(body: payload.InferBody, buffers: list[bytes], find: Callable[[int], ar
     if whole.ndim < 2:
         raise InvalidInput(f"boxes: a frame of shape {whole.shape} cannot be cropped")
     items: list[Input] = []
-    corners: list[tuple[float, float] | None] = []
+    corners: list[tuple[float, float]] = []
     for i, box in enumerate(body.boxes):
         x1, y1, x2, y2 = crop_box(box, whole.shape[1], whole.shape[0], i)
         items.append(Input(whole[y1:y2, x1:x2], body.options))

@@ -127,6 +127,10 @@ def pack_result(body: ResultBody, place: Callable[[np.ndarray], int | None]) -> 
     Returns:
         The bytes, and the offsets of the arrays that went into the arena.
     """
+    try:
+        return _encode_plain(body), ()  # no arrays in it
+    except TypeError:
+        pass
     offsets: list[int] = []
 
     def hook(value: Any) -> Any:
@@ -145,6 +149,7 @@ def pack_result(body: ResultBody, place: Callable[[np.ndarray], int | None]) -> 
     return msgspec.msgpack.encode(body, enc_hook=hook), tuple(offsets)
 
 
+_encode_plain = msgspec.msgpack.Encoder().encode
 _inline = msgspec.msgpack.Decoder(tuple[str, tuple[int, ...], bytes])
 _placed = msgspec.msgpack.Decoder(tuple[int, str, tuple[int, ...]])
 
