@@ -24,7 +24,7 @@ import zoo
 from benchmarks import common, swap
 
 DEVICE = "cuda:0"
-MODULE = "benchmarks.gpu_adapter"
+MODULE = "benchmarks.adapters"
 KEPT = """
 import json, sys
 from pathlib import Path
@@ -107,12 +107,12 @@ def memory_figures(before: float, loaded: float, killed: float, kept_before: flo
     }
 
 
-def forks(turns: int = 10) -> dict[str, Any]:
+def forks(turns: int = 10, device: str = "cuda") -> dict[str, Any]:
     """b. Workers in turn, each a new process, each multiplying two matrices on the device."""
     pids, wrong = set(), 0
     with common.folder() as where:
         text = (
-            f'[broker]\ndevice = "cuda"\nvram_budget_gb = 2\nfootprint = "declared"\npreload = ["torch"]\n'
+            f'[broker]\ndevice = "{device}"\nvram_budget_gb = 2\nfootprint = "declared"\npreload = ["torch"]\n'
             f'[[models]]\nname = "product"\nadapter = "{MODULE}:Product"\nvram_mb = 800\n'
         )
         with common.broker(text, where) as (endpoint, _), zoo.Client(endpoint, timeout=120) as client:

@@ -336,7 +336,7 @@ def plot(figures: dict[str, Any], name: str) -> None:
     right.set(yticks=y, yticklabels=models, xlabel="ms", title="against a new interpreter")
     right.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
     figure.tight_layout()
-    figure.savefig(common.RESULTS / f"{name}.png", dpi=90)
+    figure.savefig(common.RESULTS / f"{name}.png", dpi=90, bbox_inches="tight")
 
 
 def make_weights(where: Path) -> None:
@@ -351,7 +351,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with common.folder() as weights:
         make_weights(Path(weights))
-        figures = summary(measure(Path(weights), 3 if args.quick else 9))
+        figures = summary(measure(Path(weights), 3 if args.quick else 7))
     print(tables(figures))
     if not args.quick:
         common.save("swap", figures)

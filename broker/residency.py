@@ -112,6 +112,7 @@ class Residency:
         queue: what waits for this life of the model; `later`: what came while it drained, for the next life.
         unloads: UNLOAD requests to answer once it is gone.
         inflight: what its worker is running (also after it was answered, until the worker lets go).
+        ahead: what lies at the worker already, so that it goes on without waiting for us.
         leases: lease number → session.
         claim: room that is coming back on `claim_on` was promised to it; lower numbers first, then all without (0).
         blocked, blocked_by: what it waits for, in words and as a key that changes when the reason does.
@@ -131,6 +132,7 @@ class Residency:
         self.later = Queue()
         self.unloads: list[Request] = []
         self.inflight: Request | None = None
+        self.ahead: Request | None = None
         self.leases: dict[int, bytes] = {}
         self.keep_alive: float | None = None
         self.yielding = False

@@ -165,7 +165,7 @@ class Scheduler:
                     self._room_may_exist(now)  # not from a leased model: whoever waits must look elsewhere
                 return
             self._register(request)
-            if model.inflight is None and not model.yielding and not model.queue.live:
+            if not model.queue.live and not model.yielding and self._takes(model, request):
                 self._dispatch(model, request, now)
             else:
                 model.queue.push(request)
@@ -227,11 +227,22 @@ class Scheduler:
         session.requests.add(request.id)
         self.timers.add(request.deadline, Due.DEADLINE, request.id)
 
+    def _takes(self, model: Residency, request: Request) -> bool:
+        """The worker is free, or has one place for the next. Whoever may have killed a process runs alone."""
+        running = model.inflight
+        if running is None:
+            return True
+        return model.ahead is None and not running.crashes and not request.crashes
+
     def _dispatch(self, model: Residency, request: Request, now: float) -> None:
         request.running = True
-        model.inflight = request
-        model.dispatched_at = model.last_used = now
+        model.last_used = now
         self._running += 1
+        if model.inflight is None:
+            model.inflight = request
+            model.dispatched_at = now
+        else:
+            model.ahead = request
         if model.watched != model.worker:
             model.watched = model.worker
             self.timers.add(now + self._dispatch_timeout(model), Due.WATCH, model.worker)
@@ -240,13 +251,14 @@ class Scheduler:
         )
 
     def _serve(self, model: Residency, now: float) -> None:
-        """The worker is free: next request, or nothing left to do."""
-        if model.inflight is None and not model.yielding:
-            while (request := model.queue.pop()) is not None:
+        """The worker has a place: next request, or nothing left to do."""
+        if not model.yielding:
+            while (request := model.queue.head()) is not None and self._takes(model, request):
+                model.queue.pop()
                 if request.deadline > now:
                     self._dispatch(model, request, now)
-                    return
-                self._too_late(request, f"in the queue before {model.queue.live} others", now)
+                else:
+                    self._too_late(request, f"in the queue before {model.queue.live} others", now)
         if model.inflight is None and not model.queue.live:
             self._became_idle(model, now)
 
@@ -734,7 +746,8 @@ class Scheduler:
         if request is None or request.id != e.request:
             return
         self._let_go(model)
-        model.last_used = now
+        model.inflight, model.ahead = model.ahead, None
+        model.dispatched_at = model.last_used = now
         model.requests += 1
         if not request.running:  # answered long ago (deadline, cancel, client gone)
             self._out.append(Settled(request.id, e.worker, e.body))
@@ -745,12 +758,24 @@ class Scheduler:
             self._refuse(request, code, e.error[1])
         if model.state is State.LOADED or model.state is State.DRAINING:
             self._serve(model, now)
-        if model.inflight is None:  # otherwise nothing has changed for those who wait for room
+        if model.inflight is None or model.yielding:  # otherwise nothing has changed for those who wait for room
             self._room_may_exist(now)
 
     def _let_go(self, model: Residency) -> None:
         model.inflight = None
         self._running -= 1
+
+    def _take_back_ahead(self, model: Residency) -> None:
+        """The worker will not get to its next request, which is not to blame and waits again."""
+        request, model.ahead = model.ahead, None
+        if request is None:
+            return
+        self._running -= 1
+        if request.running:
+            request.running = False
+            model.queue.push(request)
+        else:
+            self._out.append(Settled(request.id, model.worker))
 
     def _worker_said(self, e: WorkerSaid, now: float) -> None:
         model = self._of(e.worker)
@@ -764,6 +789,7 @@ class Scheduler:
         request = model.inflight
         if request is not None:
             self._let_go(model)
+        self._take_back_ahead(model)
         if model.state is State.LOADING:
             self._fail_load(model, "load_failed", f"its process ended while loading ({e.how})", Move.EXIT, now)
         elif model.state in (State.LOADED, State.DRAINING):
@@ -918,6 +944,7 @@ class Scheduler:
         model.crashes += 1
         self.story.tell(now, model.name, f"killed: request {request.id} ran longer than dispatch_timeout ({limit:g} s)")
         self._out.append(KillWorker(model.worker, gentle=True))
+        self._take_back_ahead(model)
         if request.running:
             self._refuse(
                 request,

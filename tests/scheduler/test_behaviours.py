@@ -165,6 +165,7 @@ def test_room_promised_to_a_waiter_is_not_taken_back_by_its_victim() -> None:
     waiter = w.ask("b", priority=3)
     w.wait(2)
     w.done("a")
+    w.done("a")  # the one that lay ahead at its worker
     assert w.state("a") is State.EVICTING
     w.gone("a")
     assert w.starts() == ["a", "b"]
@@ -204,6 +205,7 @@ def test_patience_a_constantly_busy_model_yields_and_is_served_again_later() -> 
         w.ask("busy")
     assert w.state("busy") is State.LOADED, "patience is not over"
     w.wait(0.2)
+    w.done("busy")
     w.done("busy")
     assert w.state("busy") is State.EVICTING
     assert any("yields" in line for line in w.story("busy"))
@@ -366,8 +368,9 @@ def test_a_pinned_model_is_never_evicted_and_goes_once_unpinned() -> None:
 def test_a_lease_is_granted_though_the_queue_is_full() -> None:
     w = World([model("a")], 512, max_queue=1)
     w.load("a")
-    w.ask("a")
-    w.ask("a")
+    w.ask("a")  # runs
+    w.ask("a")  # lies ahead
+    w.ask("a")  # waits
     assert w.code(w.ask("a")) == "queue_full"
     assert w.code(w.lease("a")) == "ok"
 
@@ -677,7 +680,7 @@ def test_a_closed_session_releases_its_leases_and_drops_its_queue() -> None:
 def test_a_queued_request_can_be_withdrawn() -> None:
     w = World([model("a")], 512)
     w.load("a")
-    w.ask("a")
+    w.ask("a"), w.ask("a")
     queued = w.ask("a")
     w.withdraw(queued)
     assert w.code(queued) == "cancelled"
@@ -710,7 +713,7 @@ def test_a_full_queue_refuses_and_says_when_to_retry() -> None:
 def test_a_request_whose_deadline_passes_in_the_queue_is_never_dispatched() -> None:
     w = World([model("a")], 512)
     w.load("a")
-    w.ask("a")
+    w.ask("a"), w.ask("a")
     queued = w.ask("a", timeout=1)
     w.wait(1)
     assert w.code(queued) == "deadline_exceeded"
@@ -721,7 +724,7 @@ def test_a_request_whose_deadline_passes_in_the_queue_is_never_dispatched() -> N
 def test_an_expired_request_is_not_dispatched_even_if_the_tick_is_late() -> None:
     w = World([model("a")], 512)
     w.load("a")
-    w.ask("a")
+    w.ask("a"), w.ask("a")
     queued, held, fresh = w.ask("a", timeout=1), w.ask("a", timeout=1), w.ask("a")
     w.now += 2
     w.done("a")
@@ -984,3 +987,63 @@ def test_only_refusals_and_starts_come_without_a_worker() -> None:
     assert [type(x) for x in w.actions] == [StartWorker]
     w.load_fails("a")
     assert [type(x) for x in w.actions] == [StartWorker, KillWorker, Refuse]
+
+
+# ---------------------------------------------------------------- one request ahead
+
+
+def test_one_request_lies_ahead_at_the_worker_and_no_more() -> None:
+    w = World([model("a")], 512)
+    w.load("a")
+    requests = [w.ask("a") for _ in range(4)]
+    assert w.dispatches() == requests[:2]
+    w.done("a")
+    assert w.dispatches() == requests[:3]
+
+
+def test_the_clock_of_a_hang_starts_when_the_worker_gets_to_the_request() -> None:
+    w = World([model("a", dispatch_timeout=10.0)], 512)
+    w.load("a")
+    w.ask("a"), w.ask("a", timeout=100)
+    w.wait(9)
+    w.done("a")
+    w.wait(9)
+    assert w.state("a") is State.LOADED
+    w.wait(1)
+    assert w.state("a") is State.EVICTING
+
+
+def test_when_the_worker_crashes_the_one_ahead_is_not_to_blame() -> None:
+    w = World([model("a")], 512)
+    w.load("a")
+    running, ahead = w.ask("a"), w.ask("a")
+    w.exits("a")
+    w.memory_back("a")
+    w.ready("a")
+    assert w.dispatches()[-1] == running, "the suspect runs alone"
+    w.exits("a")
+    assert w.code(running) == "worker_crashed"
+    w.memory_back("a")
+    w.settle()
+    assert w.code(ahead) == "ok"
+
+
+def test_when_the_worker_hangs_the_one_ahead_is_served_by_the_next() -> None:
+    w = World([model("a", dispatch_timeout=1.0)], 512)
+    w.load("a")
+    stuck, ahead = w.ask("a"), w.ask("a")
+    w.wait(1)
+    assert w.code(stuck) == "worker_hung"
+    w.settle()
+    assert w.code(ahead) == "ok"
+
+
+def test_a_withdrawn_request_that_lies_ahead_keeps_its_frames_until_the_worker_is_through() -> None:
+    w = World([model("a")], 512)
+    w.load("a")
+    w.ask("a")
+    ahead = w.ask("a")
+    w.withdraw(ahead)
+    assert w.answer(ahead).held
+    w.settle()
+    assert w.open_questions() == []

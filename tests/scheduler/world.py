@@ -66,6 +66,7 @@ class Process:
     exited: bool = False
     stuck: bool = False
     running: int | None = None
+    ahead: int | None = None  # dispatched, not begun
     dispatched_at: float = 0.0
     gentle: bool = False
 
@@ -191,7 +192,7 @@ class World:
 
     def emit_done(self, p: Process, error: tuple[str, str] | None = None) -> int:
         assert p.running is not None
-        request, p.running = p.running, None
+        request, p.running, p.ahead, p.dispatched_at = p.running, p.ahead, None, self.now
         self.emit(WorkerDone(p.worker, request, f"out{request}", error))
         return request
 
@@ -204,7 +205,7 @@ class World:
         self.emit_exit(self.process(name), how)
 
     def emit_exit(self, p: Process, how: str = "signal 9") -> None:
-        p.exited, p.running, p.loading = True, None, False
+        p.exited, p.running, p.ahead, p.loading = True, None, None, False
         self.emit(WorkerExited(p.worker, how))
 
     def memory_back(self, name: str) -> None:
@@ -390,7 +391,7 @@ class World:
                 assert not self.open_questions(), "stopped with requests unanswered"
 
     def _is_running(self, request: int) -> bool:
-        return any(p.running == request for p in self.processes.values())
+        return any(request in (p.running, p.ahead) for p in self.processes.values())
 
     def _answered(self, action: Any) -> Question:
         question = self.questions[action.request]
@@ -430,6 +431,7 @@ class World:
             own = self.s.models[p.model].config.dispatch_timeout
             limit = self.config.dispatch_timeout if own is None else own
             assert self.now >= p.dispatched_at + limit, "killed as hung too early"
+            p.ahead = None  # waits again, for the model's next life
             return
         assert p.running is None, f"{p.model} was evicted with request {p.running} in flight"
         assert p.model not in self.pins, f"{p.model} was evicted although pinned"
@@ -441,13 +443,16 @@ class World:
         assert not p.loading, "dispatched to a worker that is not ready"
         assert not p.killed, "dispatched to a worker that was killed"
         assert not p.exited, "dispatched to a worker that has ended"
-        assert p.running is None, "a worker runs one request at a time"
+        assert p.ahead is None, "a worker has one request running and one ahead"
         assert question.event.kind is Kind.INFER
         assert question.event.model == p.model
         assert not question.answers, "dispatched after it was answered"
         assert question.event.deadline > self.now, "dispatched past its deadline"
         assert payload == f"in{request}"
-        p.running, p.dispatched_at = request, self.now
+        if p.running is None:
+            p.running, p.dispatched_at = request, self.now
+        else:
+            p.ahead = request
 
     def _check_victims(self) -> None:
         """No victim too many, none too few, CRITICAL only for CRITICAL: from what the story says."""
@@ -485,22 +490,29 @@ class World:
             placed += [r.id for r in m.unloads]
             if m.inflight is not None and m.inflight.running:
                 placed.append(m.inflight.id)
+            if m.ahead is not None:
+                assert m.inflight is not None
+                assert m.ahead.crashes + m.inflight.crashes == 0, "a suspect runs alone"
+                if m.ahead.running:
+                    placed.append(m.ahead.id)
             assert (m.name in s._wanted) == (m.waiting > 0 and m.state in AWAY), f"{m.name} {m.state} {m.waiting}"
             assert m.waiting or not m.claim
             assert (m.worker != 0) == (m.state not in (State.UNLOADED, State.FAILED))
             assert not m.later.live or m.state in (State.DRAINING, State.EVICTING)
             assert not (m.yielding and m.state is State.LOADED) or m.name in s._yielding
-            running = next((p.running for p in self.processes.values() if p.worker == m.worker), None)
-            assert (m.inflight.id if m.inflight else None) == running
+            process = next((p for p in self.processes.values() if p.worker == m.worker), None)
+            assert (m.inflight.id if m.inflight else None) == (process.running if process else None)
+            assert (m.ahead.id if m.ahead else None) == (process.ahead if process else None)
             if m.state is State.LOADED:
                 assert all(r.kind is Kind.INFER for r in m.queue.all())
-                if m.inflight is None and not m.yielding:
-                    assert not m.queue.live, f"{m.name} is free and does not serve its queue"
+                head = m.queue.head()
+                if head is not None and not m.yielding:
+                    assert not s._takes(m, head), f"{m.name} has a place and does not serve its queue"
             if m.state is State.DRAINING:
                 assert m.inflight is not None, f"{m.name} drains although nothing runs"
         assert sorted(placed) == sorted(s.requests), "every request waits in exactly one place"
         assert sorted(s.requests) == sorted(self.open_questions())
-        assert s._running == sum(p.running is not None for p in self.processes.values())
+        assert s._running == sum((p.running is not None) + (p.ahead is not None) for p in self.processes.values())
         if not s.stopping:
             assert {n: m.name for n, m in s._leases.items()} == {n: name for n, (_, name) in self.leases.items()}
             for name, m in s.models.items():

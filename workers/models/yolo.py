@@ -31,12 +31,15 @@ import ultralytics.models.yolo.pose
 import ultralytics.models.yolo.segment
 import ultralytics.nn.tasks
 import ultralytics.utils.events
-import ultralytics.utils.nms  # noqa: F401
+import ultralytics.utils.nms
 from ultralytics import YOLO
 
 from workers.models.base import AnyResult, Input, Spec, require_image
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
 from zoo.results import Detections, Keypoints
+
+# Said again, for somebody else may have imported the library before this module could say it above.
+ultralytics.nn.tasks.SAFE_LOAD = os.environ["ULTRALYTICS_SAFE_LOAD"].lower() == "true"
 
 TASKS = ("detect", "segment", "pose")
 STRIDE = 32  # the coarsest grid of every published checkpoint; sizes are rounded up to it
