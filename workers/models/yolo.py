@@ -39,7 +39,7 @@ from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
 from zoo.results import Detections, Keypoints
 
 # Said again, for somebody else may have imported the library before this module could say it above.
-ultralytics.nn.tasks.SAFE_LOAD = os.environ["ULTRALYTICS_SAFE_LOAD"].lower() == "true"
+ultralytics.nn.tasks.SAFE_LOAD = os.environ["ULTRALYTICS_SAFE_LOAD"].lower() != "false"
 
 TASKS = ("detect", "segment", "pose")
 STRIDE = 32  # the coarsest grid of every published checkpoint; sizes are rounded up to it
