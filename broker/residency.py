@@ -7,62 +7,34 @@ import math
 from collections import OrderedDict
 from typing import Any
 
+import msgspec
+
 from broker.states import TRANSITIONS, Kind, Move, State
 from zoo.config import ModelConfig
 
 QUARANTINE = 64  # fingerprints remembered per model
 
 
-class Request:
+class Request(msgspec.Struct, eq=False):
     """One accepted request, until it is answered (and, if a worker still reads its frames, until that ends).
 
     In a `queue` → waiting; `running` → dispatched; neither → answered.
     """
 
-    __slots__ = (
-        "crashes",
-        "deadline",
-        "digest",
-        "id",
-        "keep_alive",
-        "kind",
-        "model",
-        "payload",
-        "priority",
-        "queue",
-        "running",
-        "seq",
-        "session",
-        "since",
-    )
-
-    def __init__(
-        self,
-        id: int,
-        session: bytes,
-        model: Residency,
-        kind: Kind,
-        deadline: float,
-        priority: int,
-        payload: Any,
-        keep_alive: float | None,
-        seq: int,
-        since: float,
-    ) -> None:
-        self.id = id
-        self.session = session
-        self.model = model
-        self.kind = kind
-        self.deadline = deadline
-        self.priority = priority
-        self.payload = payload
-        self.keep_alive = keep_alive
-        self.seq = seq
-        self.since = since
-        self.queue: Queue | None = None
-        self.running = False
-        self.crashes = 0
-        self.digest: bytes | None = None
+    id: int
+    session: bytes
+    model: Residency
+    kind: Kind
+    deadline: float
+    priority: int
+    payload: Any
+    keep_alive: float | None
+    seq: int
+    since: float
+    queue: Queue | None = None
+    running: bool = False
+    crashes: int = 0
+    digest: bytes | None = None
 
 
 class Queue:

@@ -145,10 +145,12 @@ class Scheduler:
 
     def _asked(self, e: Asked, now: float) -> None:
         model = self.models.get(e.model)
-        refusal = self._why_not(e, model, now)
-        if refusal is not None:
-            self._out.append(refusal)
-            return
+        warm = model is not None and model.state is State.LOADED and not model.queue.live and e.deadline > now
+        if not warm or self.stopping:
+            refusal = self._why_not(e, model, now)
+            if refusal is not None:
+                self._out.append(refusal)
+                return
         assert model is not None
         request = Request(
             e.request, e.session, model, e.kind, e.deadline, e.priority, e.payload, e.keep_alive,

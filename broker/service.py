@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import zmq
 
 from broker import endpoint, meters
@@ -85,16 +86,13 @@ class _Session:
         self.results: set[tuple[int, int]] = set()  # (arena, offset) of workers' slots that it looks at
 
 
-class _Route:
+class _Route(msgspec.Struct, eq=False):
     """Where the answer to a request goes."""
 
-    __slots__ = ("identity", "model", "rid", "session")
-
-    def __init__(self, identity: bytes, rid: int, session: _Session, model: str) -> None:
-        self.identity = identity
-        self.rid = rid
-        self.session = session
-        self.model = model
+    identity: bytes
+    rid: int
+    session: _Session
+    model: str
 
 
 class _Worker:
@@ -378,7 +376,6 @@ class Service:
         model: str,
         kind: Kind,
         timeout_ms: int,
-        *,
         priority: int = 2,
         payload: Any = None,
         keep_alive: float | None = None,
@@ -411,16 +408,8 @@ class Service:
                 raise InvalidInput(f"frame: arena {number} is not one that this client shared")
         if not 0 <= m.priority <= 3:
             raise InvalidInput(f"priority: {m.priority} is not between 0 (first) and 3 (last)")
-        self._ask(
-            identity,
-            session,
-            m.rid,
-            m.model,
-            Kind.INFER,
-            m.timeout_ms,
-            priority=m.priority,
-            payload=(m.arenas, session.line is None, parts[2:]),
-        )
+        payload = (m.arenas, session.line is None, parts[2:])
+        self._ask(identity, session, m.rid, m.model, Kind.INFER, m.timeout_ms, m.priority, payload)
 
     def _load(self, identity: bytes, session: _Session, m: protocol.Load, _: list[bytes]) -> None:
         if m.keep_alive is not None and not 0 <= m.keep_alive < math.inf:
