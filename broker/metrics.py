@@ -7,7 +7,7 @@ goes on is fine, since it only looks and never decides.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, Histogram, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,17 +18,16 @@ from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
     from broker.scheduler import Scheduler
-    from broker.service import Service
 
 LOAD_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 MB = 1 << 20
 
 
 class Metrics(Collector):
-    """Serves `[broker] metrics` when it is set."""
+    """Serves them at `address` ("HOST:PORT"), if any."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, scheduler: Scheduler, address: str | Literal[False]) -> None:
+        self._scheduler = scheduler
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self._load_time = Histogram(
@@ -39,7 +38,6 @@ class Metrics(Collector):
             registry=self.registry,
         )
         self._server = None
-        address = service.config.broker.metrics
         if address:
             host, _, port = address.rpartition(":")
             try:
@@ -47,8 +45,8 @@ class Metrics(Collector):
             except (OSError, OverflowError) as e:
                 raise ConfigError(f"metrics: cannot listen on {address}: {e}") from None
 
-    def loaded(self, model: str, scheduler: Scheduler) -> None:
-        residency = scheduler.models[model]
+    def loaded(self, model: str) -> None:
+        residency = self._scheduler.models[model]
         if residency.state is State.LOADED:
             self._load_time.labels(model).observe(residency.load_seconds)
 
@@ -56,7 +54,7 @@ class Metrics(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
-        scheduler = self._service.scheduler
+        scheduler = self._scheduler
         ledger = scheduler.ledger
         budget = sum(d.budget_mb for d in ledger.devices.values())
         used = sum(ledger.used_mb(name) for name in ledger.devices)

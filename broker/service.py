@@ -161,7 +161,7 @@ class Service:
             sys.path.append(str(config.base))  # adapters may lie beside config.toml
         self.pool = Pool(_preload(config))
         self._add(self.pool.fileno(), self._started)
-        self.metrics = Metrics(self)
+        self.metrics = Metrics(self.scheduler, config.broker.metrics)
         self._actions: dict[type, Callable[[Any], None]] = {
             StartWorker: self._do_start,
             KillWorker: self._do_kill,
@@ -489,7 +489,7 @@ class Service:
             if self._workers[number].line is None:
                 self._meet()
             self._handle(WorkerReady(number))
-            self.metrics.loaded(self._workers[number].model, self.scheduler)
+            self.metrics.loaded(self._workers[number].model)
         elif kind is protocol.LoadError:
             assert isinstance(message, protocol.LoadError)
             self._handle(WorkerLoadFailed(number, message.code, message.message))

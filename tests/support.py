@@ -139,7 +139,11 @@ class Running:
         status = self.process.wait(timeout=20.0)
         assert status == 0, f"the broker ended with status {status}:\n{self.log()[-4000:]}"
         self.wait_gone()
-        left = [name for name in os.listdir(self.folder) if name.startswith("b") and self.endpoint.startswith("ipc")]
+        left = [
+            name
+            for name in os.listdir(self.folder)
+            if (name + ".").startswith("b.") and self.endpoint.startswith("ipc")
+        ]
         assert left == [], f"the broker left {left}"
 
     def kill(self) -> None:

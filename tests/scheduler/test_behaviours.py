@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 
 from broker.ledger import Device
 from broker.scheduler import Scheduler
 from broker.states import (
+    TRANSITIONS,
     Asked,
     Deliver,
     Dispatch,
@@ -1047,3 +1050,9 @@ def test_a_withdrawn_request_that_lies_ahead_keeps_its_frames_until_the_worker_i
     assert w.answer(ahead).held
     w.settle()
     assert w.open_questions() == []
+
+
+def test_the_picture_in_the_design_notes_is_the_table_of_transitions() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
+    drawn = set(re.findall(r"^    (\w+) --> (\w+) : (\w+)$", text, re.MULTILINE))
+    assert drawn == {(old.value, new.value, move.value) for (old, move), new in TRANSITIONS.items()}
