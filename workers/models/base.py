@@ -13,7 +13,7 @@ name of the field when the caller is to blame.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from zoo.errors import InvalidInput
 from zoo.results import AnyResult
 
-__all__ = ["AnyResult", "Input", "Model", "Spec", "require_image"]
+__all__ = ["AnyResult", "Input", "Model", "Spec", "read_options", "require_image"]
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -66,6 +66,21 @@ class Model(Protocol):
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """One answer per input, in order."""
+
+
+OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
+
+
+def read_options(configured: dict[str, Any], asked: dict[str, Any], kind: type[OptionsT]) -> OptionsT:
+    """The model's own options with the caller's over them, as `kind` (a Struct that forbids unknown fields).
+
+    Raises:
+        InvalidInput: naming the option that is unknown or of the wrong type, and those that there are.
+    """
+    try:
+        return msgspec.convert({**configured, **asked}, kind)
+    except msgspec.ValidationError as e:
+        raise InvalidInput(f"options: {e}; this model takes {', '.join(kind.__struct_fields__)}") from None
 
 
 def require_image(item: Input) -> np.ndarray:

@@ -32,7 +32,7 @@ import transformers.models.vit.modeling_vit
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from workers.models.base import AnyResult, Input, Spec, require_image
+from workers.models.base import AnyResult, Input, Spec, read_options, require_image
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
 from zoo.results import Classification
 
@@ -61,7 +61,7 @@ class ImageClassifier:
             )
         self._configured = spec.options
         try:
-            self._options({})
+            read_options(self._configured, {}, Options)
         except InvalidInput as e:
             raise LoadFailed(f"{spec.name}: options in config.toml: {e}", retryable=False) from e
         torch.set_num_threads(spec.threads)
@@ -96,7 +96,7 @@ class ImageClassifier:
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass."""
-        wanted = [self._options(item.options).top_k for item in inputs]
+        wanted = [read_options(self._configured, item.options, Options).top_k for item in inputs]
         frames = [require_image(item) for item in inputs]
         for frame in frames:
             if frame.size == 0:
@@ -106,12 +106,6 @@ class ImageClassifier:
             order = np.argsort(-row, kind="stable")[:top_k]
             out.append(Classification(labels=[self._labels[i] for i in order], scores=row[order]))
         return out
-
-    def _options(self, asked: dict[str, Any]) -> Options:
-        try:
-            return msgspec.convert({**self._configured, **asked}, Options)
-        except msgspec.ValidationError as e:
-            raise InvalidInput(f"options: {e}; this model takes top_k") from None
 
     def _forward(self, frames: list[np.ndarray]) -> np.ndarray:
         """(n, labels) float32 probabilities."""

@@ -24,7 +24,7 @@ import rapidocr
 import rapidocr.inference_engine.onnxruntime
 import rapidocr.main
 
-from workers.models.base import AnyResult, Input, Spec, require_image
+from workers.models.base import AnyResult, Input, Spec, read_options, require_image
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
 from zoo.results import OcrText
 
@@ -55,7 +55,7 @@ class PlateReader:
         files = {stage: _network(spec.name, folder, stage) for stage in STAGES}
         self._configured = spec.options
         try:
-            self._options({})
+            read_options(self._configured, {}, Options)
         except InvalidInput as e:
             raise LoadFailed(f"{spec.name}: options in config.toml: {e}", retryable=False) from e
         cuda = device.startswith("cuda") and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
@@ -86,17 +86,11 @@ class PlateReader:
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """One frame after the other: rapidocr batches the lines of a frame, not frames."""
-        todo = [(require_image(item), self._options(item.options)) for item in inputs]
+        todo = [(require_image(item), read_options(self._configured, item.options, Options)) for item in inputs]
         for frame, _ in todo:
             if frame.size == 0:
                 raise InvalidInput(f"frame: it has no pixels, its shape is {frame.shape}")
         return [self._read(frame, options) for frame, options in todo]
-
-    def _options(self, asked: dict[str, Any]) -> Options:
-        try:
-            return msgspec.convert({**self._configured, **asked}, Options)
-        except msgspec.ValidationError as e:
-            raise InvalidInput(f"options: {e}; this model takes min_score and mode") from None
 
     def _read(self, frame: np.ndarray, options: Options) -> OcrText:
         full = options.mode == "full"

@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*scipy.ndimage.filters.*", category=DeprecationWarning)
     from brisque import BRISQUE
 
-from workers.models.base import AnyResult, Input, Spec, require_image
+from workers.models.base import AnyResult, Input, Spec, read_options, require_image
 from zoo.errors import InvalidInput, LoadFailed
 from zoo.results import Quality
 
@@ -78,7 +78,7 @@ class Brisque:
         """Raises LoadFailed when the thresholds in config.toml make no sense."""
         self._configured = spec.options
         try:
-            self._options({})
+            read_options(self._configured, {}, Options)
         except InvalidInput as e:
             raise LoadFailed(f"{spec.name}: options in config.toml: {e}", retryable=False) from e
         cv2.setNumThreads(spec.threads)
@@ -91,14 +91,8 @@ class Brisque:
             InvalidInput: a frame under 32x32, or of one flat colour (a covered lens): it has no structure whose
                 naturalness could be judged, and the formula divides nothing by nothing.
         """
-        todo = [(require_image(item), self._options(item.options)) for item in inputs]
+        todo = [(require_image(item), read_options(self._configured, item.options, Options)) for item in inputs]
         return [self._judge(frame, options) for frame, options in todo]
-
-    def _options(self, asked: dict[str, Any]) -> Options:
-        try:
-            return msgspec.convert({**self._configured, **asked}, Options)
-        except msgspec.ValidationError as e:
-            raise InvalidInput(f"options: {e}; this model takes blurry_at and noisy_at") from None
 
     def _judge(self, frame: np.ndarray, options: Options) -> Quality:
         height, width = frame.shape[:2]

@@ -34,7 +34,7 @@ import ultralytics.utils.events
 import ultralytics.utils.nms
 from ultralytics import YOLO
 
-from workers.models.base import AnyResult, Input, Spec, require_image
+from workers.models.base import AnyResult, Input, Spec, read_options, require_image
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
 from zoo.results import Detections, Keypoints
 
@@ -147,10 +147,7 @@ class Detector:
         return [out[i] for i in range(len(inputs))]
 
     def _options(self, asked: dict[str, Any]) -> Options:
-        try:
-            options = msgspec.convert({**self._configured, **asked}, Options)
-        except msgspec.ValidationError as e:
-            raise InvalidInput(f"options: {e}; this model takes {', '.join(Options.__struct_fields__)}") from None
+        options = read_options(self._configured, asked, Options)
         known = set(self._names) | set(self._numbers)
         if unknown := [c for c in options.classes or () if c not in known]:
             raise InvalidInput(f"options: classes: {unknown[0]!r} is none of {', '.join(self._names.values())}")
