@@ -64,6 +64,7 @@ from zoo.errors import BY_CODE
 
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 300.0
 QUEUE_RETRY_S = 0.1
+MOST_LOOKS = 8  # two or three settle it; the bound is against a bug, not a need
 
 
 class _Session:
@@ -171,6 +172,10 @@ class Scheduler:
                 self._dispatch(model, request, now)
             else:
                 model.queue.push(request)
+                if model.ahead is None:  # it may have come in before a suspect, which has to wait to run alone
+                    self._serve(model, now)
+            if self._yielding:  # being used, it may not be the one to go any more
+                self._room_may_exist(now)
             return
         self._register(request)
         if model.state is State.DRAINING:
@@ -384,11 +389,10 @@ class Scheduler:
         self._room_may_exist(now)
 
     def _after_loss(self, model: Residency, now: float) -> None:
-        """Somebody who waited for the model is gone."""
-        if model.waiting:
-            return
+        """Somebody who waited for the model is gone: another may be first in its queue now, or another model."""
         if model.state is State.LOADING:
-            self.story.tell(now, model.name, "the load goes on with nobody waiting for it")
+            if not model.waiting:
+                self.story.tell(now, model.name, "the load goes on with nobody waiting for it")
         elif model.state in (State.LOADED, State.DRAINING):
             self._serve(model, now)
         self._room_may_exist(now)
@@ -503,6 +507,16 @@ class Scheduler:
             self._advance(now)
 
     def _advance(self, now: float) -> None:
+        """Looks for room until a look changes nothing: what one waiter gets, or gives up, another may need."""
+        before: Any = None
+        for _ in range(MOST_LOOKS):
+            self._look_for_room(now)
+            after = len(self._out), self._yielding, [m.claim for m in self._wanted.values()]
+            if after == before:
+                return
+            before = after
+
+    def _look_for_room(self, now: float) -> None:
         """Starts whatever can be started, oldest waiter first, making room where that is allowed."""
         if self.stopping:
             return
@@ -760,7 +774,7 @@ class Scheduler:
             self._refuse(request, code, e.error[1])
         if model.state is State.LOADED or model.state is State.DRAINING:
             self._serve(model, now)
-        if model.inflight is None or model.yielding:  # otherwise nothing has changed for those who wait for room
+        if model.inflight is None or self._yielding:  # otherwise nothing has changed for those who wait for room
             self._room_may_exist(now)
 
     def _let_go(self, model: Residency) -> None:
@@ -879,6 +893,7 @@ class Scheduler:
 
     def _tick(self, _: Tick, now: float) -> None:
         look = False
+        lost: dict[str, Residency] = {}
         while (entry := self.timers.pop_due(now)) is not None:
             if self._stale(entry):
                 continue
@@ -887,12 +902,15 @@ class Scheduler:
                 request = self.requests.get(key)
                 if request is not None:
                     self._expire(request, now)
+                    lost[request.model.name] = request.model
             elif due == Due.WATCH:
                 self._watch(key, now)
             elif due == Due.IDLE:
                 self._idle_timer(self._list[key], now)
             elif due == Due.LOOK:
                 look = True
+        for model in lost.values():
+            self._after_loss(model, now)
         if look:
             self._look_at = math.inf
             self._room_may_exist(now)
@@ -910,7 +928,6 @@ class Scheduler:
         else:
             doing = f"while the model waited for room: {model.blocked or 'memory is coming back'}"
         self._too_late(request, doing, now)
-        self._after_loss(model, now)
 
     def _too_late(self, request: Request, doing: str, now: float) -> None:
         self._refuse(

@@ -418,6 +418,8 @@ class World:
         assert not p.killed, "killed twice"
         assert not p.exited, "killed after its end"
         p.killed, p.gentle = True, gentle
+        if gentle:
+            p.ahead = None  # hung: the one ahead waits again, for the model's next life
         if self.s.stopping:
             return
         if p.loading:
@@ -431,7 +433,6 @@ class World:
             own = self.s.models[p.model].config.dispatch_timeout
             limit = self.config.dispatch_timeout if own is None else own
             assert self.now >= p.dispatched_at + limit, "killed as hung too early"
-            p.ahead = None  # waits again, for the model's next life
             return
         assert p.running is None, f"{p.model} was evicted with request {p.running} in flight"
         assert p.model not in self.pins, f"{p.model} was evicted although pinned"
