@@ -1056,18 +1056,3 @@ def test_the_picture_in_the_design_notes_is_the_table_of_transitions() -> None:
     text = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
     drawn = set(re.findall(r"^    (\w+) --> (\w+) : (\w+)$", text, re.MULTILINE))
     assert drawn == {(old.value, new.value, move.value) for (old, move), new in TRANSITIONS.items()}
-
-
-def test_when_the_first_in_a_queue_goes_another_model_may_be_first_in_line() -> None:
-    """Found by a storm: the urgent request expired, and nobody looked whether the next model's turn had come."""
-    w = World([model("a"), model("b"), model("held", 212)], 512, patience_seconds=0.0)
-    w.load("a")
-    with_lease = w.lease("a")
-    urgent = w.ask("held", priority=0, timeout=1)
-    w.ask("held", priority=3)
-    w.ask("b", priority=2)
-    assert w.code(with_lease) == "ok"
-    w.wait(1)
-    w.settle()
-    assert w.code(urgent) in ("ok", "deadline_exceeded")
-    assert w.s.status(w.now)["requests"] == len(w.open_questions())

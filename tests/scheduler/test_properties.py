@@ -375,3 +375,10 @@ def test_with_workers_that_work_everybody_is_served(sizes, budgets, asks) -> Non
     assert all(m.state in (State.LOADED, State.UNLOADED, State.EVICTING) for m in w.s.models.values())
     w.drain()
     w.empty()
+
+
+@pytest.mark.parametrize("seed", [1053, 1057, 1168, 1997, 2899])
+def test_storms_that_once_left_somebody_waiting(seed) -> None:
+    """With one request ahead at each worker: the first in a queue expired and another model's turn had come; a suspect
+    at the head kept others from the worker's free place; claims and use changed who had to yield."""
+    storm(seed, 500)
