@@ -9,34 +9,31 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import stat
-import tempfile
 from pathlib import Path
 
 import zmq
 import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 
+from zoo.config import default_endpoint
 from zoo.errors import ConfigError
 
 
 class Place:
     """A claimed endpoint. `back` and `handoff` are where workers connect, and lifelines."""
 
-    def __init__(self, lock: int, back: str, handoff: str, files: list[str], folder: str | None) -> None:
+    def __init__(self, lock: int, back: str, handoff: str, files: list[str]) -> None:
         self.back = back
         self.handoff = handoff
         self._lock = lock
         self._files = files
-        self._folder = folder
 
     def release(self) -> None:
         for file in self._files:
             with contextlib.suppress(OSError):
                 os.unlink(file)
-        if self._folder is not None:
-            with contextlib.suppress(OSError):
-                os.rmdir(self._folder)
         os.close(self._lock)
 
 
@@ -48,22 +45,19 @@ def claim(endpoint: str) -> Place:
     """
     if endpoint.startswith("ipc://"):
         path = endpoint.removeprefix("ipc://")
-        folder = os.path.dirname(os.path.abspath(path))
-        _private(folder)
-        lock = _lock(f"{path}.lock", endpoint)
-        files = [path, f"{path}.back", f"{path}.handoff", f"{path}.lock"]
-        try:
-            for stale in files[:3]:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(stale)
-        except OSError as e:
-            os.close(lock)
-            raise ConfigError(f"the endpoint {endpoint} cannot be used: {e}") from None
-        return Place(lock, f"ipc://{path}.back", f"{path}.handoff", files, None)
-    folder = tempfile.mkdtemp(prefix="zoo-broker-")
-    lock = _lock(f"{folder}/lock", endpoint)
-    files = [f"{folder}/{name}" for name in ("back", "handoff", "lock")]
-    return Place(lock, f"ipc://{folder}/back", f"{folder}/handoff", files, folder)
+    else:  # workers and lifelines are local all the same, under a name that a broker after a killed one finds again
+        path = default_endpoint().removeprefix("ipc://") + re.sub(r"[^\w.-]+", "-", endpoint.removeprefix("tcp"))
+    _private(os.path.dirname(os.path.abspath(path)))
+    lock = _lock(f"{path}.lock", endpoint)
+    files = [path, f"{path}.back", f"{path}.handoff", f"{path}.lock"]
+    try:
+        for stale in files[:3]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(stale)
+    except OSError as e:
+        os.close(lock)
+        raise ConfigError(f"the endpoint {endpoint} cannot be used: {e}") from None
+    return Place(lock, f"ipc://{path}.back", f"{path}.handoff", files)
 
 
 def _private(folder: str) -> None:
