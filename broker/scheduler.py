@@ -540,8 +540,7 @@ class Scheduler:
                 continue
             self._try_to_place(model, now, claimed, spoken_for, loading, yielding)
         if yielding and len(self._workers) > workers:
-            self._yielding |= yielding  # who started after them has changed what they yield for: once more
-            self._advance(now)
+            self._yielding |= yielding  # who started after them has changed what they yield for: the next look tells
             return
         no_longer, self._yielding = self._yielding - yielding, yielding
         for name in sorted(no_longer):
