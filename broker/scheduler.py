@@ -103,6 +103,7 @@ class Scheduler:
         self._grace_ends = 0.0
         self._look_at = math.inf
         self._yielding: set[str] = set()
+        self._contested = False  # somebody waits for models in use: whoever uses another one may decide which
         self._stopped = False
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Asked: self._asked,
@@ -164,7 +165,7 @@ class Scheduler:
             if e.kind is not Kind.INFER:
                 self._grant(request, now)
                 self._serve(model, now)  # a preload's keep_alive counts from now
-                if model.yielding:
+                if self._contested:
                     self._room_may_exist(now)  # not from a leased model: whoever waits must look elsewhere
                 return
             self._register(request)
@@ -174,7 +175,7 @@ class Scheduler:
                 model.queue.push(request)
                 if model.ahead is None:  # it may have come in before a suspect, which has to wait to run alone
                     self._serve(model, now)
-            if self._yielding:  # being used, it may not be the one to go any more
+            if self._contested:  # being used, it may not be the one to go any more
                 self._room_may_exist(now)
             return
         self._register(request)
@@ -503,7 +504,7 @@ class Scheduler:
     # ------------------------------------------------------------ making room and loading
 
     def _room_may_exist(self, now: float) -> None:
-        if self._wanted or self._yielding:
+        if self._wanted or self._contested:
             self._advance(now)
 
     def _advance(self, now: float) -> None:
@@ -539,6 +540,7 @@ class Scheduler:
                 self._look_again(model.retry_at)
                 continue
             self._try_to_place(model, now, claimed, spoken_for, loading, yielding)
+        self._contested = bool(spoken_for)
         if yielding and len(self._workers) > workers:
             self._yielding |= yielding  # who started after them has changed what they yield for: the next look tells
             return
@@ -773,7 +775,7 @@ class Scheduler:
             self._refuse(request, code, e.error[1])
         if model.state is State.LOADED or model.state is State.DRAINING:
             self._serve(model, now)
-        if model.inflight is None or self._yielding:  # otherwise nothing has changed for those who wait for room
+        if model.inflight is None or self._contested:  # otherwise nothing has changed for those who wait for room
             self._room_may_exist(now)
 
     def _let_go(self, model: Residency) -> None:

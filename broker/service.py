@@ -56,7 +56,7 @@ from broker.states import (
     WorkerReady,
     WorkerSaid,
 )
-from zoo import protocol, wire
+from zoo import protocol, weights, wire
 from zoo.config import MB_PER_GB, ZooConfig
 from zoo.errors import ConfigError, InvalidInput, ModelNotFound, ProtocolMismatch, ZooError
 from zoo.launch import Launch
@@ -96,7 +96,7 @@ class _Route(msgspec.Struct, eq=False):
 
 
 class _Worker:
-    __slots__ = ("arena", "child", "device", "key", "killed_at", "line", "model", "term_until")
+    __slots__ = ("arena", "child", "device", "key", "killed_at", "line", "model", "stand_in", "term_until")
 
     def __init__(self, model: str, device: str, key: bytes) -> None:
         self.model = model
@@ -105,6 +105,7 @@ class _Worker:
         self.child: Child | None = None
         self.line: Line | None = None
         self.arena = 0
+        self.stand_in = False
         self.killed_at = 0.0
         self.term_until = 0.0
 
@@ -488,6 +489,7 @@ class Service:
         elif kind is protocol.Loaded:
             if self._workers[number].line is None:
                 self._meet()
+            self._workers[number].stand_in = message.stand_in  # type: ignore[union-attr]
             self._handle(WorkerReady(number))
             self.metrics.loaded(self._workers[number].model)
         elif kind is protocol.LoadError:
@@ -668,7 +670,7 @@ class Service:
         key = b"w%d-" % a.worker + secrets.token_bytes(12)
         self._workers[a.worker] = _Worker(a.model, a.device, key)
         self._by_key[key] = a.worker
-        weights = self.config.weights(config)
+        path = self.config.weights(config)
         self.pool.start(
             a.worker,
             Launch(
@@ -677,9 +679,10 @@ class Service:
                 handoff=self.place.handoff,
                 model=a.model,
                 adapter=config.adapter,
-                path=str(weights) if weights is not None else None,
+                path=str(path) if path is not None else None,
                 category=config.category,
                 options=config.options,
+                trust_pickle=config.trust_pickle,
                 device=a.device if self.scheduler.ledger.devices[a.device].kind == "cuda" else "cpu",
                 threads=self.config.broker.worker_threads or max(1, self._cores // 4),
                 arena_limit_bytes=self.handoff.limit,
@@ -830,6 +833,7 @@ class Service:
         rows = []
         for model in self.scheduler.models.values():
             c = model.config
+            path = self.config.weights(c)
             rows.append(
                 {
                     "name": c.name,
@@ -843,6 +847,7 @@ class Service:
                     "adapter": c.adapter,
                     "path": c.path,
                     "source": c.source,
+                    "stand_in": path is not None and weights.is_stand_in(path, quick=True),
                     "problem": self._problem(c.name) if c.enabled else "enabled = false in config.toml",
                 }
             )
@@ -854,6 +859,7 @@ class Service:
             worker = self._workers.get(row["worker"])
             child = worker.child if worker is not None else None
             row["pid"] = child.pid if child is not None else None
+            row["stand_in"] = worker is not None and worker.stand_in
             row["used_mb"] = None
             if child is not None:
                 used = self.meters[row["device"]].used_mb(child.pid)

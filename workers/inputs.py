@@ -68,6 +68,7 @@ def spec(launch: Launch) -> Spec:
         category=launch.category,
         options=launch.options,
         threads=launch.threads,
+        trust_pickle=launch.trust_pickle,
     )
 
 

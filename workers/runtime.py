@@ -17,6 +17,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ import zmq
 from workers import inputs
 from workers.models.base import Model
 from workers.process import die_with_parent, set_name
-from zoo import arena, lifeline, payload, protocol, results, wire
+from zoo import arena, lifeline, payload, protocol, results, weights, wire
 from zoo.errors import InferenceFailed, InvalidInput, LoadFailed, ModelUnavailable, ZooError
 from zoo.launch import Launch
 
@@ -140,6 +141,7 @@ class Worker:
         self._socket.setsockopt(zmq.ROUTING_ID, launch.key)
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES)
+        self._stand_in = False
         self._lifeline = Lifeline(launch)
         self._socket.connect(launch.back)
 
@@ -154,7 +156,7 @@ class Worker:
             self._leave(1)
         gc.collect()  # what the load left over, and only that: the nursery's objects are frozen
         gc.freeze()  # the model's are not looked at again either
-        self._send(protocol.Loaded(seconds))
+        self._send(protocol.Loaded(seconds, stand_in=self._stand_in))
         while True:
             parts = wire.receive(self._socket)
             try:
@@ -167,6 +169,7 @@ class Worker:
     def _load(self) -> tuple[Model, float]:
         launch = self._launch
         started = time.perf_counter()
+        self._stand_in = launch.path is not None and weights.is_stand_in(Path(launch.path))
         model: Model = _import_adapter(launch.adapter)()
         model.load(inputs.spec(launch), launch.device)
         return model, time.perf_counter() - started
@@ -208,6 +211,8 @@ class Worker:
             answers = list(model.predict(given.items)) if given.items else []
             if len(answers) != len(given.items):
                 raise RuntimeError(f"the adapter gave {len(answers)} answers for {len(given.items)} inputs")
+            if self._stand_in:
+                answers = [marked(answer) for answer in answers]
             if given.corners is not None:
                 answers = [
                     answer.moved(*corner) if isinstance(answer, results.Result) else answer
@@ -238,6 +243,14 @@ class Worker:
         self._socket.close()
         self._context.term()
         os._exit(status)
+
+
+def marked(answer: results.AnyResult) -> results.AnyResult:
+    """The same answer, saying that it comes from a stand-in."""
+    if isinstance(answer, dict):
+        return {**answer, "stand_in": True}
+    answer.stand_in = True
+    return answer
 
 
 def fingerprint(given: inputs.Given) -> bytes:

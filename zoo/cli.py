@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     if command is None:
         parser.print_help(sys.stderr)
         return USAGE
-    if args.command == "serve":
+    if args.command in ("serve", "standins"):  # handed on to a program of its own
         args.rest = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -134,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--option", action="append", type=_option, default=[], metavar="KEY=VALUE",
                        help="for the adapter; VALUE is JSON or a plain word")  # fmt: skip
 
+    standins = commands.add_parser("standins", help="write small random checkpoints for models without weights",
+                                   add_help=False)  # fmt: skip
+    standins.set_defaults(run=_standins)
     explain = add("explain", _explain, "tell the last decisions: loads, evictions, refusals, and why")
     explain.add_argument("model", nargs="?")
     return parser
@@ -186,6 +189,10 @@ def _serve(args: argparse.Namespace) -> int:
     if args.endpoint:
         rest += ["--endpoint", args.endpoint]
     os.execv(sys.executable, [sys.executable, "-m", "zoo.broker", *rest])
+
+
+def _standins(args: argparse.Namespace) -> int:
+    os.execv(sys.executable, [sys.executable, "-m", "workers.models.standins", *args.rest])
 
 
 def _ls(args: argparse.Namespace) -> int:

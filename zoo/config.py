@@ -49,6 +49,7 @@ class ModelConfig(msgspec.Struct, kw_only=True):
         dispatch_timeout: kill the worker after this long in one request; None takes the broker's.
         pinned: never evicted once it is loaded.
         options: for the adapter.
+        trust_pickle: read the weights although their format can run code of its own (see `docs/models.md`).
         available: run time only: it has been loaded successfully at least once.
     """
 
@@ -64,6 +65,7 @@ class ModelConfig(msgspec.Struct, kw_only=True):
     idle_seconds: Seconds | None = None
     dispatch_timeout: Seconds | None = None
     options: dict[str, Any] = {}
+    trust_pickle: bool = False
     available: bool = False
 
 

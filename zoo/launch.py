@@ -26,6 +26,7 @@ class Launch(msgspec.Struct, frozen=True):
     path: str | None
     category: str
     options: dict[str, Any]
+    trust_pickle: bool
     device: str
     threads: int
     arena_limit_bytes: int

@@ -180,10 +180,11 @@ class Dispatch(Message, tag=1):
 
 
 class Loaded(Message, tag=1):
-    """The model is ready. `peak_mb`: the allocator's own peak, 0 where unknown."""
+    """The model is ready. `peak_mb`: the allocator's own peak, 0 where unknown. `stand_in`: its weights are one."""
 
     load_seconds: float
     peak_mb: float = 0.0
+    stand_in: bool = False
 
 
 class LoadError(Message, tag=2):

@@ -26,7 +26,13 @@ def _plain(value: Any) -> Any:
 
 
 class Result(msgspec.Struct, array_like=True, eq=False, kw_only=True):
-    """Base of the typed results."""
+    """Base of the typed results.
+
+    Attributes:
+        stand_in: the model runs on random stand-in weights: the answer means nothing.
+    """
+
+    stand_in: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-like values, with the result's type under "type"."""

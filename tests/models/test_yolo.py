@@ -16,6 +16,7 @@ from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
+from zoo import weights as weights_of  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
 from zoo.results import Detections, Keypoints  # noqa: E402
 
@@ -27,7 +28,7 @@ THREATS = ["knife", "pistol", "rifle", "threat_object"]
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("weights")
-    segment = standins.yolo("yolo11n-seg.yaml", ["crack", "dent"])
+    segment = standins.yolo.yolo("yolo11n-seg.yaml", ["crack", "dent"])
     return {
         "detect": standins.make("threat-detection-yolov8n", folder),
         "pose": standins.make("yolov8n-pose", folder),
@@ -241,14 +242,14 @@ def test_real_weights_are_never_replaced(tmp_path):
     target = tmp_path / "yolo11-face" / "model.pt"
     target.parent.mkdir()
     target.write_bytes(b"real")
-    (target.parent / standins.MARKER).write_text("left from before")
+    weights_of.marker(target).write_text("left from before")
     with pytest.raises(ZooError, match="left alone"):
         standins.make("yolo11-face", tmp_path)
     assert target.read_bytes() == b"real"
 
 
 def test_a_standin_is_marked_and_always_the_same(weights, tmp_path):
-    assert standins.is_standin(weights["detect"])
+    assert weights_of.is_stand_in(weights["detect"])
     again = standins.make("threat-detection-yolov8n", tmp_path)
     ours, theirs = (YOLO(str(p)).model.state_dict() for p in (weights["detect"], again))
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)

@@ -12,16 +12,20 @@ name of the field when the caller is to blame.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 
-from zoo.errors import InvalidInput
+from zoo.errors import InvalidInput, LoadFailed
 from zoo.results import AnyResult
 
-__all__ = ["AnyResult", "Input", "Model", "Spec", "read_options", "require_image"]
+__all__ = [
+    "AnyResult", "Input", "Model", "Spec", "chunks", "images", "load_options", "read_options", "require_image",
+    "require_trust",
+]  # fmt: skip
 
 
 class Spec(msgspec.Struct, frozen=True):
@@ -31,6 +35,7 @@ class Spec(msgspec.Struct, frozen=True):
         path: the weights (file or folder), absolute; None where config.toml names none.
         options: the `options` table, for the adapter to interpret.
         threads: CPU threads this process should use.
+        trust_pickle: the operator trusts the weights, which may be a pickle: see `require_trust`.
     """
 
     name: str
@@ -38,6 +43,7 @@ class Spec(msgspec.Struct, frozen=True):
     category: str = ""
     options: dict[str, Any] = {}
     threads: int = 1
+    trust_pickle: bool = False
 
 
 class Input:
@@ -68,19 +74,74 @@ class Model(Protocol):
         """One answer per input, in order."""
 
 
+# ---------------------------------------------------------------- what adapters share
+
 OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
+ItemT = TypeVar("ItemT")
 
 
-def read_options(configured: dict[str, Any], asked: dict[str, Any], kind: type[OptionsT]) -> OptionsT:
+def read_options(
+    configured: dict[str, Any], asked: dict[str, Any], kind: type[OptionsT], fixed: tuple[str, ...] = ()
+) -> OptionsT:
     """The model's own options with the caller's over them, as `kind` (a Struct that forbids unknown fields).
 
+    Args:
+        fixed: options that count when the model is loaded, and so cannot come with a request.
+
     Raises:
-        InvalidInput: naming the option that is unknown or of the wrong type, and those that there are.
+        InvalidInput: naming the option that is unknown, fixed or of the wrong type, and those that there are.
     """
+    if late := sorted(asked.keys() & set(fixed)):
+        raise InvalidInput(f"options: {late[0]} is set in config.toml, when the model is loaded, not with a request")
     try:
         return msgspec.convert({**configured, **asked}, kind)
     except msgspec.ValidationError as e:
         raise InvalidInput(f"options: {e}; this model takes {', '.join(kind.__struct_fields__)}") from None
+
+
+def load_options(spec: Spec, kind: type[OptionsT]) -> OptionsT:
+    """The options of config.toml.
+
+    Raises:
+        LoadFailed: one of them is unknown or of the wrong type.
+    """
+    try:
+        return read_options(spec.options, {}, kind)
+    except InvalidInput as e:
+        raise LoadFailed(f"{spec.name}: options in config.toml: {e}", retryable=False) from e
+
+
+def require_trust(spec: Spec, file: Path) -> None:
+    """To be called before a pickle is read, which can run code of its own.
+
+    Raises:
+        LoadFailed: config.toml does not say `trust_pickle = true` for this model.
+    """
+    if not spec.trust_pickle:
+        raise LoadFailed(
+            f"{spec.name}: {file} is a pickle, which can run code of its own while it is read; if you trust where it "
+            "came from, say trust_pickle = true for this model in config.toml, else convert it to safetensors",
+            retryable=False,
+        )
+
+
+def images(inputs: list[Input]) -> list[np.ndarray]:
+    """The pictures of a batch, each HxWx3 uint8 with at least one pixel.
+
+    Raises:
+        InvalidInput: naming what one of them is instead.
+    """
+    found = [require_image(item) for item in inputs]
+    for frame in found:
+        if frame.size == 0:
+            raise InvalidInput(f"frame: it has no pixels, its shape is {frame.shape}")
+    return found
+
+
+def chunks(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
+    """`items` in order, at most `size` at a time."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def require_image(item: Input) -> np.ndarray:

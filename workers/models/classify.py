@@ -3,47 +3,39 @@
 Importing this module imports the model code of the catalogue's families and runs no tensor operation: the nursery
 preloads it. Other families work too and are imported during the load. Labels are the checkpoint's `id2label`.
 
-Weights are read from safetensors only: a pickle can run code of its own while it loads.
-
-Option: `top_k`, how many labels to answer with, the most probable first; all of them without it.
+Options: `top_k`, how many labels to answer with, the most probable first, all of them without it; `max_batch`, most
+pictures in one forward pass. In config.toml alone: `half`, to run in half precision.
 """
 
 from __future__ import annotations
-
-import os
-
-# Before the libraries read them: a load never reaches out.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional  # noqa: F401
 import transformers
 import transformers.models.convnext.image_processing_convnext
 import transformers.models.resnet.modeling_resnet
 import transformers.models.siglip.image_processing_siglip
 import transformers.models.siglip.modeling_siglip
 import transformers.models.vit.image_processing_vit
-import transformers.models.vit.modeling_vit
+import transformers.models.vit.modeling_vit  # noqa: F401
 from transformers import AutoImageProcessor, AutoModelForImageClassification
-from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
-from workers.models.base import AnyResult, Input, Spec, read_options, require_image
-from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
+from workers.models import folder
+from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
 from zoo.results import Classification
 
-transformers.utils.logging.disable_progress_bar()
-get_checkpoint_conversion_mapping("")  # compiles a thousand regular expressions, which every load asks for
+WHAT = "an image classifier"
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k`: how many labels to answer with; None for all."""
+    """`top_k`: how many labels to answer with; None for all. `max_batch`: pictures in one pass. `half`: precision."""
 
     top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
+    half: bool = False
 
 
 class ImageClassifier:
@@ -51,59 +43,23 @@ class ImageClassifier:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
-        path = spec.path
-        if path is None or not (path / "config.json").is_file():
-            raise ModelUnavailable(f"{spec.name}: no model folder at {path}; fetch it with: zoo pull {spec.name}")
-        if not any(path.glob("*.safetensors")):
-            raise ModelUnavailable(
-                f"{spec.name}: {path} holds no .safetensors, and pickled weights are not read; "
-                f"fetch or convert them with: zoo pull {spec.name}"
-            )
+        options = load_options(spec, Options)
         self._configured = spec.options
-        try:
-            read_options(self._configured, {}, Options)
-        except InvalidInput as e:
-            raise LoadFailed(f"{spec.name}: options in config.toml: {e}", retryable=False) from e
-        torch.set_num_threads(spec.threads)
-        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            self._processor: Any = AutoImageProcessor.from_pretrained(path, **local)
-            model, report = AutoModelForImageClassification.from_pretrained(
-                path,
-                use_safetensors=True,
-                # Half-precision checkpoints stay half on a GPU; CPUs are slow at it and some operators lack it.
-                dtype=torch.float32 if device == "cpu" else "auto",
-                output_loading_info=True,
-                **local,
-            )
-        except Exception as e:
-            raise LoadFailed(
-                f"{spec.name}: {path} cannot be loaded as an image classifier "
-                f"({type(e).__name__}: {str(e).strip()[:300]}); fetch it again with: zoo pull {spec.name}",
-                retryable=False,
-            ) from e
-        # transformers fills what is missing with random numbers and goes on; such a model must not answer.
-        if absent := sorted(set(report["missing_keys"]) | {str(k) for k in report.get("mismatched_keys", ())}):
-            raise LoadFailed(
-                f"{spec.name}: {path} lacks weights for {', '.join(absent[:3])} ({len(absent)} in all); "
-                "it is not a checkpoint of this classifier",
-                retryable=False,
-            )
         self._device = device
-        self._model: Any = model.to(device).eval()
-        self._labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
+        self._model: Any = folder.open_model(spec, device, AutoModelForImageClassification, WHAT, half=options.half)
+        self._processor: Any = folder.open_processor(spec, AutoImageProcessor, WHAT)
+        self._labels = folder.labels_of(self._model.config)
         self._forward([np.zeros((224, 224, 3), np.uint8)])  # kernels are chosen while the load is being measured
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
-        """All inputs in one forward pass."""
-        wanted = [read_options(self._configured, item.options, Options).top_k for item in inputs]
-        frames = [require_image(item) for item in inputs]
-        for frame in frames:
-            if frame.size == 0:
-                raise InvalidInput(f"frame: it has no pixels, its shape is {frame.shape}")
+        """All inputs in one forward pass, or in as few as `max_batch` allows."""
+        asked = [read_options(self._configured, item.options, Options, fixed=("half",)) for item in inputs]
+        frames = images(inputs)
+        size = min((options.max_batch for options in asked), default=1)
+        rows = [row for some in chunks(frames, size) for row in self._forward(list(some))]
         out: list[AnyResult] = []
-        for row, top_k in zip(self._forward(frames), wanted, strict=True):
-            order = np.argsort(-row, kind="stable")[:top_k]
+        for row, options in zip(rows, asked, strict=True):
+            order = np.argsort(-row, kind="stable")[: options.top_k]
             out.append(Classification(labels=[self._labels[i] for i in order], scores=row[order]))
         return out
 

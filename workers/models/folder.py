@@ -1,0 +1,110 @@
+"""A transformers folder (config.json, preprocessor_config.json, weights), opened the way every family here does it.
+
+No request ever meets half a model: what is missing, damaged or of another architecture fails the load with a reason.
+Weights are read from safetensors; a pickled `pytorch_model.bin` only with `trust_pickle = true`.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before the libraries read them: a load never reaches out.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.transforms.v2.functional  # noqa: F401  (the fast image processors use it)
+import transformers
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+from workers.models.base import Spec, require_trust
+from zoo.errors import LoadFailed, ModelUnavailable
+
+transformers.utils.logging.disable_progress_bar()
+get_checkpoint_conversion_mapping("")  # compiles a thousand regular expressions, which every load asks for
+
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+
+def open_model(spec: Spec, device: str, kind: Any, what: str, *, half: bool = False, **more: Any) -> Any:
+    """The model in the folder `spec.path`, on the device, in evaluation mode.
+
+    Args:
+        kind: a transformers class with `from_pretrained`, such as AutoModelForImageClassification.
+        what: the same in words, for messages: "an image classifier".
+        half: in half precision. Otherwise in the checkpoint's own precision on a GPU, and in single on a CPU.
+        more: for `from_pretrained`.
+
+    Raises:
+        ModelUnavailable: no folder, no config.json or no weights in it. LoadFailed: they cannot be read, or are
+            those of something else.
+    """
+    path = _folder(spec)
+    torch.set_num_threads(spec.threads)  # before the load, whose many small operations are split over all cores else
+    dtype: Any = torch.float16 if half else torch.float32 if device == "cpu" else "auto"
+    try:
+        model, report = kind.from_pretrained(
+            path,
+            use_safetensors=any(path.glob("*.safetensors")),
+            dtype=dtype,
+            output_loading_info=True,
+            **LOCAL,
+            **more,
+        )
+    except Exception as e:
+        raise failed(spec, what, e) from e
+    # transformers fills what is missing with random numbers and goes on; such a model must not answer.
+    if absent := sorted(set(report["missing_keys"]) | {str(k) for k in report.get("mismatched_keys", ())}):
+        raise LoadFailed(
+            f"{spec.name}: {path} lacks weights for {', '.join(absent[:3])} ({len(absent)} in all); "
+            f"it is not a checkpoint of {what}",
+            retryable=False,
+        )
+    return model.to(device).eval()
+
+
+def open_processor(spec: Spec, kind: Any, what: str, **more: Any) -> Any:
+    """The folder's processor or tokenizer, by a transformers class such as AutoImageProcessor. Raises as above."""
+    path = _folder(spec)
+    try:
+        return kind.from_pretrained(path, **LOCAL, **more)
+    except Exception as e:
+        raise failed(spec, what, e) from e
+
+
+def failed(spec: Spec, what: str, error: Exception) -> LoadFailed:
+    """What to raise when the library could not read the folder."""
+    return LoadFailed(
+        f"{spec.name}: {spec.path} cannot be loaded as {what} ({type(error).__name__}: {str(error).strip()[:300]}); "
+        f"fetch it again with: zoo pull {spec.name}",
+        retryable=False,
+    )
+
+
+def _folder(spec: Spec) -> Path:
+    path = spec.path
+    if path is None or not (path / "config.json").is_file():
+        raise ModelUnavailable(f"{spec.name}: no model folder at {path}; fetch it with: zoo pull {spec.name}")
+    if any(path.glob("*.safetensors")):
+        return path
+    pickled = sorted(path.glob("pytorch_model*.bin"))
+    if not pickled:
+        raise ModelUnavailable(f"{spec.name}: {path} holds no weights; fetch them with: zoo pull {spec.name}")
+    require_trust(spec, pickled[0])
+    return path
+
+
+def labels_of(config: Any) -> list[str]:
+    """The checkpoint's labels in order, from `config.id2label` (whose keys transformers makes integers).
+
+    Raises:
+        LoadFailed: there are none, or one is missing.
+    """
+    names = dict(getattr(config, "id2label", None) or {})
+    missing = [i for i in range(int(config.num_labels)) if i not in names]
+    if missing or not names:
+        raise LoadFailed(f"the checkpoint has no label for class {missing[0] if missing else 0}", retryable=False)
+    return [str(names[i]) for i in range(int(config.num_labels))]

@@ -1,0 +1,73 @@
+"""Stand-ins for the image classifiers of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from workers.models.standins.common import Builder, repeatable
+
+AGES = ["0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70"]
+
+
+def classifier(family: str, labels: Sequence[str]) -> Builder:
+    """A transformers image classifier, "vit", "siglip" or "resnet", small but of the published layout."""
+
+    def build(target: Path, seed: int) -> None:
+        import torch
+
+        # Through the adapter, which sets the environment that the library reads at import.
+        transformers: Any = import_module("workers.models.classify").transformers
+
+        names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+        small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+        with repeatable(seed):
+            model: Any
+            processor: Any
+            if family == "vit":
+                model = transformers.ViTForImageClassification(
+                    transformers.ViTConfig(image_size=224, patch_size=16, **small, **names)
+                )
+                processor = transformers.ViTImageProcessor()
+            elif family == "siglip":
+                # The classifier has no text half, but its configuration is checked all the same.
+                text = {**small, "vocab_size": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+                vision = dict(image_size=224, patch_size=16, **small)
+                config = transformers.SiglipConfig(text_config=text, vision_config=vision, **names)
+                model = transformers.SiglipForImageClassification(config)
+                processor = transformers.SiglipImageProcessor(size={"height": 224, "width": 224})
+            else:
+                model = transformers.ResNetForImageClassification(
+                    transformers.ResNetConfig(
+                        embedding_size=16,
+                        hidden_sizes=[16, 32, 64, 128],
+                        depths=[2, 2, 2, 2],
+                        layer_type="basic",
+                        **names,
+                    )
+                )
+                processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 224}, crop_pct=0.875)
+            # A fresh head answers every label alike; a livelier one makes different pictures differ.
+            heads = model.classifier if isinstance(model.classifier, torch.nn.Sequential) else [model.classifier]
+            with torch.no_grad():
+                for layer in heads:
+                    if isinstance(layer, torch.nn.Linear):
+                        layer.weight.normal_(0, 0.3)
+        model.save_pretrained(target)
+        processor.save_pretrained(target)
+
+    return build
+
+
+STANDINS: dict[str, tuple[str, Builder]] = {
+    "pet-classifier": ("pet-classifier", classifier("resnet", ["cat", "dog"])),
+    "vit-age-classifier": ("vit-age-classifier", classifier("vit", AGES)),
+    "vit-gender-classifier": ("vit-gender-classifier", classifier("vit", ["female", "male"])),
+    "violence-detection": ("violence-detection", classifier("vit", ["non-violent", "violent"])),
+    "weather-classification": (
+        "weather-classification",
+        classifier("siglip", ["cloudy", "foggy", "rainy", "snowy", "clear"]),
+    ),
+}

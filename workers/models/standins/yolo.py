@@ -1,0 +1,97 @@
+"""Stand-ins for ultralytics checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from workers.models.standins.common import Builder, photos, repeatable
+
+
+def yolo(architecture: str, labels: Sequence[str]) -> Builder:
+    """An ultralytics checkpoint with these labels, from one of the package's own architecture files."""
+
+    def build(target: Path, seed: int) -> None:
+        # Through the adapter, which sets the environment that the library reads at import.
+        YOLO: Any = import_module("workers.models.yolo").YOLO  # noqa: N806
+
+        with repeatable(seed):
+            whole = YOLO(architecture)
+            config = {**whole.model.yaml, "nc": len(labels)}
+            config.pop("channels", None)
+            model = type(whole.model)(config, verbose=False)
+            model.names = dict(enumerate(labels))
+            model.args, model.task = whole.model.args, whole.task
+            _calibrate(model)
+        whole.model = model
+        whole.save(target)
+
+    return build
+
+
+def _calibrate(model: Any) -> None:
+    """Makes a random network answer a few boxes of ordinary scores instead of thousands of equal ones.
+
+    With random weights, activations fade from layer to layer and every place scores alike. So the normalisation
+    layers are given the statistics of the photographs inside the ultralytics package, and each class output is
+    stretched so that on those photographs its fourth best place per grid scores 0.25 (its second, with more classes).
+    """
+    import torch
+    from torch.nn.functional import pad
+
+    pictures = photos()
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    momenta = [m.momentum for m in norms]
+    head = model.model[-1]
+    last = [branch[-1] for branch in head.cv3]
+    seen: dict[int, list[Any]] = {level: [] for level in range(len(last))}
+    hooks = [
+        layer.register_forward_hook(lambda _m, _i, out, level=i: seen[level].append(out.flatten(2)[0]))
+        for i, layer in enumerate(last)
+    ]
+    try:
+        with torch.no_grad():
+            for m in norms:
+                m.momentum = 1.0  # take the statistics of this one batch as they are
+            square = [pad(p, (0, 640 - p.shape[3], 0, 640 - p.shape[2]), value=114 / 255) for p in pictures]
+            model.train()(torch.cat(square))
+            for m, momentum in zip(norms, momenta, strict=True):
+                m.momentum = momentum
+            model.eval()
+            for grid in seen.values():
+                grid.clear()
+            for photo in pictures:
+                model(photo)
+            for level, layer in enumerate(last):
+                logits = torch.cat(seen[level], dim=1) - layer.bias.view(-1, 1)
+                best = logits.topk(8, dim=1).values
+                scale = 2.2 / (best[:, 0] - best[:, -1]).clamp_min(1e-6)  # best and eighth best 2.2 apart
+                layer.weight *= scale.view(-1, 1, 1, 1)
+                layer.bias.copy_(-1.1 - best[:, max(1, 3 // len(best))] * scale)
+            if hasattr(head, "kpt_shape"):  # spread the points over a person, not over one cell of the grid
+                for branch in head.cv4:
+                    branch[-1].weight *= 4
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+STANDINS: dict[str, tuple[str, Builder]] = {
+    "yolo11-face": ("yolo11-face/model.pt", yolo("yolo11n.yaml", ["face"])),
+    "threat-detection-yolov8n": (
+        "threat-detection-yolov8n/weights/best.pt",
+        yolo("yolov8n.yaml", ["knife", "pistol", "rifle", "threat_object"]),
+    ),
+    "yolo11-license-plate": (
+        "yolo11-license-plate/license-plate-finetune-v1n.pt",
+        yolo("yolo11n.yaml", ["License_Plate"]),
+    ),
+    "yolov8n-pose": ("yolov8n-pose/yolov8n-pose.pt", yolo("yolov8n-pose.yaml", ["person"])),
+    # The published one is YOLO11x; a stand-in of that size would take a minute to make.
+    "vehicle-damage-detection": (
+        "vehicle-damage-detection/best.pt",
+        yolo("yolo11n-seg.yaml", ["crack", "dent", "glass_shatter", "lamp_broken", "scratch", "tire_flat"]),
+    ),
+}
