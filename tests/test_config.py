@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from zoo import config
 from zoo.config import ModelPriority, load_config, parse_config
 from zoo.errors import ConfigError, InvalidInput
+from zoo.source import Published, Wanted, is_file
 
 SHIPPED = Path(__file__).parent.parent / "config.toml"
 
@@ -63,6 +64,24 @@ MISTAKES = [
     (MODEL + "options = 3", 3, "models.options", "Expected `object`"),
     (MODEL + 'adapter = "toy"', 3, "models.adapter", "package.module:Class"),
     (MODEL + 'adapter = "a:b:c"', 3, "models.adapter", "package.module:Class"),
+    (MODEL + 'path = "a"\nsource = "hf:a"\nfiles = ["b"]', 4, "models.source", "hf:OWNER/NAME"),
+    (MODEL + 'path = "a"\nsource = "hf:a/b"', 4, "models.source", "files is missing"),
+    (MODEL + 'source = "hf:a/b"\nfiles = ["c"]', 3, "models.source", "path is missing"),
+    (MODEL + 'path = "a.pt"\nsource = "hf:a/b"\nfiles = ["c", "d"]', 5, "models.files", "not 2"),
+    (MODEL + 'path = "a"\nsource = "hf:a/b"\nfiles = ["../c"]', 5, "models.files", "'../c'"),
+    (MODEL + 'path = "a"\nsource = "hf:a/b"\nfiles = ["/c"]', 5, "models.files", "'/c'"),
+    (MODEL + 'path = "a"\nsource = "hf:a/b"\nfiles = ["c//d?"]', 5, "models.files", "'c//d?'"),
+    (MODEL + 'path = "a"\nsource = "hf:a/b"\nfiles = ["?"]', 5, "models.files", "'?'"),
+    (MODEL + 'path = "a"\nsource = "hf:a/b"\nfiles = ["PULLED.json"]', 5, "models.files", "'PULLED.json'"),
+    (MODEL + 'path = "a"\nsource = "hf:a/b"\nfiles = ["c"]\nrevision = "../x"', 6, "models.revision", "'../x'"),
+    (MODEL + 'path = "a.pt"\nsource = "http://example.org/a.pt"', 4, "models.source", "https"),
+    (MODEL + 'path = "a.pt"\nsource = "ftp://example.org/a.pt"', 4, "models.source", "https"),
+    (MODEL + 'path = "a.pt"\nsource = "https://me:secret@example.org/a"', 4, "models.source", "passwords"),
+    (MODEL + 'path = "a"\nsource = "https://example.org/"', 4, "models.source", "no file name"),
+    (MODEL + 'path = "a.pt"\nsource = "https://x.org/a"\nfiles = ["a"]', 5, "models.files", "only for a repository"),
+    (MODEL + 'path = "a.pt"\nsource = "some zoo"\nrevision = "v1"', 5, "models.revision", "only for a repository"),
+    (MODEL + 'path = "a.pt"\nsource = "https://x.org/a"\nsha256 = { b = "c" }', 5, "models.sha256", "'b' is not among"),
+    (MODEL + 'path = "a"\nsource = "hf:a/b"\nfiles = ["c"]\nsha256 = { c = "D" }', 6, "models.sha256", "64 hex"),
     (MODEL + MODEL, 4, "models.name", "'a' is there twice"),
     (MODEL + "[models.options]\nx = 1\n" + '[[models]]\nname = "b"\nvram = 1', 7, "models.vram", "unknown key"),
     ('[[devices]]\nname = "cuda:x"\nkind = "cuda"', 2, "devices.name", "cuda:0"),
@@ -249,6 +268,23 @@ def test_defaults_are_the_documented_ones() -> None:
 
 
 # ---------------------------------------------------------------- where things are
+
+
+def test_what_is_wanted_goes_to_the_path() -> None:
+    target = Path("/w/thing")
+    repository = Published("hf:a/b", files=("model.safetensors", "sub/vocab.json?"))
+    assert repository.wanted(target) == [
+        Wanted("model.safetensors", target / "model.safetensors", True),
+        Wanted("sub/vocab.json", target / "sub/vocab.json", False),
+    ]
+    assert Published("hf:a/b", files=("weights/best.pt",)).wanted(Path("/w/x.pt")) == [
+        Wanted("weights/best.pt", Path("/w/x.pt"), True)
+    ]
+    address = Published("https://example.org/some%20thing.pt?download=1")
+    assert address.wanted(target) == [Wanted("some thing.pt", target / "some thing.pt", True)]
+    assert address.wanted(Path("/w/x.pt")) == [Wanted("x.pt", Path("/w/x.pt"), True)]
+    assert is_file(Path("a/b.onnx"))
+    assert not is_file(Path("a/model-v2.5"))
 
 
 def test_relative_paths_start_at_the_files_own_folder(tmp_path: Path) -> None:

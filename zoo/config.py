@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import msgspec
 
 from zoo.errors import ConfigError
+from zoo.source import Published, mistakes
 
 DEFAULT_BUDGET_GB = 6.8  # 6963.2 MB
 MB_PER_GB = 1024
@@ -44,7 +45,7 @@ class ModelConfig(msgspec.Struct, kw_only=True):
         category: detection, pose, classification, embedding, segmentation, depth, ocr, quality, action.
         vram_mb: declared footprint.
         adapter: "package.module:Class", or "" while there is none.
-        source: where the published weights come from, for messages.
+        source, revision, files, sha256: where the published weights come from: see `zoo.source`.
         idle_seconds: evict after this long without use; None takes the broker's.
         dispatch_timeout: kill the worker after this long in one request; None takes the broker's.
         pinned: never evicted once it is loaded.
@@ -60,6 +61,9 @@ class ModelConfig(msgspec.Struct, kw_only=True):
     priority: ModelPriority = ModelPriority.MEDIUM
     adapter: str = ""
     source: str = ""
+    revision: str = "main"
+    files: tuple[str, ...] = ()
+    sha256: dict[str, str] = {}
     enabled: bool = True
     pinned: bool = False
     idle_seconds: Seconds | None = None
@@ -67,6 +71,10 @@ class ModelConfig(msgspec.Struct, kw_only=True):
     options: dict[str, Any] = {}
     trust_pickle: bool = False
     available: bool = False
+
+    @property
+    def published(self) -> Published:
+        return Published(self.source, self.revision, self.files, self.sha256)
 
 
 class DeviceConfig(msgspec.Struct, kw_only=True):
@@ -98,6 +106,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
         worker_threads: CPU threads per worker; 0 is a quarter of the cores, at least one.
         preload: further modules to import in the nursery.
         curve_dir: CURVE keys, required for tcp:// (see `python -m zoo.curve`).
+        auto_pull: a worker whose model's weights are missing fetches them first, within `load_timeout`.
     """
 
     endpoint: str = ""
@@ -120,6 +129,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
     worker_threads: Annotated[int, msgspec.Meta(ge=0)] = 0
     preload: list[str] = []
     curve_dir: str = ""
+    auto_pull: bool = False
 
 
 class ZooConfig(msgspec.Struct, kw_only=True):
@@ -244,6 +254,8 @@ def _check_model(model: ModelConfig, index: int, reader: _Reader) -> None:
     here = ("models", index)
     if model.adapter and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", model.adapter):
         reader.wrong(here, "adapter", f'expected "package.module:Class", got {model.adapter!r}')
+    for key, what in mistakes(model.published, model.path):
+        reader.wrong(here, key, what)
 
 
 def endpoint_problem(endpoint: str) -> str | None:
