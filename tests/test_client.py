@@ -265,7 +265,7 @@ def test_a_large_result_that_was_not_read_yet_survives_its_worker(broker: Start)
     wait_until(lambda: other.processes()[0]["requests"] == 1)
     assert other.unload("toy")
     assert channel.link.look()  # takes in the news about the worker's arena
-    answer = client._collect(channel, {rid: "toy"}, outgoing, time.monotonic() + 5.0)["toy"]["map"]
+    answer = client._collect(channel, {rid: ("toy", outgoing)}, time.monotonic() + 5.0)["toy"]["map"]
     assert (answer == 3).all()
     del answer
     wait_until(lambda: channel.link.look() and not channel.link._mappings, 5.0, "the mapping goes with its last result")

@@ -7,12 +7,13 @@ costs no hand-over between threads; the arena, the lifeline and the session are 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import zmq
 
@@ -21,6 +22,9 @@ from zoo.errors import BrokerUnreachable, DeadlineExceeded, ZooError
 from zoo.frames import Boxes, Frame
 
 WITHDRAW_S = 0.3  # the broker's answer to a Cancel is waited for at most this long
+
+T = TypeVar("T")
+_Pending = dict[int, tuple[str, frames.Outgoing | None]]  # by rid: the model asked, and what its answer sets free
 
 
 class _Channel:
@@ -147,30 +151,28 @@ class Client:
         deadline = time.monotonic() + seconds
         channel = self._channel(deadline, seconds)
         store = self._frames(channel.link)
-        while True:
-            try:
-                outgoing = store.outgoing(frame, boxes, color, options)
-                break
-            except frames.NoRoom:
-                self._wait_for_slot(channel, store, deadline)
-        pending: dict[int, str] = {}
+        outgoing = self._with_room(channel, store, deadline, lambda: store.outgoing(frame, boxes, color, options))
+        pending: _Pending = {}
         try:
-            arenas = outgoing.arenas
             with channel.lock:
-                for model in models:
-                    rid = next(self._rids)
-                    header = protocol.Infer(rid, model, session.remaining_ms(deadline), rank, arenas)
-                    try:
-                        self._send(channel, (protocol.pack(header), outgoing.body, *outgoing.buffers))
-                    except BaseException:
-                        self._withdraw(channel, pending, outgoing)
-                        raise
-                    outgoing.keep()
-                    pending[rid] = model
-                outcomes = self._collect(channel, pending, outgoing, deadline)
+                try:
+                    for model in models:
+                        self._ask(channel, pending, model, outgoing, rank, deadline)
+                except BaseException:
+                    self._withdraw(channel, pending)
+                    raise
+                outcomes = self._collect(channel, pending, deadline)
                 return {model: outcomes[model] for model in models}
         finally:
             outgoing.drop()
+
+    def _with_room(self, channel: _Channel, store: frames.Store, deadline: float, take: Callable[[], T]) -> T:
+        """What `take` gives; while the arena is full, waits for slots."""
+        while True:
+            try:
+                return take()
+            except frames.NoRoom:
+                self._wait_for_slot(channel, store, deadline)
 
     def _wait_for_slot(self, channel: _Channel, store: frames.Store, deadline: float) -> None:
         if not channel.link.look():
@@ -187,12 +189,8 @@ class Client:
         deadline = time.monotonic() + self.timeout
         channel = self._channel(deadline, self.timeout)
         store = self._frames(channel.link)
-        while True:
-            try:
-                slot, array = store.empty(tuple(int(n) for n in shape), dtype)
-                return Frame(slot, array)
-            except frames.NoRoom:
-                self._wait_for_slot(channel, store, deadline)
+        size = tuple(int(n) for n in shape)
+        return Frame(*self._with_room(channel, store, deadline, lambda: store.empty(size, dtype)))
 
     # ------------------------------------------------------------ models
 
@@ -298,7 +296,7 @@ class Client:
             if lease:
                 channel.link.unwanted.add(rid)  # until it is here
             self._send(channel, (protocol.pack(make(rid, deadline)),))
-            outcome = self._collect(channel, {rid: ""}, None, deadline)[""]
+            outcome = self._collect(channel, {rid: ("", None)}, deadline)[""]
             channel.link.unwanted.discard(rid)
         if isinstance(outcome, ZooError):
             raise outcome
@@ -312,45 +310,71 @@ class Client:
         except zmq.ZMQError as e:
             raise BrokerUnreachable(f"the connection cannot be used: {e}") from None
 
-    def _collect(
-        self, channel: _Channel, pending: dict[int, str], outgoing: frames.Outgoing | None, deadline: float
-    ) -> dict[str, Any]:
+    def _ask(
+        self,
+        channel: _Channel,
+        pending: _Pending,
+        model: str,
+        outgoing: frames.Outgoing,
+        rank: int,
+        deadline: float,
+    ) -> None:
+        """Sends one inference; its answer is one of `pending` from then on."""
+        rid = next(self._rids)
+        header = protocol.Infer(rid, model, session.remaining_ms(deadline), rank, outgoing.arenas)
+        self._send(channel, (protocol.pack(header), outgoing.body, *outgoing.buffers))
+        outgoing.keep()
+        pending[rid] = model, outgoing
+
+    def _collect(self, channel: _Channel, pending: _Pending, deadline: float) -> dict[str, Any]:
         """Waits for the answers; whatever ends the waiting, no slot is given back too early or never."""
-        link, sock = channel.link, channel.sock
         outcomes: dict[str, Any] = {}
         try:
             while pending:
-                try:
-                    parts = wire.receive(sock)
-                except zmq.Again:
-                    self._still_there(link, deadline)
-                    continue
-                except zmq.ZMQError as e:
-                    raise BrokerUnreachable(f"this client was closed while it waited ({e})") from None
-                message = protocol.unpack_from_broker(parts[0])
-                rid = getattr(message, "rid", 0)
-                name = pending.pop(rid, None)
-                if name is None:
-                    self._late(channel, message, parts)
-                    continue
-                outcome = channel.reader.outcome(message, parts)
-                if outgoing is not None:
-                    link.answered(message, outgoing)
-                if isinstance(outcome, BrokerUnreachable) and not link.look():
-                    raise outcome
-                outcomes[name] = outcome
+                if (answer := self._next(channel, pending, deadline)) is not None:
+                    outcomes[answer[0]] = answer[1]
         except BaseException as e:
-            self._withdraw(channel, pending, outgoing)
+            self._withdraw(channel, pending)
             if isinstance(e, ZooError) and outcomes:
-                return outcomes | dict.fromkeys(pending.values(), e)
+                return outcomes | {name: e for name, _ in pending.values()}
             raise
         return outcomes
 
-    def _withdraw(self, channel: _Channel, pending: dict[int, str], outgoing: frames.Outgoing | None) -> None:
+    def _next(
+        self, channel: _Channel, pending: _Pending, deadline: float, until: float = math.inf
+    ) -> tuple[str, Any] | None:
+        """The next answer, and whose it is; it leaves `pending`. None: it is `until`, or up to `POLL_MS` later."""
+        link, sock = channel.link, channel.sock
+        while True:
+            try:
+                parts = wire.receive(sock)
+            except zmq.Again:
+                self._still_there(link, deadline)
+                if time.monotonic() >= until:
+                    return None
+                continue
+            except zmq.ZMQError as e:
+                raise BrokerUnreachable(f"this client was closed while it waited ({e})") from None
+            message = protocol.unpack_from_broker(parts[0])
+            rid = getattr(message, "rid", 0)
+            asked = pending.get(rid)
+            if asked is None:
+                self._late(channel, message, parts)
+                continue
+            outcome = channel.reader.outcome(message, parts)
+            if isinstance(outcome, BrokerUnreachable) and not link.look():
+                raise outcome
+            del pending[rid]
+            name, outgoing = asked
+            if outgoing is not None:
+                link.answered(message, outgoing)
+            return name, outcome
+
+    def _withdraw(self, channel: _Channel, pending: _Pending) -> None:
         """Nobody waits for these any more. Slots and leases do not hang on this thread making another call: the
         broker answers a Cancel at once, and that is waited for."""
         link = channel.link
-        for rid in pending:
+        for rid, (_, outgoing) in pending.items():
             if outgoing is not None:
                 link.hold(rid, outgoing)
         if link.dead:

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from zoo.errors import InvalidInput
 
 COLORS = ("rgb", "bgr")
 Boxes = Sequence[Sequence[float]] | np.ndarray
+Corners = tuple[tuple[float, float, float, float], ...]
 
 
 class Frame:
@@ -106,6 +107,13 @@ class Outgoing:
             slot.drop()
 
 
+class Placed(NamedTuple):
+    """A frame in its place, and how its bytes are to be read: "rgb", "bgr" or "encoded"."""
+
+    slot: Slot
+    color: str
+
+
 class NoRoom(Exception):
     """The arena has no free slot now."""
 
@@ -143,11 +151,6 @@ class Store:
         array = np.frombuffer(self.shared.memory, kind, count, offset).reshape(shape)
         return Slot(self.shared, offset, None, shape, kind.str), array
 
-    def _place(self, value: np.ndarray) -> Slot:
-        slot, array = self.empty(value.shape, value.dtype.str)
-        np.copyto(array, value)
-        return slot
-
     def outgoing(self, frame: Any, boxes: Boxes | None, color: str, options: dict[str, Any]) -> Outgoing:
         """Everything a request carries, its frames in place.
 
@@ -161,53 +164,89 @@ class Store:
             if ready is not None:
                 slot.keep()
                 return ready
+        corners = check_boxes(boxes)
+        placed = self.place(frame, color)
+        try:
+            made = self.compose(placed, corners, options)
+        except BaseException:
+            for one in placed:
+                one.slot.drop()
+            raise
+        slot = placed[0].slot
+        if type(frame) is Frame and boxes is None and not options and slot.arena is not None:
+            slot.ready[color, slot.arena.id] = made
+        return made
+
+    def place(self, frame: Any, color: str) -> list[Placed]:
+        """A frame, or each of a list of them, where its readers will find it. The caller drops every slot.
+
+        Raises:
+            InvalidInput: naming the argument that is wrong. NoRoom: nothing was taken.
+        """
         if color not in COLORS:
             raise InvalidInput(f"color: {color!r} is not one of {', '.join(COLORS)}")
-        corners = check_boxes(boxes)
-        parts = list(frame) if isinstance(frame, list | tuple) else [frame]
-        if not parts:
-            raise InvalidInput("frame: an empty list")
-        if len(parts) > protocol.MAX_FRAMES:
-            raise InvalidInput(f"frame: {len(parts)} frames, at most {protocol.MAX_FRAMES} go into one request")
-        slots: list[Slot] = []
+        placed: list[Placed] = []
+        try:
+            placed.extend(self._place(part, color) for part in check_frames(frame))
+        except BaseException:
+            for one in placed:
+                one.slot.drop()
+            raise
+        return placed
+
+    def compose(self, placed: Sequence[Placed], boxes: Corners | None, options: dict[str, Any]) -> Outgoing:
+        """A request about frames that are in place. It takes no slot of its own: see `Outgoing.keep`.
+
+        Raises:
+            InvalidInput: an option is not a JSON-like value.
+        """
         described: list[payload.Frame] = []
         buffers: list[Any] = []
-        try:
-            for part in parts:
-                slot, how = self._slot_of(part, color)
-                slots.append(slot)
-                if slot.arena is None:
-                    described.append(payload.Frame(-1, len(buffers), slot.shape, slot.typestr, how))
-                    buffers.append(np.ascontiguousarray(slot.buffer).data)
-                else:
-                    described.append(payload.Frame(slot.arena.id, slot.offset, slot.shape, slot.typestr, how))
-            made = Outgoing(payload.InferBody(tuple(described), corners, options), buffers, slots, self.shared)
-            if type(frame) is Frame and boxes is None and not options and slots[0].arena is not None:
-                slots[0].ready[color, slots[0].arena.id] = made
-            return made
-        except BaseException:
-            for slot in slots:
-                slot.drop()
-            raise
+        for slot, color in placed:
+            if slot.arena is None:
+                described.append(payload.Frame(-1, len(buffers), slot.shape, slot.typestr, color))
+                buffers.append(np.ascontiguousarray(slot.buffer).data)
+            else:
+                described.append(payload.Frame(slot.arena.id, slot.offset, slot.shape, slot.typestr, color))
+        body = payload.InferBody(tuple(described), boxes, options)
+        return Outgoing(body, buffers, [one.slot for one in placed], self.shared)
 
-    def _slot_of(self, part: Any, color: str) -> tuple[Slot, str]:
+    def _place(self, part: Any, color: str) -> Placed:
         if isinstance(part, Frame):
             slot = part.slot
-            slot.keep()
             if slot.arena is not self.shared and slot.arena is not None:
-                slot.drop()
                 raise InvalidInput("frame: it belongs to another client")
-            return slot, color
+            slot.keep()
+            return Placed(slot, color)
+        value, how = check_frame(part), color
         if isinstance(part, bytes | bytearray | memoryview):
-            raw = np.frombuffer(part, np.uint8) if len(part) else None
-            if raw is None:
-                raise InvalidInput("frame: no bytes")
-            return self._place(raw), "encoded"
-        value = part if isinstance(part, np.ndarray) else _as_array(part)
-        if value.size == 0:
-            raise InvalidInput(f"frame: it is empty, shape {value.shape}")
-        payload.check_dtype(value.dtype.str)
-        return self._place(value), color
+            how = "encoded"
+        slot, array = self.empty(value.shape, value.dtype.str)
+        np.copyto(array, value)
+        return Placed(slot, how)
+
+
+def check_frames(frame: Any) -> list[Any]:
+    """What was given as a frame, as a list: of one, or of all frames of a video."""
+    parts = list(frame) if isinstance(frame, list | tuple) else [frame]
+    if not parts:
+        raise InvalidInput("frame: an empty list")
+    if len(parts) > protocol.MAX_FRAMES:
+        raise InvalidInput(f"frame: {len(parts)} frames, at most {protocol.MAX_FRAMES} go into one request")
+    return parts
+
+
+def check_frame(part: Any) -> np.ndarray:
+    """One frame as the array that travels; of encoded bytes, the bytes."""
+    if isinstance(part, bytes | bytearray | memoryview):
+        if not len(part):
+            raise InvalidInput("frame: no bytes")
+        return np.frombuffer(part, np.uint8)
+    value = part if isinstance(part, np.ndarray) else _as_array(part)
+    if value.size == 0:
+        raise InvalidInput(f"frame: it is empty, shape {value.shape}")
+    payload.check_dtype(value.dtype.str)
+    return value
 
 
 def _as_array(part: Any) -> np.ndarray:
@@ -220,7 +259,7 @@ def _as_array(part: Any) -> np.ndarray:
     return value
 
 
-def check_boxes(boxes: Boxes | None) -> tuple[tuple[float, float, float, float], ...] | None:
+def check_boxes(boxes: Boxes | None) -> Corners | None:
     """(n, 4) numbers as tuples. Whether they are finite and in the frame, the worker says."""
     if boxes is None:
         return None
