@@ -96,11 +96,29 @@ def test_nothing_found_paints_nothing():
     np.testing.assert_array_equal(draw(detections(np.zeros((0, 4), np.float32)), frame), frame)
 
 
-def test_masks_of_a_crop_are_left_out():
-    frame = np.zeros((50, 50, 3), np.uint8)
-    box = floats([20, 20, 40, 40])
-    with_crop_mask = draw(detections(box, np.ones((1, 20, 20), bool)), frame)
-    np.testing.assert_array_equal(with_crop_mask, draw(detections(box), frame))
+def cropped(height: int, width: int) -> dict[str, results.Result]:
+    """Results whose array covers a crop of this size, with every pixel of it painted."""
+    mask = np.ones((height, width), np.uint8)
+    return {
+        "detections": detections(floats([0, 0, width, height]), mask[None].astype(bool)),
+        "segmentation": results.Segmentation(mask=mask, labels=["Background", "Hat"]),
+        "depth": results.DepthMap(depth=1 + np.arange(height * width, dtype=np.float32).reshape(height, width)),
+    }
+
+
+@pytest.mark.parametrize("kind", cropped(1, 1))
+def test_the_picture_of_a_crop_lies_where_the_crop_was(kind):
+    painted = draw(cropped(40, 30)[kind].moved(120.0, 60.0), np.full((200, 300, 3), 200, np.uint8))
+    where = (painted != 200).any(axis=2)
+    assert where[60:100, 120:150].all()
+    where[40:110, 90:260] = False  # its words, which may stand out
+    assert not where.any()
+
+
+@pytest.mark.parametrize("kind", cropped(1, 1))
+@pytest.mark.parametrize("corner", [(-20, -10), (90, 90), (500, 500), (-500, 0)])
+def test_the_part_of_it_outside_the_frame_is_cut_off(kind, corner):
+    assert draw(cropped(40, 30)[kind].moved(*corner), np.zeros((100, 100, 3), np.uint8)).shape == (100, 100, 3)
 
 
 def test_unsure_keypoints_are_left_out():

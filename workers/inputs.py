@@ -76,7 +76,7 @@ def read(body: payload.InferBody, buffers: list[bytes], find: Callable[[int], ar
     """What the adapter gets.
 
     Raises:
-        InvalidInput: naming the field; see `_image`, `crop_box` and `payload.view`.
+        InvalidInput: naming the field; see `_frame`, `crop_box` and `payload.view`.
     """
     if not body.frames:
         raise InvalidInput("frame: the request holds none")
@@ -93,8 +93,8 @@ def read(body: payload.InferBody, buffers: list[bytes], find: Callable[[int], ar
     items: list[Input] = []
     corners: list[tuple[float, float]] = []
     for i, box in enumerate(body.boxes):
-        x1, y1, x2, y2 = crop_box(box, whole.shape[1], whole.shape[0], i)
-        items.append(Input(whole[y1:y2, x1:x2], body.options))
+        x1, y1, x2, y2 = bounds = crop_box(box, whole.shape[1], whole.shape[0], i)
+        items.append(Input(whole[y1:y2, x1:x2], body.options, whole=whole, box=bounds))
         corners.append((float(x1), float(y1)))
     return Given(items, corners)
 

@@ -256,11 +256,13 @@ def marked(answer: results.AnyResult) -> results.AnyResult:
 def fingerprint(given: inputs.Given) -> bytes:
     """Identifies a request by everything the adapter would see of it."""
     digest = hashlib.blake2b(digest_size=16)
-    for item in given.items:
-        for frame in item.frames:
+    if given.items:  # one for a frame or a video, or one for each box of a frame
+        first = given.items[0]
+        for frame in first.frames if first.box is None else [first.whole]:
             digest.update(f"{frame.shape}{frame.dtype}".encode())
             digest.update(np.ascontiguousarray(frame).data)
-        digest.update(repr(sorted(item.options.items())).encode())
+    for item in given.items:
+        digest.update(f"{item.box}{sorted(item.options.items())}".encode())
     return digest.digest()
 
 

@@ -2,6 +2,7 @@
 
 A frame is never painted on; a copy is. Lines and letters grow with the frame, so the same call suits a 1080p frame
 and a small crop. Coordinates outside the frame are cut off at its edge, and those that are not numbers are left out.
+Masks and maps of a crop are painted where the crop was (`origin`).
 """
 
 from __future__ import annotations
@@ -93,10 +94,11 @@ class _Canvas:
     def pixels(self) -> np.ndarray:
         return np.array(self.image)
 
-    def blend(self, mask: np.ndarray, color: Color, opacity: float = MASK_OPACITY) -> None:
-        """Tints the pixels where `mask` (frame-sized bool) is true."""
+    def blend(self, mask: np.ndarray, origin: tuple[int, int], color: Color, opacity: float = MASK_OPACITY) -> None:
+        """Tints the pixels where `mask` (bool, its upper left pixel at `origin`) is true."""
         stencil = Image.fromarray(mask.astype(np.uint8) * round(opacity * 255))
-        self.image.paste(color, (0, 0), stencil)
+        area = (*origin, origin[0] + stencil.width, origin[1] + stencil.height)
+        self.image.paste(color, area, stencil)
 
     def box(self, corners: np.ndarray, color: Color) -> None:
         x1, y1, x2, y2 = self._inside(corners)
@@ -115,22 +117,25 @@ class _Canvas:
         ink = (0, 0, 0) if bright else (255, 255, 255)
         self.pen.text((x + gap - left, y + gap - top), text, fill=ink, font=self.font)
 
-    def caption(self, lines: Sequence[str], swatches: Sequence[Color] = ()) -> None:
-        """Lines in the upper left corner on a darkened panel, each with a patch of colour if `swatches` has one."""
+    def caption(self, lines: Sequence[str], swatches: Sequence[Color] = (), corner: tuple[int, int] = (0, 0)) -> None:
+        """Lines below `corner` on a darkened panel, each with a patch of colour if `swatches` has one."""
         if not lines:
             return
+        left, top = max(0, corner[0]), max(0, corner[1])
         ascent, descent = self.font.getmetrics()
         step, gap = ascent + descent, self.line + 2
         indent = step if swatches else 0
         width = int(max(self.pen.textlength(line, font=self.font) for line in lines)) + indent + 2 * gap
-        area = (0, 0, min(self.width, width), min(self.height, step * len(lines) + 2 * gap))
+        area = (left, top, min(self.width, left + width), min(self.height, top + step * len(lines) + 2 * gap))
+        if area[2] <= left or area[3] <= top:
+            return
         panel = self.image.crop(area)
         self.image.paste(Image.blend(panel, Image.new("RGB", panel.size), 0.65), area)
         for i, line in enumerate(lines):
-            y = gap + i * step
+            x, y = left + gap, top + gap + i * step
             if i < len(swatches):
-                self.pen.rectangle((gap, y + step * 0.2, gap + step * 0.6, y + step * 0.8), fill=swatches[i])
-            self.pen.text((gap + indent, y), line, fill=(255, 255, 255), font=self.font)
+                self.pen.rectangle((x, y + step * 0.2, x + step * 0.6, y + step * 0.8), fill=swatches[i])
+            self.pen.text((x + indent, y), line, fill=(255, 255, 255), font=self.font)
 
     def _inside(self, corners: np.ndarray) -> tuple[float, float, float, float]:
         x1, x2 = sorted(float(min(max(v, 0), self.width - 1)) for v in (corners[0], corners[2]))
@@ -140,11 +145,9 @@ class _Canvas:
 
 def _detections(canvas: _Canvas, found: results.Detections) -> None:
     colors = [PALETTE[int(i) % len(PALETTE)] for i in found.class_ids]
-    size = (canvas.height, canvas.width)
-    # Masks of a crop say nothing about where in the frame they belong: only those of the whole frame are painted.
-    if found.masks is not None and found.masks.shape[1:] == size:
+    if found.masks is not None:
         for mask, color in zip(found.masks, colors, strict=True):
-            canvas.blend(mask, color)
+            canvas.blend(mask, found.origin, color)
     # Worst first, so that the best box and its words lie on top. All boxes first, so that none crosses a word.
     order = [i for i in reversed(range(len(found.boxes))) if np.isfinite(found.boxes[i]).all()]
     for i in order:
@@ -181,25 +184,21 @@ def _depth(canvas: _Canvas, found: results.DepthMap) -> None:
     low, high = float(depth.min()), float(depth.max())
     level = (depth - low) / (high - low) if high > low else np.zeros_like(depth)
     # By a table of 256: a colour per pixel straight from the ramp would cost three interpolations of the whole map.
-    picture = Image.fromarray(_ramp()[(level * 255).astype(np.uint8)])
-    canvas.image.paste(picture.resize(canvas.image.size, Image.Resampling.BILINEAR))
-    canvas.caption(["near", "far"], [DEPTH_RAMP[-1], DEPTH_RAMP[1]])
+    canvas.image.paste(Image.fromarray(_ramp()[(level * 255).astype(np.uint8)]), found.origin)
+    canvas.caption(["near", "far"], [DEPTH_RAMP[-1], DEPTH_RAMP[1]], found.origin)
 
 
 def _segmentation(canvas: _Canvas, found: results.Segmentation) -> None:
-    mask = found.mask
-    if mask.shape != (canvas.height, canvas.width):
-        # Nearest, because a class halfway between two others is a third one.
-        mask = np.array(Image.fromarray(mask).resize(canvas.image.size, Image.Resampling.NEAREST))
-    share = np.bincount(mask.reshape(-1), minlength=256) / mask.size
+    share = np.bincount(found.mask.reshape(-1), minlength=256) / found.mask.size
     present = [int(i) for i in np.argsort(-share, kind="stable") if share[i] > 0 and not _background(found, int(i))]
     for i in present:
-        canvas.blend(mask == i, PALETTE[i % len(PALETTE)], 0.55)
+        canvas.blend(found.mask == i, found.origin, PALETTE[i % len(PALETTE)], 0.55)
     shown = present[: CAPTION_LINES + 3]
     names = [found.labels[i] if i < len(found.labels) else f"class {i}" for i in shown]
     canvas.caption(
         [f"{name} {share[i]:.0%}" for i, name in zip(shown, names, strict=True)],
         [PALETTE[i % len(PALETTE)] for i in shown],
+        found.origin,
     )
 
 

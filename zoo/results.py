@@ -25,6 +25,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _shifted(origin: tuple[int, int], dx: float, dy: float) -> tuple[int, int]:
+    return origin[0] + round(dx), origin[1] + round(dy)
+
+
 class Result(msgspec.Struct, array_like=True, eq=False, kw_only=True):
     """Base of the typed results.
 
@@ -40,7 +44,7 @@ class Result(msgspec.Struct, array_like=True, eq=False, kw_only=True):
         return {"type": type(self).__name__, **fields}
 
     def moved(self, dx: float, dy: float) -> Self:
-        """The same result with its coordinates shifted by (dx, dy); without coordinates, itself."""
+        """The same result with its coordinates shifted by (dx, dy), whole pixels; without coordinates, itself."""
         return self
 
     def draw(self, frame: np.ndarray) -> np.ndarray:
@@ -57,6 +61,7 @@ class Detections(Result, tag="detections"):
         boxes: (n, 4) float32, xyxy. scores: (n,) float32 in 0..1. class_ids: (n,) int32.
         labels: n names, from the checkpoint.
         masks: (n, h, w) bool, each over the whole frame or crop that the model was given, or None.
+        origin: (x, y), the pixel of the frame where the masks' upper left one lies: (0, 0), or the crop's corner.
     """
 
     boxes: np.ndarray
@@ -64,10 +69,11 @@ class Detections(Result, tag="detections"):
     class_ids: np.ndarray
     labels: list[str]
     masks: np.ndarray | None = None
+    origin: tuple[int, int] = (0, 0)
 
     def moved(self, dx: float, dy: float) -> Self:
         shift = np.array([dx, dy, dx, dy], np.float32)
-        return msgspec.structs.replace(self, boxes=self.boxes + shift)
+        return msgspec.structs.replace(self, boxes=self.boxes + shift, origin=_shifted(self.origin, dx, dy))
 
 
 class Keypoints(Result, tag="keypoints"):
@@ -116,17 +122,42 @@ class Embedding(Result, tag="embedding"):
 
 
 class DepthMap(Result, tag="depth"):
-    """`depth`: (h, w) float32, relative inverse depth: larger is nearer. Not metres."""
+    """How near everything is.
+
+    Attributes:
+        depth: (h, w) float32, relative inverse depth: larger is nearer. Not metres. Of one scale all over a frame,
+            so the boxes of a frame compare with each other, and not with those of another frame.
+        origin: (x, y), the pixel of the frame where the map's upper left one lies: (0, 0), or the box's corner.
+    """
 
     depth: np.ndarray
+    origin: tuple[int, int] = (0, 0)
+
+    @property
+    def median(self) -> float:
+        """How near what fills most of the map is: one number for a box, whatever shows in its corners."""
+        return float(np.median(self.depth))
+
+    def moved(self, dx: float, dy: float) -> Self:
+        return msgspec.structs.replace(self, origin=_shifted(self.origin, dx, dy))
 
 
 class Segmentation(Result, tag="segmentation"):
-    """`mask`: (h, w) uint8 class per pixel; `labels[i]` names class i; `coverage`: share of pixels per label."""
+    """What each pixel belongs to.
+
+    Attributes:
+        mask: (h, w) uint8, the class of each pixel. labels: `labels[i]` names class i, from the checkpoint.
+        coverage: share of the pixels per label, the largest first.
+        origin: (x, y), the pixel of the frame where the mask's upper left one lies: (0, 0), or the crop's corner.
+    """
 
     mask: np.ndarray
     labels: list[str]
     coverage: dict[str, float] = {}
+    origin: tuple[int, int] = (0, 0)
+
+    def moved(self, dx: float, dy: float) -> Self:
+        return msgspec.structs.replace(self, origin=_shifted(self.origin, dx, dy))
 
 
 class OcrText(Result, tag="ocr"):

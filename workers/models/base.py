@@ -54,14 +54,29 @@ class Input:
             strided view: a crop, or a BGR frame looked at backwards); whatever was sent otherwise.
         frames: all frames of a video request; `[array]` for a single one.
         options: the caller's keyword arguments.
+        whole: the frame that `array` is cut from, for models that look around a box. One object for all boxes of a
+            frame; `array` itself where the whole frame was asked for.
+        box: (x1, y1, x2, y2), pixel bounds of `array` in `whole`; None where the whole frame was asked for.
+
+    Answers are in coordinates of `array`, whatever the model looked at.
     """
 
-    __slots__ = ("array", "frames", "options")
+    __slots__ = ("array", "box", "frames", "options", "whole")
 
-    def __init__(self, array: np.ndarray, options: dict[str, Any], frames: list[np.ndarray] | None = None) -> None:
+    def __init__(
+        self,
+        array: np.ndarray,
+        options: dict[str, Any],
+        frames: list[np.ndarray] | None = None,
+        *,
+        whole: np.ndarray | None = None,
+        box: tuple[int, int, int, int] | None = None,
+    ) -> None:
         self.array = array
         self.options = options
         self.frames = [array] if frames is None else frames
+        self.whole = array if whole is None else whole
+        self.box = box
 
 
 class Model(Protocol):
