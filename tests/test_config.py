@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zoo import config
+from zoo import config, rules
 from zoo.config import ModelPriority, load_config, parse_config
 from zoo.errors import ConfigError, InvalidInput
 from zoo.source import Published, Wanted, is_file
@@ -19,6 +20,8 @@ SHIPPED = Path(__file__).parent.parent / "config.toml"
 # ---------------------------------------------------------------- mistakes
 
 MODEL = '[[models]]\nname = "a"\n'
+RULE = MODEL + '[[models]]\nname = "b"\n[[enrich.rules]]\nfor = ["car"]\nmodels = ["a"]\n'  # 7 lines
+SECOND = RULE + "[[enrich.rules]]\n"
 MISTAKES = [
     ("[broker]\ncolour = 1", 2, "broker.colour", "unknown key"),
     ("[broker]\n\nidle_seconds = 0", 3, "broker.idle_seconds", "> 0"),
@@ -88,6 +91,44 @@ MISTAKES = [
     ('[[devices]]\nname = "cuda:0"', 1, "devices", "'kind' is missing"),
     ('[[devices]]\nname = "a"\nkind = "gpu"', 3, "devices.kind", "gpu"),
     ('[[devices]]\nname = "a"\nkind = "cpu"\nbudget_gb = 0', 4, "devices.budget_gb", "> 0"),
+    ("enrich = 3", 1, "enrich", "expected a table"),
+    ("[enrich]\nrules = 3", 2, "enrich.rules", "expected [[enrich.rules]] tables"),
+    ("[enrich]\nmin_score = 1.5", 2, "enrich.min_score", "<= 1"),
+    ("[enrich]\nmin_score = nan", 2, "enrich.min_score", "finite"),
+    ("[enrich]\ntimeout = 0", 2, "enrich.timeout", "> 0"),
+    ("[enrich]\nparallel = 0", 2, "enrich.parallel", ">= 1"),
+    ("[enrich]\nrule = []", 2, "enrich.rule", "unknown key"),
+    ('[enrich]\nparallel = 2\nrules = [{ for = ["car"] }]', 3, "enrich.rules", "'models' is missing"),
+    ('[[enrich.rules]]\nfor = ["car"]', 1, "enrich.rules", "'models' is missing"),
+    ("[[enrich.rules]]\nmodels = []", 2, "enrich.rules.models", "length >= 1"),
+    ('[[enrich.rules]]\nmodels = "a"', 2, "enrich.rules.models", "Expected `array`"),
+    (RULE + "labels = ['x']", 8, "enrich.rules.labels", "unknown key; known are models, for, after"),
+    (RULE + "grow = 1.1", 8, "enrich.rules.grow", "<= 1"),
+    (RULE + "upper = 0", 8, "enrich.rules.upper", "> 0"),
+    (RULE + 'on = "crop"', 8, "enrich.rules.on", "crop"),
+    (RULE + "min_persons = -1", 8, "enrich.rules.min_persons", ">= 0"),
+    (RULE + "options = 3", 8, "enrich.rules.options", "Expected `object`"),
+    (RULE + 'on = "frame"\ngrow = 0.1', 9, "enrich.rules.grow", "no box on a whole frame"),
+    (RULE + 'on = "video"\nupper = 0.5', 9, "enrich.rules.upper", "no box on a whole video"),
+    (RULE + 'after = "b"', 5, "enrich.rules", "one of the two"),
+    (SECOND + 'models = ["b"]', 8, "enrich.rules", "one of the two"),
+    (SECOND + 'for = []\nmodels = ["b"]', 9, "enrich.rules.for", "length >= 1"),
+    (SECOND + 'for = [""]\nmodels = ["b"]', 9, "enrich.rules.for", "length >= 1"),
+    (SECOND + 'for = ["cat"]\nmodels = ["b", "b"]', 10, "enrich.rules.models", "twice"),
+    (SECOND + 'for = ["cat"]\nmodels = ["c"]', 10, "enrich.rules.models", "no model 'c' in [[models]]"),
+    (SECOND + 'after = "c"\nmodels = ["b"]', 9, "enrich.rules.after", "no rule asks 'c'"),
+    (SECOND + 'after = "a"\non = "frame"\nmodels = ["b"]', 10, "enrich.rules.on", "leads to a box"),
+    (SECOND + 'after = "b"\nmodels = ["b"]', 9, "enrich.rules.after", "b → b"),
+    (
+        SECOND + 'after = "b"\nmodels = ["a"]\n[[enrich.rules]]\nfor = ["x"]\nmodels = ["b"]',
+        10,
+        "enrich.rules.models",
+        "asks it otherwise",
+    ),
+    (SECOND + 'for = ["cat"]\non = "frame"\nmodels = ["a"]', 11, "enrich.rules.models", "asks it otherwise"),
+    (SECOND + 'for = ["cat"]\nmodels = ["a"]\noptions = { x = 1 }', 10, "enrich.rules.models", "asks it otherwise"),
+    (SECOND + 'for = ["cat", "CAR"]\nmodels = ["a"]', 10, "enrich.rules.models", "for 'car' already"),
+    (SECOND + 'for = ["*"]\nmodels = ["a"]', 10, "enrich.rules.models", "for '*' already"),
     ('[[devices]]\nname = "a"\nkind = "cpu"\n[[devices]]\nname = "a"\nkind = "cpu"', 5, "devices.name", "twice"),
 ]
 
@@ -151,6 +192,29 @@ adapter = "x"
     ]
 
 
+def test_a_chain_of_rules_must_begin_somewhere() -> None:
+    chain = '[[enrich.rules]]\nafter = "{}"\nmodels = ["{}"]\n'
+    told = complaint(MODEL + '[[models]]\nname = "b"\n' + chain.format("a", "b") + chain.format("b", "a"))
+    assert [line.split(": ")[:2] for line in told] == [
+        ["z.toml:6", "enrich.rules.after"],
+        ["z.toml:9", "enrich.rules.after"],
+    ]
+    assert "a → b → a" in told[0]
+
+
+def test_one_model_may_look_at_different_parts_of_different_things() -> None:
+    rules = parse_config(SECOND + 'for = ["cat"]\nmodels = ["a", "b"]\ngrow = 0.2').enrich.rules
+    assert [(rule.labels, rule.models, rule.grow) for rule in rules] == [
+        (["car"], ["a"], 0.0),
+        (["cat"], ["a", "b"], 0.2),
+    ]
+
+
+def test_rules_are_not_blamed_for_models_that_could_not_be_read() -> None:
+    text = '[[models]]\nname = "a"\nvram_mb = -1\n[[enrich.rules]]\nfor = ["car"]\nmodels = ["a"]'
+    assert [line.split(": ")[1] for line in complaint(text)] == ["models.vram_mb"]
+
+
 def test_measured_is_taken_or_refused_by_name() -> None:
     """Whichever this release does, it does not pass in silence for the other."""
     try:
@@ -172,10 +236,18 @@ def test_a_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- anything at all
 
-KEYS = st.sampled_from([*config.BrokerConfig.__struct_fields__, *config.ModelConfig.__struct_fields__, "kind", "x"])
+KEYS = st.sampled_from(
+    [
+        *config.BrokerConfig.__struct_fields__,
+        *config.ModelConfig.__struct_fields__,
+        *(field.encode_name for field in msgspec.structs.fields(rules.Rule)),
+        "kind", "x", "rules",
+    ]
+)  # fmt: skip
 HEADERS = st.sampled_from(
-    ["[broker]", "[[models]]", "[[devices]]", "[models.options]", "[broker.x]", "[x]", "broker = 1"]
-)
+    ["[broker]", "[[models]]", "[[devices]]", "[models.options]", "[broker.x]", "[x]", "broker = 1", "[enrich]",
+     "[[enrich]]", "[[enrich.rules]]", "[enrich.rules]", "[enrich.rules.options]"]
+)  # fmt: skip
 VALUES = st.one_of(
     st.sampled_from(
         ["true", "false", "nan", "-inf", "1e400", "[]", "{}", "{a=1}", "[[1]]", '""', "''", '"LOW"', '"ipc://"', "0x1f",

@@ -6,7 +6,6 @@ Nothing is copied on the way but the pixels of an encoded image: crops and colou
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +15,12 @@ from PIL import Image, ImageOps
 
 from workers.models.base import Input, Spec
 from zoo import arena, payload
+from zoo.boxes import MAX_BOXES, crop_box
 from zoo.errors import InvalidInput
 from zoo.launch import Launch
 
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 26  # 67 million: an 8K frame is half of it
-MAX_BOXES = 1024
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # not EPS and the like, which start other programs
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
@@ -97,24 +96,6 @@ def read(body: payload.InferBody, buffers: list[bytes], find: Callable[[int], ar
         items.append(Input(whole[y1:y2, x1:x2], body.options, whole=whole, box=bounds))
         corners.append((float(x1), float(y1)))
     return Given(items, corners)
-
-
-def crop_box(box: tuple[float, ...], width: int, height: int, number: int = 0) -> tuple[int, int, int, int]:
-    """A box as pixel bounds: grown to whole pixels, clipped to the frame.
-
-    Raises:
-        InvalidInput: not finite, x2 <= x1 or y2 <= y1, or nothing of it lies in the frame.
-    """
-    if not all(math.isfinite(v) for v in box):
-        raise InvalidInput(f"boxes[{number}]: {box} holds a number that is not finite")
-    x1, y1, x2, y2 = box
-    if x2 <= x1 or y2 <= y1:
-        raise InvalidInput(f"boxes[{number}]: {box} has no area; boxes are (x1, y1, x2, y2) in pixels")
-    left, top = max(0, math.floor(x1)), max(0, math.floor(y1))
-    right, bottom = min(width, math.ceil(x2)), min(height, math.ceil(y2))
-    if right <= left or bottom <= top:
-        raise InvalidInput(f"boxes[{number}]: {box} lies outside the {width}x{height} frame")
-    return left, top, right, bottom
 
 
 def _frame(frame: payload.Frame, buffers: list[bytes], find: Callable[[int], arena.MappedArena]) -> np.ndarray:

@@ -157,7 +157,7 @@ class Client:
             with channel.lock:
                 try:
                     for model in models:
-                        self._ask(channel, pending, model, outgoing, rank, deadline)
+                        self._send_infer(channel, pending, model, outgoing, rank, deadline)
                 except BaseException:
                     self._withdraw(channel, pending)
                     raise
@@ -310,7 +310,7 @@ class Client:
         except zmq.ZMQError as e:
             raise BrokerUnreachable(f"the connection cannot be used: {e}") from None
 
-    def _ask(
+    def _send_infer(
         self,
         channel: _Channel,
         pending: _Pending,

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
+from zoo import rules
 from zoo.errors import ConfigError
 from zoo.source import Published, mistakes
 
@@ -138,6 +139,7 @@ class ZooConfig(msgspec.Struct, kw_only=True):
     broker: BrokerConfig = msgspec.field(default_factory=BrokerConfig)
     devices: list[DeviceConfig] = []
     models: list[ModelConfig] = []
+    enrich: rules.EnrichConfig = msgspec.field(default_factory=rules.EnrichConfig)
     file: Path | None = None
 
     @property
@@ -204,8 +206,9 @@ def parse_config(text: str, file: Path | None = None) -> ZooConfig:
     broker = reader.table(BrokerConfig, raw.pop("broker", {}), ("broker", 0))
     devices = reader.tables(DeviceConfig, raw.pop("devices", []), "devices")
     models = reader.tables(ModelConfig, raw.pop("models", []), "models")
+    enrich = _read_enrich(raw.pop("enrich", {}), models, reader)
     for key in raw:
-        reader.wrong((key, 0), None, f"unknown table or key {key!r}; there are broker, devices and models")
+        reader.wrong((key, 0), None, f"unknown table or key {key!r}; there are broker, devices, models and enrich")
     reader.distinct(devices, "devices")
     reader.distinct(models, "models")
     if broker is not None:
@@ -219,10 +222,12 @@ def parse_config(text: str, file: Path | None = None) -> ZooConfig:
     if reader.mistakes:
         raise ConfigError("\n".join(reader.mistakes))
     assert broker is not None
+    assert enrich is not None
     return ZooConfig(
         broker=broker,
         devices=[d for d in devices if d is not None],
         models=[m for m in models if m is not None],
+        enrich=enrich,
         file=file,
     )
 
@@ -256,6 +261,19 @@ def _check_model(model: ModelConfig, index: int, reader: _Reader) -> None:
         reader.wrong(here, "adapter", f'expected "package.module:Class", got {model.adapter!r}')
     for key, what in mistakes(model.published, model.path):
         reader.wrong(here, key, what)
+
+
+def _read_enrich(raw: Any, models: list[ModelConfig | None], reader: _Reader) -> rules.EnrichConfig | None:
+    tables = raw.pop("rules", []) if isinstance(raw, dict) else []
+    enrich: rules.EnrichConfig | None = reader.table(rules.EnrichConfig, raw, ("enrich", 0))
+    read: list[rules.Rule | None] = reader.tables(rules.Rule, tables, "enrich.rules")
+    sound = [rule for rule in read if rule is not None]
+    names = [model.name for model in models if model is not None]
+    if len(sound) < len(read) or len(names) < len(models):
+        return enrich  # what is wrong there is told; more would only follow from it
+    for number, key, what in rules.mistakes(sound, names):
+        reader.wrong(("enrich.rules", number), key, what)
+    return enrich and msgspec.structs.replace(enrich, rules=sound)
 
 
 def endpoint_problem(endpoint: str) -> str | None:
@@ -304,7 +322,9 @@ class _Reader:
         self._lines = lines
 
     def wrong(self, place: Place, key: str | None, what: str) -> None:
-        line = self._lines.get((place, key)) or self._lines.get((place, None)) or 1
+        root, _, within = place[0].partition(".")
+        found = (self._lines.get(at) for at in ((place, key), (place, None), ((root, 0), within)))
+        line = next(filter(None, found), 1)
         name = place[0] if key is None else f"{place[0]}.{key}"
         self.mistakes.append(f"{self._shown}:{line}: {name}: {what}")
 
@@ -314,28 +334,29 @@ class _Reader:
             return None
         before = len(self.mistakes)
         hints = get_type_hints(cls, include_extras=True)
-        known = [f for f in cls.__struct_fields__ if f not in ("available",)]
+        known = {f.encode_name: f.name for f in msgspec.structs.fields(cls) if f.name != "available"}
         values: dict[str, Any] = {}
         for key, value in raw.items():
             if key not in known:
                 self.wrong(place, key, f"unknown key; known are {', '.join(known)}")
                 continue
-            if key == "priority" and hints[key] is ModelPriority:
+            field = known[key]
+            if key == "priority" and hints[field] is ModelPriority:
                 if not isinstance(value, str) or value not in ModelPriority.__members__:
                     self.wrong(place, key, f"expected one of {', '.join(ModelPriority.__members__)}, got {value!r}")
                 else:
-                    values[key] = ModelPriority[value]
+                    values[field] = ModelPriority[value]
                 continue
             if isinstance(value, float) and not math.isfinite(value):
                 self.wrong(place, key, f"expected a finite number, got {value!r}")
                 continue
             try:
-                values[key] = msgspec.convert(value, hints[key])
+                values[field] = msgspec.convert(value, hints[field])
             except (ValueError, OverflowError) as e:  # msgspec.ValidationError is a ValueError
                 self.wrong(place, key, f"{e}, got {_short(value)}")
-        for field in msgspec.structs.fields(cls):
-            if field.required and field.name not in raw:
-                self.wrong(place, None, f"the key {field.name!r} is missing")
+        for info in msgspec.structs.fields(cls):
+            if info.required and info.encode_name not in raw:
+                self.wrong(place, None, f"the key {info.encode_name!r} is missing")
         return cls(**values) if len(self.mistakes) == before else None
 
     def tables(self, cls: type[Any], raw: Any, name: str) -> list[Any]:
@@ -368,9 +389,10 @@ def _lines(text: str) -> dict[tuple[Place, str | None], int]:
         header = _HEADER.match(line)
         if header:
             root, _, rest = header[2].partition(".")
+            if header[1] == "[[":
+                root, rest = header[2], ""
+                counts[root] = counts.get(root, -1) + 1
             if not rest:
-                if header[1] == "[[":
-                    counts[root] = counts.get(root, -1) + 1
                 place = (root, counts.get(root, 0))
                 found.setdefault((place, None), number)
             prefix = rest.split(".")[0] or None
