@@ -521,6 +521,7 @@ class Scheduler:
         """Starts whatever can be started, oldest waiter first, making room where that is allowed."""
         if self.stopping:
             return
+        self._drop_lost_claims()
         claimed = dict.fromkeys(self.ledger.devices, 0.0)  # by those whose room is coming back
         spoken_for: set[str] = set()  # models whose room somebody older waits for
         loading = dict.fromkeys(self.ledger.devices, 0)
@@ -551,6 +552,15 @@ class Scheduler:
                 model.yielding = False
                 if model.state is State.LOADED:
                     self._serve(model, now)
+
+    def _drop_lost_claims(self) -> None:
+        """Memory that was coming back has got stuck: whoever it no longer reaches waits like those without a claim."""
+        coming = {name: self._coming_mb(name) for name in self.ledger.devices}
+        for model in sorted((m for m in self._wanted.values() if m.claim), key=lambda m: m.claim):
+            if model.mb > coming[model.claim_on] + EPSILON_MB:
+                model.claim = 0
+            else:
+                coming[model.claim_on] -= model.mb
 
     def _try_to_place(
         self,

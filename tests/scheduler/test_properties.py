@@ -382,3 +382,8 @@ def test_storms_that_once_left_somebody_waiting(seed) -> None:
     """With one request ahead at each worker: the first in a queue expired and another model's turn had come; a suspect
     at the head kept others from the worker's free place; claims and use changed who had to yield."""
     storm(seed, 500)
+
+
+def test_a_storm_in_which_a_claim_outlived_its_memory() -> None:
+    """The memory that a waiter was promised got stuck; it then took what others had evicted for, by its older claim."""
+    storm(12566, 400)
