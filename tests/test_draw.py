@@ -111,7 +111,7 @@ def test_the_picture_of_a_crop_lies_where_the_crop_was(kind):
     painted = draw(cropped(40, 30)[kind].moved(120.0, 60.0), np.full((200, 300, 3), 200, np.uint8))
     where = (painted != 200).any(axis=2)
     assert where[60:100, 120:150].all()
-    where[40:110, 90:260] = False  # its words, which may stand out
+    where[:101, 120:] = False  # itself, its outline, and its words, which stand on it
     assert not where.any()
 
 
@@ -135,6 +135,13 @@ def test_near_is_bright():
     assert painted[90, 190].sum() > painted[90, 100].sum() > painted[90, 10].sum()
     flat = draw(results.DepthMap(depth=np.full((9, 9), np.nan, np.float32)), np.zeros((50, 50, 3), np.uint8))
     assert flat.shape == (50, 50, 3)
+
+
+def test_classes_a_palette_apart_differ_in_colour():
+    mask = np.repeat(np.array([[1, 13]], np.uint8), 50, axis=1).repeat(80, axis=0)
+    found = results.Segmentation(mask=mask, labels=[f"class {i}" for i in range(14)])
+    painted = draw(found, np.zeros((80, 100, 3), np.uint8))
+    assert painted[79, 10].sum() > 1.3 * painted[79, 90].sum() > 0
 
 
 @pytest.mark.parametrize(

@@ -118,17 +118,20 @@ class _Canvas:
         self.pen.text((x + gap - left, y + gap - top), text, fill=ink, font=self.font)
 
     def caption(self, lines: Sequence[str], swatches: Sequence[Color] = (), corner: tuple[int, int] = (0, 0)) -> None:
-        """Lines below `corner` on a darkened panel, each with a patch of colour if `swatches` has one."""
+        """Lines on a darkened panel, each with a patch of colour if `swatches` has one.
+
+        The panel stands on `corner` (the frame's, or a crop's), or hangs from it where there is no room above.
+        """
         if not lines:
             return
-        left, top = max(0, corner[0]), max(0, corner[1])
         ascent, descent = self.font.getmetrics()
         step, gap = ascent + descent, self.line + 2
         indent = step if swatches else 0
         width = int(max(self.pen.textlength(line, font=self.font) for line in lines)) + indent + 2 * gap
-        area = (left, top, min(self.width, left + width), min(self.height, top + step * len(lines) + 2 * gap))
-        if area[2] <= left or area[3] <= top:
-            return
+        height = step * len(lines) + 2 * gap
+        left = max(0, min(corner[0], self.width - width))
+        top = max(0, min(corner[1] - height if corner[1] >= height else corner[1], self.height - height))
+        area = (left, top, min(self.width, left + width), min(self.height, top + height))
         panel = self.image.crop(area)
         self.image.paste(Image.blend(panel, Image.new("RGB", panel.size), 0.65), area)
         for i, line in enumerate(lines):
@@ -192,14 +195,21 @@ def _segmentation(canvas: _Canvas, found: results.Segmentation) -> None:
     share = np.bincount(found.mask.reshape(-1), minlength=256) / found.mask.size
     present = [int(i) for i in np.argsort(-share, kind="stable") if share[i] > 0 and not _background(found, int(i))]
     for i in present:
-        canvas.blend(found.mask == i, found.origin, PALETTE[i % len(PALETTE)], 0.55)
+        canvas.blend(found.mask == i, found.origin, _shade(i), 0.55)
     shown = present[: CAPTION_LINES + 3]
     names = [found.labels[i] if i < len(found.labels) else f"class {i}" for i in shown]
     canvas.caption(
         [f"{name} {share[i]:.0%}" for i, name in zip(shown, names, strict=True)],
-        [PALETTE[i % len(PALETTE)] for i in shown],
+        [_shade(i) for i in shown],
         found.origin,
     )
+
+
+def _shade(index: int) -> Color:
+    """A colour per class: the palette, then the palette darker, and so on."""
+    r, g, b = PALETTE[index % len(PALETTE)]
+    share = 0.55 ** (index // len(PALETTE))
+    return round(r * share), round(g * share), round(b * share)
 
 
 def _background(found: results.Segmentation, index: int) -> bool:
