@@ -108,8 +108,12 @@ def read_options(
     """
     if late := sorted(asked.keys() & set(fixed)):
         raise InvalidInput(f"options: {late[0]} is set in config.toml, when the model is loaded, not with a request")
+    values = {**configured, **asked}
+    for name, value in values.items():
+        if value != value:  # msgspec's bounds let it through
+            raise InvalidInput(f"options: {name} is not a number (NaN)")
     try:
-        return msgspec.convert({**configured, **asked}, kind)
+        return msgspec.convert(values, kind)
     except msgspec.ValidationError as e:
         raise InvalidInput(f"options: {e}; this model takes {', '.join(kind.__struct_fields__)}") from None
 
