@@ -56,7 +56,7 @@ from broker.states import (
     WorkerReady,
     WorkerSaid,
 )
-from zoo import protocol, weights, wire
+from zoo import catalogue, protocol, wire
 from zoo.config import MB_PER_GB, ZooConfig
 from zoo.errors import ConfigError, InvalidInput, ModelNotFound, ProtocolMismatch, ZooError
 from zoo.launch import Launch
@@ -686,6 +686,7 @@ class Service:
                 device=a.device if self.scheduler.ledger.devices[a.device].kind == "cuda" else "cpu",
                 threads=self.config.broker.worker_threads or max(1, self._cores // 4),
                 arena_limit_bytes=self.handoff.limit,
+                pull=config.published if self.config.broker.auto_pull and config.published.fetchable else None,
             ),
         )
 
@@ -797,16 +798,7 @@ class Service:
     def _problem(self, name: str) -> str | None:
         """Why the model cannot be loaded as things stand, as far as one look at the disk tells."""
         model = self.scheduler.models.get(name)
-        if model is None:
-            return None
-        config = model.config
-        if not config.adapter:
-            return f"{name} has no adapter in this release; config.toml lists it so that its place is known"
-        path = self.config.weights(config)
-        if path is not None and not path.exists():
-            where = f" (published as {config.source})" if config.source else ""
-            return f"the weights of {name} are missing: put them at {path}{where}"
-        return None
+        return catalogue.problem(self.config, model.config) if model is not None else None
 
     def _at(self, monotonic: float) -> float:
         """A moment of the scheduler's clock as Unix time; 0 for never."""
@@ -830,28 +822,15 @@ class Service:
         return status
 
     def models(self) -> list[dict[str, Any]]:
-        rows = []
-        for model in self.scheduler.models.values():
-            c = model.config
-            path = self.config.weights(c)
-            rows.append(
-                {
-                    "name": c.name,
-                    "category": c.category,
-                    "priority": c.priority.name,
-                    "vram_mb": c.vram_mb,
-                    "state": model.state.value,
-                    "enabled": c.enabled,
-                    "available": c.available,
-                    "pinned": model.pinned,
-                    "adapter": c.adapter,
-                    "path": c.path,
-                    "source": c.source,
-                    "stand_in": path is not None and weights.is_stand_in(path, quick=True),
-                    "problem": self._problem(c.name) if c.enabled else "enabled = false in config.toml",
-                }
-            )
-        return rows
+        return [
+            {
+                **catalogue.row(self.config, model.config),
+                "state": model.state.value,
+                "available": model.config.available,
+                "pinned": model.pinned,
+            }
+            for model in self.scheduler.models.values()
+        ]
 
     def processes(self) -> list[dict[str, Any]]:
         rows = self.scheduler.processes()

@@ -48,7 +48,7 @@ def forbidden(file: str) -> set[str]:
         wall |= {"workers"} | (set() if file == ENTRY else {"broker"})
     elif file.startswith("broker/"):
         wall |= {"workers", "numpy", "PIL", "zoo.client", "zoo.aio", "zoo.frames", "zoo.payload", "zoo.results",
-                 "zoo.gateway", "zoo.session"}  # fmt: skip
+                 "zoo.gateway", "zoo.session", "zoo.pull", "zoo.transfer", "zoo.web"}  # fmt: skip
     else:
         wall |= {"broker", "zoo.client", "zoo.aio", "zoo.session", "zoo.gateway"}
     return wall | {"tests", "benchmarks", "pickle"}

@@ -29,6 +29,7 @@ from workers.process import die_with_parent, set_name
 from zoo import arena, lifeline, payload, protocol, results, weights, wire
 from zoo.errors import InferenceFailed, InvalidInput, LoadFailed, ModelUnavailable, ZooError
 from zoo.launch import Launch
+from zoo.source import Published
 
 RESULT_ARENA_BYTES = 32 << 20
 MAX_RESULT_BYTES = protocol.MAX_MESSAGE_BYTES - (1 << 20)
@@ -126,6 +127,24 @@ def _import_adapter(adapter: str) -> Any:
         raise LoadFailed(f"adapter {adapter!r}: the module {module!r} has no {name!r}") from None
 
 
+def _pull(model: str, published: Published, target: Path) -> None:
+    """Fetches missing weights, which config.toml has asked for (`auto_pull`)."""
+    from zoo.pull import pull  # the network's modules: only for those who use it
+    from zoo.transfer import Watch
+
+    def note(text: str) -> None:
+        print(f"worker: {model}: {text}", file=sys.stderr, flush=True)
+
+    note(f"fetching its weights from {published.source}")
+    try:
+        report = pull(model, published, target, watch=Watch(note=note))
+    except ModelUnavailable as e:
+        if e.retryable:  # after the scheduler's back-off, from where it stopped
+            raise LoadFailed(str(e)) from e
+        raise
+    note(f"fetched {report.size:,} bytes")
+
+
 def _cause(e: BaseException) -> str:
     text = str(e).strip() or "no message"
     return text if isinstance(e, ZooError) else f"{type(e).__name__}: {text}"
@@ -169,6 +188,8 @@ class Worker:
     def _load(self) -> tuple[Model, float]:
         launch = self._launch
         started = time.perf_counter()
+        if launch.pull is not None and launch.path is not None and weights.is_missing(Path(launch.path)):
+            _pull(launch.model, launch.pull, Path(launch.path))
         self._stand_in = launch.path is not None and weights.is_stand_in(Path(launch.path))
         model: Model = _import_adapter(launch.adapter)()
         model.load(inputs.spec(launch), launch.device)

@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.errors import BrokerUnreachable, ConfigError, InvalidInput, ZooError
+from zoo.errors import BrokerUnreachable, ConfigError, InvalidInput, ModelNotFound, ModelUnavailable, ZooError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from zoo.client import Client
+    from zoo.config import ModelConfig
+    from zoo.transfer import Limits, Watch
 
 OK, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 LOOK_S = 3.0  # how long a question waits for an answer
@@ -134,6 +136,18 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--option", action="append", type=_option, default=[], metavar="KEY=VALUE",
                        help="for the adapter; VALUE is JSON or a plain word")  # fmt: skip
 
+    pull = add(
+        "pull",
+        _pull,
+        "fetch published weights",
+        "What is there already is verified and stays; what was cut off is gone on with. --timeout is how long a server "
+        "may be silent.",
+    )
+    pull.add_argument("models", nargs="*", metavar="MODEL")
+    pull.add_argument("--all", action="store_true", help="of every enabled model")
+    pull.add_argument("--force", action="store_true", help="fetch them again, and replace whatever is there")
+    pull.add_argument("--pin", action="store_true", help="print the commit and digests, to be pasted into config.toml")
+
     standins = commands.add_parser("standins", help="write small random checkpoints for models without weights",
                                    add_help=False)  # fmt: skip
     standins.set_defaults(run=_standins)
@@ -211,11 +225,12 @@ def _ls(args: argparse.Namespace) -> int:
                 row["priority"],
                 _mb(row["vram_mb"]),
                 row["state"] or "-",
+                row["weights"],
                 row["problem"] or ("pinned" if row["pinned"] else ""),
             )
             for row in rows
         ]
-        _print_table(("NAME", "CATEGORY", "PRIORITY", "DECLARED", "STATE", "NOTE"), lines, right=(3,))
+        _print_table(("NAME", "CATEGORY", "PRIORITY", "DECLARED", "STATE", "WEIGHTS", "NOTE"), lines, right=(3,))
     if note:
         sys.stdout.flush()
         print(f"zoo: {note}", file=sys.stderr)
@@ -223,25 +238,79 @@ def _ls(args: argparse.Namespace) -> int:
 
 
 def _configured() -> list[dict[str, Any]]:
+    from zoo import catalogue
     from zoo.config import load_config
 
-    return [
-        {
-            "name": m.name,
-            "category": m.category,
-            "priority": m.priority.name,
-            "vram_mb": m.vram_mb,
-            "state": None,
-            "enabled": m.enabled,
-            "available": False,
-            "pinned": m.pinned,
-            "adapter": m.adapter,
-            "path": m.path,
-            "source": m.source,
-            "problem": (None if m.adapter else "no adapter in this release") if m.enabled else "enabled = false",
-        }
-        for m in load_config().models
-    ]
+    config = load_config()
+    return [{**catalogue.row(config, m), "state": None, "available": False, "pinned": m.pinned} for m in config.models]
+
+
+def _pull(args: argparse.Namespace) -> int:
+    from zoo import catalogue
+    from zoo.config import load_config
+    from zoo.progress import Bar
+    from zoo.transfer import LIMITS, Limits, Watch
+
+    config = load_config()
+    if args.all == bool(args.models):
+        raise Usage("name the models whose weights to fetch, or say --all")
+    known = {m.name: m for m in config.models}
+    if unknown := [name for name in args.models if name not in known]:
+        raise ModelNotFound(f"there is no model {unknown[0]!r}; `zoo ls` lists the models")
+    chosen = [m for m in config.models if m.enabled] if args.all else [known[n] for n in dict.fromkeys(args.models)]
+    limits = Limits(silence_s=args.timeout) if args.timeout else LIMITS
+    bar = Bar()
+    watch = Watch(bar.progress, bar.note)
+    rows = []
+    for model in chosen:
+        path = config.weights(model)
+        row: dict[str, Any] = {"name": model.name, "path": path and str(path), "source": model.source, "fetched": [],
+                               "commit": None, "files": {}, "error": None, "retryable": False}  # fmt: skip
+        rows.append(row)
+        try:
+            said = _pull_one(model, path, row, force=args.force, watch=watch, limits=limits)
+        except ModelUnavailable as e:
+            row |= {"error": str(e), "retryable": e.retryable}
+            bar.clear()
+            _complain("not pulled", str(e) + _hint(e), REFUSED)
+        else:
+            bar.clear()
+            if not args.json:
+                print(f"{model.name}: {said}", flush=True)
+        row["weights"] = catalogue.row(config, model)["weights"]
+    if args.json:
+        _print_json(rows)
+    elif args.pin:
+        print("\n".join(line for row in rows for line in _pin_lines(row)))
+    return REFUSED if any(row["error"] for row in rows) else OK
+
+
+def _pull_one(
+    model: ModelConfig, path: Path | None, row: dict[str, Any], *, force: bool, watch: Watch, limits: Limits
+) -> str:
+    """Pulls one model's weights, fills its `row`, and gives what to say."""
+    from zoo import weights
+    from zoo.pull import pull
+
+    if path is None:
+        return "no weights to fetch" + (f": {model.source}" if model.source else "")
+    if not model.published.fetchable and weights.state(path) == "here":
+        return f"put there by hand, so not verified: {path}"
+    report = pull(model.name, model.published, path, force=force, watch=watch, limits=limits)
+    files = {name: {"size": file.size, "sha256": file.sha256} for name, file in report.files.items()}
+    row |= {"fetched": report.fetched, "commit": report.commit, "files": files}
+    done = f"fetched {len(report.fetched)} of" if report.fetched else "here and verified:"
+    at = f", commit {report.commit}" if report.commit else ""
+    return f"{done} {len(files)} file{'s' * (len(files) != 1)}, {report.size / 1e6:,.1f} MB{at}: {path}"
+
+
+def _pin_lines(row: dict[str, Any]) -> list[str]:
+    """A model's `revision` and `sha256`, to be pasted into its table in config.toml."""
+    if not row["files"]:
+        return []
+    revision = [f'revision = "{row["commit"]}"'] if row["commit"] else []
+    digests = ", ".join(f"{json.dumps(name)} = {json.dumps(file['sha256'])}" for name, file in row["files"].items())
+    return [f"\n# {row['name']}", *revision, f"sha256 = {{ {digests} }}"]
 
 
 def _ps(args: argparse.Namespace) -> int:

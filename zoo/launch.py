@@ -11,12 +11,17 @@ from typing import Any
 
 import msgspec
 
+from zoo.source import Published
+
 WORKER_MODULE = "workers.runtime"
 NURSERY_MODULE = "workers.nursery"
 
 
 class Launch(msgspec.Struct, frozen=True):
-    """`key`: the worker's routing id on the back socket and its name on the lifeline. Unguessable."""
+    """`key`: the worker's routing id on the back socket and its name on the lifeline. Unguessable.
+
+    `pull`: where to fetch the weights from if they are missing; None when that is not wanted.
+    """
 
     key: bytes
     back: str
@@ -30,6 +35,7 @@ class Launch(msgspec.Struct, frozen=True):
     device: str
     threads: int
     arena_limit_bytes: int
+    pull: Published | None = None
 
 
 def enter(module: str, launch: bytes) -> None:

@@ -83,8 +83,8 @@ def mistakes(published: Published, path: str) -> Iterator[tuple[str, str]]:
     if published.repository is not None:
         if not _REPOSITORY.fullmatch(published.repository):
             yield "source", f"expected hf:OWNER/NAME, got {published.source!r}"
-        if not published.files:
-            yield "source", "files is missing: the names to fetch from the repository"
+        if all(name.endswith(OPTIONAL) for name in published.files):
+            yield "files", "name at least one file of the repository that is not optional"
         elif is_file(target) and len(published.files) != 1:
             yield "files", f"path is one file, so files has to name one, not {len(published.files)}"
     elif "://" in published.source.split(" ")[0]:

@@ -1,24 +1,97 @@
 """What lies in the weights folder: which files a model's weights are, and whether they are a stand-in.
 
 A stand-in (see `workers/models/standins/`) carries a `STAND-IN` file with the digest and size of each of its files.
-Weights that it does not vouch for are somebody's real ones. Nothing here reads more of a checkpoint than its bytes.
+What `zoo pull` fetched is told by `PULLED.json`. Weights that neither vouches for are somebody's own. Nothing here
+reads more of a checkpoint than its bytes, and only `digest` reads those.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-MARKER = "STAND-IN"
+import msgspec
+
+from zoo.source import is_file
+
+MARKER, RECORD = "STAND-IN", "PULLED.json"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".onnx")  # files that hold weights
+PICKLES = (".pt", ".pth", ".bin")  # of those, the ones that can run code of their own while they are read
 NOTE = """\
 The weights in this folder are a random stand-in for {name}, made by `zoo standins`.
 They are not the published weights, and what they answer means nothing.
-For the published ones: remove this folder, then `zoo pull {name}`.
+`zoo pull {name}` puts the published ones in their place.
 """
 _VOUCHED = re.compile(r"^sha256 ([0-9a-f]{64}) (\d+) (.+)$", re.MULTILINE)
+
+
+class Pulled(msgspec.Struct, frozen=True):
+    """A file that `zoo pull` put here: where it came from (see `zoo.source`), and what it was then."""
+
+    source: str
+    revision: str
+    commit: str | None
+    size: int
+    sha256: str
+
+
+def home(target: Path) -> Path:
+    """The folder that the weights at `target` are in, and what is kept about them."""
+    return target.parent if is_file(target) else target
+
+
+def state(target: Path | None) -> str:
+    """As far as names and sizes tell: "here", "missing", "stand-in" or "damaged"; "-" where none are needed."""
+    if target is None:
+        return "-"
+    if is_missing(target):
+        return "missing"
+    if is_stand_in(target, quick=True):
+        return "stand-in"
+    return "damaged" if damage(target) else "here"
+
+
+def is_missing(target: Path) -> bool:
+    """Whether there is nothing at `target`, or an empty folder."""
+    if target.is_dir():
+        return all(entry.name.startswith(".") for entry in target.iterdir())
+    return not target.exists()
+
+
+def is_pickled(target: Path) -> bool:
+    """Whether reading the weights at `target` would mean reading a pickle. Folders: with safetensors it would not."""
+    found = files(target) or [target]
+    return any(f.suffix in PICKLES for f in found) and not any(f.suffix == ".safetensors" for f in found)
+
+
+def damage(target: Path) -> str | None:
+    """Which of the pulled files at `target` is not the size it was, in words; None when all are."""
+    for name, was in pulled(home(target)).items():
+        file = home(target) / name
+        if is_file(target) and file != target:
+            continue  # another model's, in the same folder
+        size = file.stat().st_size if file.is_file() else None
+        if size != was.size:
+            return f"{file} has {size:,} bytes, not {was.size:,}" if size is not None else f"{file} is gone"
+    return None
+
+
+def pulled(folder: Path) -> dict[str, Pulled]:
+    """The record that `zoo pull` left in `folder`, by the files' names in it. An unreadable one counts as none."""
+    try:
+        return msgspec.json.decode((folder / RECORD).read_bytes(), type=dict[str, Pulled])
+    except (OSError, msgspec.DecodeError):
+        return {}
+
+
+def write_pulled(folder: Path, records: dict[str, Pulled], scratch: Path) -> None:
+    """Writes that record, by way of a file in the folder `scratch`."""
+    fresh = scratch / RECORD
+    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(records), indent=2) + b"\n")
+    os.replace(fresh, folder / RECORD)
 
 
 def files(target: Path) -> list[Path]:
@@ -39,6 +112,14 @@ def mark_stand_in(target: Path, name: str) -> Path:
     found = marker(target)
     found.write_text(NOTE.format(name=name) + "".join(lines))
     return found
+
+
+def unmark(target: Path) -> None:
+    """Removes the STAND-IN file of the weights at `target` unless it still vouches for another model's."""
+    found = marker(target)
+    left = [(found.parent / name, sha) for sha, _, name in _vouched(target)]
+    if not any(file.is_file() and digest(file) == sha for file, sha in left):
+        found.unlink(missing_ok=True)
 
 
 def is_stand_in(target: Path, *, quick: bool = False) -> bool:

@@ -1,0 +1,72 @@
+"""What config.toml and the weights folder say of a model, the same with and without a broker.
+
+Looks at names and sizes, never into a checkpoint, so that the broker can afford it between two messages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoo import weights
+from zoo.config import ModelConfig, ZooConfig
+
+
+def row(config: ZooConfig, model: ModelConfig) -> dict[str, Any]:
+    """A model's line in `zoo ls`: what is the same whether a broker runs or not."""
+    path = config.weights(model)
+    try:
+        state = weights.state(path)
+    except OSError:
+        state = "unreadable"  # `problem` says more
+    return {
+        "name": model.name,
+        "category": model.category,
+        "priority": model.priority.name,
+        "vram_mb": model.vram_mb,
+        "enabled": model.enabled,
+        "adapter": model.adapter,
+        "path": model.path,
+        "source": model.source,
+        "weights": "in package" if path is None and model.source else state,
+        "stand_in": state == "stand-in",
+        "problem": _trouble(config, model) if model.enabled else "enabled = false in config.toml",
+    }
+
+
+def problem(config: ZooConfig, model: ModelConfig) -> str | None:
+    """Why the model cannot be loaded as things stand, as far as one look at the disk tells."""
+    if not model.adapter:
+        return f"{model.name} has no adapter in this release; config.toml lists it so that its place is known"
+    path = config.weights(model)
+    if path is None:
+        return None
+    try:
+        if weights.is_missing(path):
+            return None if config.broker.auto_pull and model.published.fetchable else _missing(config, model)
+        damage = weights.damage(path)
+    except OSError as e:
+        return f"the weights of {model.name} cannot be looked at: {e.filename or path}: {e.strerror}"
+    if damage is not None and not weights.is_stand_in(path, quick=True):
+        return (
+            f"the weights of {model.name} are not as they were pulled: {damage}; `zoo pull {model.name}` mends them "
+            f"(if the change is yours, remove {weights.RECORD} there)"
+        )
+    return None
+
+
+def _missing(config: ZooConfig, model: ModelConfig) -> str:
+    lack = f"the weights of {model.name} are missing at {config.weights(model)}"
+    if model.published.fetchable:
+        return f"{lack}: `zoo pull {model.name}` fetches them"
+    return f"{lack}: put them there by hand" + (f" ({model.source})" if model.source else "")
+
+
+def _trouble(config: ZooConfig, model: ModelConfig) -> str | None:
+    """The `problem`, or what an adapter of the zoo is going to say: it does not read a pickle unasked."""
+    path = config.weights(model)
+    found = problem(config, model)
+    if found or path is None or model.trust_pickle or not model.adapter.startswith("workers.models."):
+        return found
+    if weights.is_pickled(path):
+        return f"{path} is a pickle: it is not read without trust_pickle = true"
+    return None
