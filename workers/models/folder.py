@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torchvision.transforms.v2.functional  # noqa: F401  (the fast image processors use it)
 import transformers
+from transformers import AutoConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from workers.models.base import Spec, require_trust
@@ -64,6 +65,25 @@ def open_model(spec: Spec, device: str, kind: Any, what: str, *, half: bool = Fa
             retryable=False,
         )
     return model.to(device).eval()
+
+
+def open_config(spec: Spec, family: str, what: str) -> Any:
+    """The folder's config.json, for an adapter that serves one family of models (`model_type`) alone.
+
+    Given the configuration of another family, transformers would build a model of default size with random weights,
+    and only then find that the checkpoint has none of them.
+
+    Raises:
+        ModelUnavailable, LoadFailed: as `open_model`; it is another family's.
+    """
+    config = open_processor(spec, AutoConfig, what)
+    if config.model_type != family:
+        raise LoadFailed(
+            f"{spec.name}: {spec.path} holds a model of type {config.model_type!r}, not {family!r}; "
+            f"it is not a checkpoint of {what}",
+            retryable=False,
+        )
+    return config
 
 
 def open_processor(spec: Spec, kind: Any, what: str, **more: Any) -> Any:
