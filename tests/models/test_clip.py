@@ -216,6 +216,21 @@ def test_labels_are_the_prompts_without_their_template(classifier, bus):
     assert as_dict(plain) != as_dict(told)
 
 
+def test_the_template_of_config_goes_with_its_prompts_alone(form, folders, bus):
+    model = load(clip.PromptClassifier, folders[form], prompts=CLOTHES, template=TEMPLATE)
+    asked = [
+        ({}, [TEMPLATE.format(name) for name in CLOTHES]),
+        ({"prompts": ["a dog", "a cat"]}, ["a dog", "a cat"]),
+        ({"prompts": ["dog", "cat"], "template": "a {} on a sofa"}, ["a dog on a sofa", "a cat on a sofa"]),
+        ({"template": "{}"}, CLOTHES),
+    ]
+    for options, texts in asked:
+        (found,) = ask(model, bus, top_k=None, **options)
+        expected = direct_probabilities(form, folders[form], bus, texts)
+        labels = options.get("prompts", CLOTHES)
+        assert as_dict(found) == pytest.approx(dict(zip(labels, expected, strict=True)), abs=1e-5)
+
+
 def test_top_k(classifier, bus):
     (all_of_them,) = ask(classifier, bus, top_k=None)
     assert sorted(all_of_them.labels) == sorted(CLOTHES)

@@ -23,7 +23,7 @@ from transformers import AutoImageProcessor, CLIPModel, CLIPVisionModelWithProje
 from workers.models import folder, openclip
 from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
 from workers.models.pictures import preprocess
-from workers.models.prompts import PromptOptions, TextEncoder, configured_features
+from workers.models.prompts import PromptOptions, TextEncoder, configured_features, read_prompt_options
 from zoo.results import Classification, Embedding
 
 WHAT = "CLIP"
@@ -122,7 +122,7 @@ class PromptClassifier:
         """The inputs that agree in their options in one forward pass, or in as few as `max_batch` allows."""
         groups: dict[PromptOptions, list[int]] = {}
         for i, item in enumerate(inputs):
-            options = read_options(self._configured, item.options, PromptOptions, fixed=("half",))
+            options = read_prompt_options(self._configured, item.options, PromptOptions)
             groups.setdefault(options, []).append(i)
         frames = images(inputs)
         out: dict[int, AnyResult] = {}

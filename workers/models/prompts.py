@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ import transformers.models.clip.tokenization_clip  # noqa: F401
 from transformers import AutoTokenizer
 
 from workers.models import folder
-from workers.models.base import Spec
+from workers.models.base import Spec, read_options
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
 
 PROMPT_SETS = 32  # whose features are kept, the most recently used; of the largest sets, 16 MB
@@ -64,6 +64,18 @@ class PromptOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         assert self.prompts is not None
         order = np.argsort(-probabilities, kind="stable")[: self.top_k]
         return [self.prompts[i] for i in order], probabilities[order]
+
+
+OptionsT = TypeVar("OptionsT", bound=PromptOptions)
+
+
+def read_prompt_options(configured: dict[str, Any], asked: dict[str, Any], kind: type[OptionsT]) -> OptionsT:
+    """`read_options`, but that config.toml's template goes with config.toml's prompts: those of a request are said as
+    they are, unless it brings a template of its own.
+    """
+    if "prompts" in asked:
+        asked = {"template": "{}", **asked}
+    return read_options(configured, asked, kind, fixed=("half",))
 
 
 class TextEncoder:

@@ -23,9 +23,9 @@ from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, XCLIPModel
 
 from workers.models import folder
-from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
+from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options
 from workers.models.pictures import preprocess
-from workers.models.prompts import PromptOptions, TextEncoder, configured_features
+from workers.models.prompts import PromptOptions, TextEncoder, configured_features, read_prompt_options
 from zoo.results import Action
 
 WHAT = "X-CLIP"
@@ -72,7 +72,7 @@ class ActionRecognizer:
         """
         groups: dict[Options, list[int]] = {}
         for i, item in enumerate(inputs):
-            options = read_options(self._configured, item.options, Options, fixed=("half",))
+            options = read_prompt_options(self._configured, item.options, Options)
             groups.setdefault(options, []).append(i)
         videos = [images([Input(frame, item.options) for frame in item.frames]) for item in inputs]
         out: dict[int, AnyResult] = {}
