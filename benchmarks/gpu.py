@@ -36,7 +36,7 @@ from benchmarks.swap import frame
 meter = Meter()
 before = meter.used_mb()
 model = Detector()
-model.load(Spec("kept", Path(sys.argv[1])), "cuda:0")
+model.load(Spec("kept", Path(sys.argv[1]), trust_pickle=True), "cuda:0")
 model.predict([Input(frame(), {})])
 loaded = meter.used_mb()
 del model

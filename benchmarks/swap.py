@@ -57,7 +57,7 @@ vram_budget_gb = {budget_gb}
 footprint = "declared"
 weights_dir = "{weights}"
 """
-MODEL = '[[models]]\nname = "{}"\nadapter = "{}:{}"\npath = "{}"\nvram_mb = {}\n'
+MODEL = '[[models]]\nname = "{}"\nadapter = "{}:{}"\npath = "{}"\nvram_mb = {}\ntrust_pickle = true\n'
 DECLARED_MB = {"cpu": 600, "cuda": 1200}
 
 
@@ -203,7 +203,7 @@ if adapter:
     image = frame()
     begin = time.monotonic()
     model = getattr(found[-1], adapter)()
-    model.load(Spec("fresh", Path(path), threads=1), device)
+    model.load(Spec("fresh", Path(path), threads=1, trust_pickle=True), device)
     loaded = imported + time.monotonic() - begin
     begin = time.monotonic()
     model.predict([Input(image, {})])

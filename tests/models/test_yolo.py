@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from PIL import Image
 yolo = pytest.importorskip("workers.models.yolo")
 import torch  # noqa: E402
 from ultralytics import YOLO  # noqa: E402
-from ultralytics.utils import ASSETS  # noqa: E402
+from ultralytics.data.augment import LetterBox  # noqa: E402
+from ultralytics.utils import ASSETS, nms, ops  # noqa: E402
 
+from workers.inputs import crop_box  # noqa: E402
 from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
 from zoo import weights as weights_of  # noqa: E402
@@ -46,9 +49,9 @@ def zidane() -> np.ndarray:
     return np.asarray(Image.open(ASSETS / "zidane.jpg").convert("RGB"))
 
 
-def load(path: Path, **options) -> object:
+def load(path: Path, *, trust: bool = True, **options) -> object:
     model = yolo.Detector()
-    model.load(Spec(name="it", path=path, options=options, threads=1), "cpu")
+    model.load(Spec(name="it", path=path, options=options, threads=1, trust_pickle=trust), "cpu")
     return model
 
 
@@ -143,6 +146,90 @@ def test_a_batch_answers_as_its_members_alone(kind, request, bus, zidane):
         same(together, alone)
 
 
+@pytest.fixture
+def passes(detector) -> Iterator[list[int]]:
+    """How many pictures went through the network in each forward pass."""
+    seen: list[int] = []
+    hook = detector._network.model.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    yield seen
+    hook.remove()
+
+
+def test_crops_share_a_pass_when_the_network_sees_them_in_one_shape(detector, passes, bus):
+    """Four sizes, three of which become 640x288."""
+    crops = [bus[y : y + h, x : x + w] for x, y, w, h in ((0, 0, 90, 210), (50, 9, 200, 460), (9, 400, 112, 250))]
+    wide = bus[300:400, 100:300]
+    options = {"conf": 0.01, "max_det": 5}
+    inputs = [Input(crop, options) for crop in (crops[0], wide, *crops[1:])]
+    together = detector.predict(inputs)
+    assert passes == [3, 1]
+    for found, item in zip(together, inputs, strict=True):
+        (alone,) = detector.predict([item])
+        assert len(alone.boxes) > 0
+        same(found, alone)
+
+
+def test_max_batch(detector, passes, bus):
+    frames = [bus[:96, :96], bus[96:192, :96], bus[:96, 96:192], bus[96:192, 96:192], bus[192:288, :96]]
+    ask(detector, *frames, imgsz=96, max_batch=2)
+    assert passes == [2, 2, 1]
+
+
+@pytest.mark.parametrize("kind", ["detector", "poser", "segmenter"])
+def test_boxes_of_a_crop_are_moved_into_the_frame(kind, request, weights, bus):
+    model = request.getfixturevalue(kind)
+    given = (100.4, 199.5, 700.0, 900.0)
+    x1, y1, x2, y2 = crop_box(given, bus.shape[1], bus.shape[0])
+    assert (x1, y1) == (100, 199)
+    crop = bus[y1:y2, x1:x2]
+    (found,) = model.predict([Input(crop, {"conf": 0.01, "max_det": 5}, whole=bus, box=(x1, y1, x2, y2))])
+    moved = found.moved(x1, y1)
+    name = {"detector": "detect", "poser": "pose", "segmenter": "segment"}[kind]
+    expected = direct(weights[name], crop, conf=0.01, max_det=5, retina_masks=True)
+    assert len(found.boxes) > 0
+    np.testing.assert_allclose(moved.boxes, expected.boxes.xyxy.numpy() + np.array([x1, y1, x1, y1]), atol=1e-2)
+    if kind == "poser":
+        np.testing.assert_allclose(moved.points, expected.keypoints.xy.numpy() + np.array([x1, y1]), atol=1e-2)
+    if kind == "segmenter":
+        assert moved.masks.shape[1:] == crop.shape[:2]
+        assert moved.origin == (x1, y1)
+
+
+def test_half_precision(weights, bus):
+    """Against the same network in half precision, whose output is then finished in single."""
+    (found,) = ask(load(weights["detect"], half=True), bus, conf=0.01, max_det=20)
+    whole = YOLO(str(weights["detect"])).model.fuse(verbose=False).half().to(memory_format=torch.channels_last)
+    picture = LetterBox((640, 640), auto=True, stride=32)(image=bus)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].half() / 255
+    with torch.inference_mode():
+        output = whole(pixels)[0]
+    assert output.dtype == torch.float16
+    (rows,) = nms.non_max_suppression(output.float(), 0.01, 0.7, max_det=20)
+    boxes = ops.scale_boxes(pixels.shape[2:], rows[:, :4], bus.shape)
+    assert len(found.boxes) > 0
+    assert (found.boxes.dtype, found.scores.dtype) == (np.float32, np.float32)
+    np.testing.assert_array_equal(found.boxes, boxes.numpy())
+    np.testing.assert_array_equal(found.scores, rows[:, 4].numpy())
+
+
+@pytest.mark.parametrize("kind", ["pose", "segment"])
+def test_half_precision_of_other_tasks_is_near_single(kind, weights, bus):
+    """Within 25 pixels of 1080: a random network, unlike a trained one, carries rounding on from layer to layer."""
+    (half,), (single,) = (ask(load(weights[kind], half=half), bus, conf=0.01, max_det=1) for half in (True, False))
+    assert len(half.boxes) == len(single.boxes) == 1
+    np.testing.assert_allclose(half.boxes, single.boxes, atol=25)
+    if kind == "pose":
+        assert half.points.dtype == np.float32
+        np.testing.assert_allclose(half.points, single.points, atol=25)
+    else:
+        assert np.count_nonzero(half.masks & single.masks) > 0.9 * np.count_nonzero(half.masks | single.masks)
+
+
+def test_half_is_not_for_a_request(detector, bus):
+    with pytest.raises(InvalidInput, match="half"):
+        ask(detector, bus, half=True)
+
+
 def test_strided_and_read_only_views(detector, bus):
     bgr = np.ascontiguousarray(bus[..., ::-1])
     bgr.flags.writeable = False
@@ -176,6 +263,7 @@ def test_options_default_to_the_configured_ones(weights, bus):
         ({"imgsz": 100_000}, "imgsz"),
         ({"imgsz": [640, 640, 640]}, "imgsz"),
         ({"max_det": 0}, "max_det"),
+        ({"max_batch": 0}, "max_batch"),
         ({"classes": ["sword"]}, "sword"),
         ({"classes": [17]}, "17"),
         ({"classes": "knife"}, "classes"),
@@ -220,15 +308,41 @@ def test_damaged_weights_fail_the_load(weights, tmp_path, keep):
         load(path)
 
 
-def test_a_pickle_with_code_of_its_own_does_not_run(tmp_path):
+def test_a_pickle_is_not_read_unless_it_is_trusted(tmp_path):
     class Evil:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"model": Evil()}, tmp_path / "best.pt")
-    with pytest.raises(LoadFailed):
-        load(tmp_path / "best.pt")
+    with pytest.raises(LoadFailed, match="trust_pickle"):
+        load(tmp_path / "best.pt", trust=False)
     assert not (tmp_path / "ran").exists()
+
+
+def test_labels_missing_from_the_checkpoint_fail_the_load(weights, tmp_path):
+    checkpoint = torch.load(weights["detect"], weights_only=False)
+    del checkpoint["model"].names[2]
+    torch.save(checkpoint, tmp_path / "best.pt")
+    with pytest.raises(LoadFailed, match="class 2"):
+        load(tmp_path / "best.pt")
+
+
+def test_a_checkpoint_for_another_task_fails_the_load(tmp_path):
+    YOLO("yolo11n-cls.yaml").save(tmp_path / "best.pt")
+    with pytest.raises(LoadFailed, match="classify"):
+        load(tmp_path / "best.pt")
+
+
+def test_a_state_dict_is_no_ultralytics_checkpoint(tmp_path):
+    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "best.pt")
+    with pytest.raises(LoadFailed, match="not an ultralytics checkpoint"):
+        load(tmp_path / "best.pt")
+
+
+def test_nothing_is_written(weights, bus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ask(load(weights["detect"], imgsz=64), bus)
+    assert not list(tmp_path.iterdir())
 
 
 def test_threads_are_those_it_was_given(weights):

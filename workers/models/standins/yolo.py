@@ -15,7 +15,7 @@ def yolo(architecture: str, labels: Sequence[str]) -> Builder:
 
     def build(target: Path, seed: int) -> None:
         # Through the adapter, which sets the environment that the library reads at import.
-        YOLO: Any = import_module("workers.models.yolo").YOLO  # noqa: N806
+        YOLO: Any = import_module("workers.models.predictor").ultralytics.YOLO  # noqa: N806
 
         with repeatable(seed):
             whole = YOLO(architecture)
