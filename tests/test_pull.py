@@ -420,8 +420,9 @@ def test_a_redirect_leads_only_where_a_pull_may_go(server: Server, tmp_path: Pat
     error = refusal(what, tmp_path / "x.pt")
     assert "redirects elsewhere" in str(error)
     assert not error.retryable
-    file.headers["Location"] = what.source
-    assert "redirects" in str(refusal(what, tmp_path / "x.pt"))  # in a circle
+    for nowhere in (what.source, ""):
+        file.headers["Location"] = nowhere
+        assert "more than 10 redirects" in str(refusal(what, tmp_path / "x.pt"))
 
 
 # ---------------------------------------------------------------- the disk
@@ -450,7 +451,10 @@ def test_a_full_disk_is_known_before_and_told_after(
 
 def test_a_place_that_cannot_be_written_is_named(published: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
+    assert str(tmp_path / "file") in str(refusal(REPOSITORY, tmp_path / "file"))
     assert str(tmp_path / "file") in str(refusal(REPOSITORY, tmp_path / "file" / "thing"))
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert str(tmp_path / "link") in str(refusal(REPOSITORY, tmp_path / "link"))
 
 
 def test_nothing_is_at_its_name_before_it_is_whole(published: Server, tmp_path: Path) -> None:
@@ -579,6 +583,29 @@ def test_a_stand_in_file_gives_way_and_its_neighbours_stay(server: Server, tmp_p
     assert [weights.state(tmp_path / name) for name in ("x.pt", "y.pt")] == ["here", "stand-in"]
     fetch(what, tmp_path / "y.pt")
     assert listing(tmp_path) == {"x.pt", "y.pt", "PULLED.json"}
+
+
+def test_pulls_that_come_and_go_do_not_hinder_each_other(published: Server, tmp_path: Path) -> None:
+    """Each that fails takes its lock and its empty folders away, while others wait for them."""
+    never = Published("hf:owner/repo", files=("config.json", "never.there"))
+    wrong: list[Exception] = []
+
+    def attempt(what: Published, target: Path) -> None:
+        try:
+            fetch(what, target)
+        except ModelUnavailable as e:
+            if "404" not in str(e):
+                wrong.append(e)
+
+    for number in range(5):
+        target = tmp_path / str(number) / "thing"
+        pullers = [threading.Thread(target=attempt, args=(what, target)) for what in (never, REPOSITORY) * 3]
+        for puller in pullers:
+            puller.start()
+        for puller in pullers:
+            puller.join(20)
+        assert listing(target) == {"config.json", "model.safetensors", "PULLED.json"}
+    assert wrong == []
 
 
 def test_an_unreadable_record_counts_as_none(published: Server, tmp_path: Path) -> None:

@@ -268,13 +268,12 @@ def _pull(args: argparse.Namespace) -> int:
                                "commit": None, "files": {}, "error": None, "retryable": False}  # fmt: skip
         rows.append(row)
         try:
-            said = _pull_one(model, path, row, force=args.force, watch=watch, limits=limits)
+            with contextlib.closing(bar):
+                said = _pull_one(model, path, row, force=args.force, watch=watch, limits=limits)
         except ModelUnavailable as e:
             row |= {"error": str(e), "retryable": e.retryable}
-            bar.clear()
             _complain("not pulled", str(e) + _hint(e), REFUSED)
         else:
-            bar.clear()
             if not args.json:
                 print(f"{model.name}: {said}", flush=True)
         row["weights"] = catalogue.row(config, model)["weights"]

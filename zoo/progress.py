@@ -31,10 +31,10 @@ class Bar:
             self._write(line(file, done, total, rate, shutil.get_terminal_size().columns - 1))
 
     def note(self, text: str) -> None:
-        self.clear()
+        self.close()
         print(f"zoo: {text}", file=sys.stderr, flush=True)
 
-    def clear(self) -> None:
+    def close(self) -> None:
         """Leaves the line empty, for others to write."""
         self._file = ""
         if self._shown:

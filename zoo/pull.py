@@ -7,14 +7,15 @@ fetched (see `zoo.weights`), so that the next pull reads and verifies the files,
 
 Somebody's own files are never replaced without `force`. Stand-ins are, and so is what an earlier pull put there.
 
-Why not huggingface_hub, which the model libraries bring along: it is no part of the base install, fetches only from its
-hub, resumes without asking whether the file is still the same, and compares sizes but no digests. What remains to be
-done is this file, `zoo.transfer` and `zoo.web`, over the standard library.
+Why not huggingface_hub, which the model libraries bring along: it would add nine packages to the base install, fetches
+only from its hub, and compares sizes but no digests. What is needed besides is this file, `zoo.transfer` and `zoo.web`,
+over the standard library.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -31,6 +32,7 @@ from zoo.web import Refused
 
 HUB = "https://huggingface.co"  # what "hf:" stands for, unless $HF_ENDPOINT names a mirror of it
 STAGING, LOCK = ".pull", "lock"
+LOCK_TRIES = 100
 
 
 class Report(NamedTuple):
@@ -85,9 +87,7 @@ def _locked(home: Path, watch: Watch) -> Iterator[Path]:
     """The folder for parts, ours alone. It goes at the end, unless there is something in it to go on with."""
     staging = home / STAGING
     lock = staging / LOCK
-    while (file := _take(lock, watch)) is None:
-        pass
-    with file:
+    with _take(lock, watch):
         try:
             yield staging
         finally:
@@ -98,27 +98,24 @@ def _locked(home: Path, watch: Watch) -> Iterator[Path]:
                     home.rmdir()  # if nothing came of it
 
 
-def _take(lock: Path, watch: Watch) -> BinaryIO | None:
-    """The lock; None when whoever had it has taken it away, or the folder that it was to be in."""
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = lock.open("ab")
-    except FileNotFoundError:
-        return None
-    except FileExistsError:
-        if lock.parent.exists() and not lock.parent.is_dir():
-            raise
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        watch.note(f"another pull is at work in {lock.parent.parent}; waiting for it")
-        fcntl.flock(file, fcntl.LOCK_EX)
-    with contextlib.suppress(FileNotFoundError):
-        if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-            return file
-    file.close()
-    return None
+def _take(lock: Path, watch: Watch) -> BinaryIO:
+    """The lock, once it is ours and still in its place: whoever had it may have taken it away, folder and all."""
+    for left in reversed(range(LOCK_TRIES)):
+        try:
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = lock.open("ab")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                watch.note(f"another pull is at work in {lock.parent.parent}; waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                return file
+            file.close()
+        except (FileNotFoundError, FileExistsError):  # in the very moment, or for good (a link to nowhere)
+            if not left:
+                raise
+    raise OSError(errno.EAGAIN, "other pulls come and go", str(lock))
 
 
 class _Pull:

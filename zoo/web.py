@@ -132,10 +132,9 @@ def ask(
             raise _failure(e, host, silence_s) from e
         for name, value in response.headers.items():
             passed.setdefault(name.lower(), value)
-        location = response.headers.get("Location")
-        if response.status not in REDIRECTS or location is None:
+        if response.status not in REDIRECTS:
             return Answer(response, host, passed, silence_s)
-        target = urljoin(url, quote(location, safe="%/:=&?~#+!$,;'@()*[]"))
+        target = urljoin(url, quote(response.headers.get("Location", ""), safe="%/:=&?~#+!$,;'@()*[]"))
         if method == "HEAD" and "x-linked-size" in passed and origin(target) != origin(url):
             return Answer(response, host, passed, silence_s)
         response.close()
