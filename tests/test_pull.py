@@ -19,6 +19,7 @@ import pytest
 from tests import hub
 from tests.hub import COMMIT, LATER, Server
 from tests.support import config_text, toy, wait_until
+from workers.models import standins
 from zoo import LoadFailed, ModelUnavailable, cli, progress, weights
 from zoo.pull import Report, pull
 from zoo.source import Published
@@ -572,6 +573,21 @@ def test_a_stand_in_stays_until_the_real_one_is_whole(published: Server, tmp_pat
     refusal(REPOSITORY, target)
     assert weights.state(target) == "stand-in"
     assert weights.is_stand_in(target)
+
+
+def test_a_stand_in_may_be_made_where_a_pull_has_failed(published: Server, tmp_path: Path) -> None:
+    target = tmp_path / "thing"
+    published.files["/owner/repo/resolve/main/model.safetensors"].script = [hub.cut(1000)] * FAST.attempts
+    refusal(REPOSITORY, target)
+
+    def build(target: Path, seed: int) -> None:
+        target.mkdir()
+        (target / "model.safetensors").write_bytes(b"random")
+
+    standins.place(build, target, "thing")
+    assert weights.is_stand_in(target)
+    fetch(REPOSITORY, target)
+    assert weights.state(target) == "here"
 
 
 def test_a_stand_in_file_gives_way_and_its_neighbours_stay(server: Server, tmp_path: Path) -> None:

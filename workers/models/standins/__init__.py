@@ -34,7 +34,7 @@ def place(builder: Builder, target: Path, name: str, seed: int = 0) -> Path:
     Raises:
         ZooError: something is there already that is not a stand-in.
     """
-    if target.exists() and not weights.is_stand_in(target):
+    if not weights.is_missing(target) and not weights.is_stand_in(target):
         raise ZooError(f"{name}: {target} is not a stand-in and is left alone; remove it first to have one there")
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the last step is a rename within one file system.
