@@ -486,7 +486,16 @@ def test_a_pickle_with_code_of_its_own_does_not_run(copied, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"model_cfg": {"text_cfg": {}}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "{}",
+        '{"model_cfg": {"text_cfg": []}}',
+        '{"model_cfg": {"text_cfg": {}}}',
+        '{"model_cfg": {"text_cfg": {"hf_model_name": "somebody/somewhere"}}}',  # the library would go and fetch it
+    ],
+)
 def test_a_configuration_that_cannot_be_read(content, copied):
     path = copied("open_clip")
     (path / "open_clip_config.json").write_text(content)

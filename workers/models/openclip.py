@@ -24,7 +24,7 @@ from workers.models import folder
 from workers.models.base import Spec, require_trust
 from workers.models.pictures import middle
 from workers.models.prompts import PER_PASS, PROMPT_SETS, check_length, check_vocabulary, require_tokenizer
-from zoo.errors import ModelUnavailable
+from zoo.errors import LoadFailed, ModelUnavailable
 
 WHAT = "an open_clip model"
 CONFIG = "open_clip_config.json"
@@ -97,9 +97,15 @@ def _checked(spec: Spec) -> tuple[Path, dict[str, Any]]:
     if weights.suffix != ".safetensors":
         require_trust(spec, weights)
     try:
-        text: dict[str, Any] = json.loads((path / CONFIG).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+        text: dict[str, Any] = dict(json.loads((path / CONFIG).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise folder.failed(spec, WHAT, e) from e
+    if text.get("hf_model_name"):
+        raise LoadFailed(
+            f"{spec.name}: the text half of {path} is {text['hf_model_name']!r}, whose configuration open_clip fetches "
+            "from Hugging Face; only checkpoints that are whole in their folder are served",
+            retryable=False,
+        )
     if text.get("hf_tokenizer_name"):
         require_tokenizer(spec)
     return path, text
