@@ -18,14 +18,14 @@ import os
 import tempfile
 from pathlib import Path
 
-from workers.models.standins import classify, clip, yolo
+from workers.models.standins import classify, clip, dense, yolo
 from workers.models.standins.common import Builder
 from zoo import weights
 from zoo.errors import ZooError
 
 # Paths are those of config.toml. Labels are the catalogue's description of the published models; their exact spelling
 # in the published checkpoints may differ, which is why no code anywhere may depend on it.
-STANDINS: dict[str, tuple[str, Builder]] = {**yolo.STANDINS, **classify.STANDINS, **clip.STANDINS}
+STANDINS: dict[str, tuple[str, Builder]] = {**yolo.STANDINS, **classify.STANDINS, **clip.STANDINS, **dense.STANDINS}
 
 
 def place(builder: Builder, target: Path, name: str, seed: int = 0) -> Path:
@@ -45,6 +45,9 @@ def place(builder: Builder, target: Path, name: str, seed: int = 0) -> Path:
             file.chmod(0o644)  # safetensors writes for the owner alone; the server may be another user
         marker = weights.mark_stand_in(fresh, name)
         if target.suffix:
+            for beside in sorted({*Path(scratch).iterdir()} - {fresh, marker}):
+                if not (target.parent / beside.name).exists():  # somebody's own is left alone
+                    os.replace(beside, target.parent / beside.name)
             # The marker first: a crash between the two must not leave unmarked random weights.
             os.replace(marker, weights.marker(target))
         elif target.exists():

@@ -1,0 +1,109 @@
+"""SegFormer: a class for every pixel of a picture, from a local transformers folder; here, a person's clothes.
+
+Importing this module imports everything that loading and predicting touch and runs no tensor operation: the nursery
+preloads it. Labels are the checkpoint's `id2label`.
+
+Options: `min_coverage`, the share of the picture that a label has to cover to be reported; `max_batch`, most pictures
+in one forward pass. In config.toml alone: `half`, to run in half precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import torch
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.segformer.image_processing_segformer import SegformerImageProcessor
+from transformers.models.segformer.modeling_segformer import SegformerForSemanticSegmentation
+
+from workers.models import folder
+from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
+from zoo.errors import InvalidInput, LoadFailed
+from zoo.results import Segmentation
+
+WHAT = "a SegFormer segmentation model"
+MAX_CLASSES = 256  # of an 8-bit mask
+
+# The library scales the scores of all classes to the picture's size before it takes the best: 18 of them cost 72 bytes
+# per pixel, 600 MB for a 4K frame. What is larger would not stay within the model's share of the budget.
+MAX_PIXELS = 1 << 23
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`min_coverage`: share of a label to be reported. `max_batch`: pictures in one pass. `half`: precision."""
+
+    min_coverage: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
+    max_batch: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
+    half: bool = False
+
+
+class Segmenter:
+    """One folder with config.json, preprocessor_config.json and model.safetensors."""
+
+    def load(self, spec: Spec, device: str) -> None:
+        """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
+        options = load_options(spec, Options)
+        self._configured = spec.options
+        self._device = device
+        config = folder.open_config(spec, "segformer", WHAT)
+        if config.num_labels > MAX_CLASSES:
+            raise LoadFailed(
+                f"{spec.name}: {spec.path} has {config.num_labels} classes; at most {MAX_CLASSES} fit a mask",
+                retryable=False,
+            )
+        self._model: Any = folder.open_model(
+            spec, device, SegformerForSemanticSegmentation, WHAT, half=options.half, config=config
+        )
+        self._processor: Any = folder.open_processor(spec, SegformerImageProcessor, WHAT)
+        self._labels = folder.labels_of(config)
+        self._forward([np.zeros((512, 512, 3), np.uint8)])  # kernels are chosen while the load is being measured
+
+    def predict(self, inputs: list[Input]) -> list[AnyResult]:
+        """All inputs in one forward pass, or in as few as `max_batch` allows.
+
+        Raises:
+            InvalidInput: a picture has more than `MAX_PIXELS` pixels.
+        """
+        asked = [read_options(self._configured, item.options, Options, fixed=("half",)) for item in inputs]
+        frames = images(inputs)
+        for frame in frames:
+            height, width = frame.shape[:2]
+            if height * width > MAX_PIXELS:
+                raise InvalidInput(
+                    f"frame: {width}x{height} pixels are too many; at most {MAX_PIXELS} are taken: send a crop (boxes)"
+                )
+        size = min((options.max_batch for options in asked), default=1)
+        masks = [mask for some in chunks(frames, size) for mask in self._forward(some)]
+        return [
+            Segmentation(mask=mask, labels=self._labels, coverage=self._coverage(mask, options.min_coverage))
+            for mask, options in zip(masks, asked, strict=True)
+        ]
+
+    def _coverage(self, mask: np.ndarray, least: float) -> dict[str, float]:
+        """The share of all pixels per label, the largest first, without the background: it is none of the things."""
+        shares = np.bincount(mask.reshape(-1), minlength=len(self._labels)) / mask.size
+        order = np.argsort(-shares, kind="stable")
+        found = {self._labels[i]: float(shares[i]) for i in order if shares[i] > 0 and shares[i] >= least}
+        return {label: share for label, share in found.items() if label.lower() != "background"}
+
+    def _forward(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """(h, w) uint8 for each of the frames."""
+        pixels = self._processor(
+            [torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1))) for frame in frames],
+            input_data_format="channels_first",
+            return_tensors="pt",
+            device=self._device,
+        )["pixel_values"]
+        with torch.inference_mode():
+            logits = self._model(pixel_values=pixels.to(self._device, self._model.dtype)).logits.float()
+            # One at a time, for the library keeps the enlarged scores of all that it is given together.
+            found = [
+                self._processor.post_process_semantic_segmentation(
+                    SemanticSegmenterOutput(logits=logits[i : i + 1]), target_sizes=[frame.shape[:2]]
+                )[0]
+                for i, frame in enumerate(frames)
+            ]
+            return [mask.to(torch.uint8).cpu().numpy() for mask in found]
