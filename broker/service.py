@@ -454,8 +454,10 @@ class Service:
             value = self.processes()
         elif m.what == "explain":
             value = self.explain(m.model)
+        elif m.what == "enrich":
+            value = self.enrich()
         else:
-            raise InvalidInput(f"what: {m.what!r} is not one of status, models, ps, explain")
+            raise InvalidInput(f"what: {m.what!r} is not one of status, models, ps, explain, enrich")
         self._to_client(identity, protocol.Value(m.rid, value))
 
     def _to_client(self, identity: bytes, message: protocol.Message, *rest: bytes) -> bool:
@@ -855,6 +857,17 @@ class Service:
             clock = time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
             lines.append(f"{clock} {line.model + ': ' if line.model else ''}{line.text}")
         return lines
+
+    def enrich(self) -> dict[str, Any]:
+        """The table of enrichment, and where its clients find the models of it."""
+        table: dict[str, Any] = msgspec.to_builtins(self.config.enrich)
+        asked = {name for rule in self.config.enrich.rules for name in rule.models}
+        table["models"] = {
+            name: {"state": model.state.value, "vram_mb": model.config.vram_mb}
+            for name, model in self.scheduler.models.items()
+            if name in asked
+        }
+        return table
 
     def _describe(self) -> str:
         devices = ", ".join(f"{d.name} {d.budget_mb:g} MB" for d in self.scheduler.ledger.devices.values())

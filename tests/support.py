@@ -51,10 +51,14 @@ def _value(value: Any) -> str:
 def config_text(models: list[dict[str, Any]] | str, **broker_keys: Any) -> str:
     """A config.toml; `models` may be its text."""
     lines = ["[broker]", *(f"{key} = {_value(value)}" for key, value in broker_keys.items())]
-    if isinstance(models, str):
-        return "\n".join([*lines, models, ""])
-    for model in models:
-        lines += ["[[models]]", *(f"{key} = {_value(value)}" for key, value in model.items())]
+    return "\n".join([*lines, models if isinstance(models, str) else tables("models", models), ""])
+
+
+def tables(name: str, rows: list[dict[str, Any]]) -> str:
+    """`[[name]]` tables of a config.toml."""
+    lines: list[str] = []
+    for row in rows:
+        lines += [f"[[{name}]]", *(f"{key} = {_value(value)}" for key, value in row.items())]
     return "\n".join([*lines, ""])
 
 

@@ -22,13 +22,17 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 import zmq
 
 from zoo import arena, frames, protocol, session, wire
-from zoo.errors import BrokerUnreachable, DeadlineExceeded, ZooError
+from zoo.enrich import Plan, read_table
+from zoo.enrichment import Enrichment
+from zoo.errors import BrokerUnreachable, DeadlineExceeded, InvalidInput, ZooError
+from zoo.event import Event
 from zoo.frames import Boxes, Frame
 
 BURST = 64  # answers taken in before other tasks have their turn
 ROOM_POLL_S = 0.002
 
 T = TypeVar("T")
+_Rids = dict[int, tuple[str, asyncio.Future[Any]]]  # what one call has under way: the model asked, and its outcome
 
 
 class _Waiting(NamedTuple):
@@ -300,16 +304,10 @@ class AsyncClient:
         deadline = time.monotonic() + seconds
         channel, store = await self._shared(deadline, seconds)
         outgoing = await self._with_room(channel, store, deadline, lambda: store.outgoing(frame, boxes, color, options))
-        rids: dict[int, tuple[str, asyncio.Future[Any]]] = {}
-        loop = asyncio.get_running_loop()
+        rids: _Rids = {}
         try:
             for model in models:
-                rid = next(self._rids)
-                header = protocol.Infer(rid, model, session.remaining_ms(deadline), rank, outgoing.arenas)
-                future: asyncio.Future[Any] = loop.create_future()
-                parts = (protocol.pack(header), outgoing.body, *outgoing.buffers)
-                channel.ask(rid, _Waiting(future, outgoing, lease=False), parts)
-                rids[rid] = model, future
+                self._send_infer(channel, rids, model, outgoing, rank, deadline)
             return await self._collect(channel, rids, deadline)
         except BaseException:
             channel.withdraw(rids)
@@ -317,9 +315,93 @@ class AsyncClient:
         finally:
             outgoing.drop()
 
-    async def _collect(
-        self, channel: _Channel, rids: dict[int, tuple[str, asyncio.Future[Any]]], deadline: float
-    ) -> dict[str, Any]:
+    def _send_infer(
+        self, channel: _Channel, rids: _Rids, model: str, outgoing: frames.Outgoing, rank: int, deadline: float
+    ) -> None:
+        """Sends one inference; its answer is one of `rids` from then on."""
+        rid = next(self._rids)
+        header = protocol.Infer(rid, model, session.remaining_ms(deadline), rank, outgoing.arenas)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        parts = (protocol.pack(header), outgoing.body, *outgoing.buffers)
+        channel.ask(rid, _Waiting(future, outgoing, lease=False), parts)
+        rids[rid] = model, future
+
+    async def enrich(
+        self,
+        frame: Any,
+        detections: Any,
+        *,
+        suspicious: bool = False,
+        color: str = "rgb",
+        min_score: float | None = None,
+        timeout: float | None = None,
+        priority: int | str | None = None,
+    ) -> Enrichment:
+        """What the right models say about each detection. Arguments and errors are those of `Client.enrich`."""
+        seconds = session.check_timeout(timeout, self.timeout)
+        rank = session.check_priority(priority)
+        event = Event(frame, detections, suspicious, min_score)
+        started = time.monotonic()
+        plan = Plan(read_table(await self._table(seconds)), event, started, timeout)
+        try:
+            await self._carry_out(plan, color, rank)
+        except InvalidInput:
+            raise
+        except ZooError as e:
+            plan.fail(e, time.monotonic())
+        return plan.result(time.monotonic())
+
+    async def _table(self, seconds: float) -> Any:
+        try:
+            return await self._query("enrich", seconds=seconds)
+        except DeadlineExceeded as e:
+            raise BrokerUnreachable(str(e)) from None
+
+    async def _carry_out(self, plan: Plan, color: str, rank: int) -> None:
+        """Asks and answers until the plan is done. Whatever ends it before, what is under way is withdrawn."""
+        if plan.done:
+            return
+        channel, store = await self._shared(plan.deadline, plan.deadline - time.monotonic())
+        placed = await self._with_room(channel, store, plan.deadline, lambda: store.place(plan.frames, color))
+        rids: _Rids = {}
+        try:
+            while not plan.done:
+                for ask in plan.take(time.monotonic()):
+                    outgoing = store.compose(placed if ask.video else placed[-1:], ask.boxes, ask.options)
+                    self._send_infer(channel, rids, ask.model, outgoing, rank, plan.deadline)
+                if not plan.done:
+                    for model, outcome in await self._some(rids, plan.deadline, plan.wake):
+                        plan.answer(model, outcome, time.monotonic())
+        except BaseException:
+            channel.withdraw(rids)
+            raise
+        finally:
+            for one in placed:
+                one.slot.drop()
+
+    async def _some(self, rids: _Rids, deadline: float, until: float) -> list[tuple[str, Any]]:
+        """The answers that have come, which leave `rids`; waits for one. None of them: it is `until`.
+
+        Raises:
+            ZooError: the link ended, or the broker itself did not answer in time.
+        """
+        end = deadline + session.GRACE_S
+        left = max(0.0, min(end, until) - time.monotonic())
+        if rids:
+            await asyncio.wait([future for _, future in rids.values()], timeout=left, return_when="FIRST_COMPLETED")
+        else:
+            await asyncio.sleep(left)
+        done = {rid: (model, future.result()) for rid, (model, future) in rids.items() if future.done()}
+        came = {rid: answer for rid, answer in done.items() if not isinstance(answer[1], _Lost)}
+        if done and not came:
+            raise next(iter(done.values()))[1].error
+        if not done and time.monotonic() >= end:
+            raise DeadlineExceeded("the broker itself did not answer in time")
+        for rid in came:
+            del rids[rid]
+        return list(came.values())
+
+    async def _collect(self, channel: _Channel, rids: _Rids, deadline: float) -> dict[str, Any]:
         def time_is_up() -> None:
             for _, future in rids.values():
                 if not future.done():
@@ -441,8 +523,8 @@ class AsyncClient:
         """The last decisions, one line each, with the arithmetic."""
         return list(await self._query("explain", model))
 
-    async def _query(self, what: str, model: str | None = None) -> Any:
-        return await self._call(lambda rid, _: protocol.Query(rid, what, model), self.timeout)
+    async def _query(self, what: str, model: str | None = None, seconds: float | None = None) -> Any:
+        return await self._call(lambda rid, _: protocol.Query(rid, what, model), seconds or self.timeout)
 
     async def close(self) -> None:
         """Gives everything back: leases, slots, memory. The client cannot be used any more."""

@@ -18,7 +18,10 @@ from typing import Any, Self, TypeVar
 import zmq
 
 from zoo import arena, frames, protocol, session, wire
-from zoo.errors import BrokerUnreachable, DeadlineExceeded, ZooError
+from zoo.enrich import Plan, read_table
+from zoo.enrichment import Enrichment
+from zoo.errors import BrokerUnreachable, DeadlineExceeded, InvalidInput, ZooError
+from zoo.event import Event
 from zoo.frames import Boxes, Frame
 
 WITHDRAW_S = 0.3  # the broker's answer to a Cancel is waited for at most this long
@@ -166,6 +169,78 @@ class Client:
         finally:
             outgoing.drop()
 
+    def enrich(
+        self,
+        frame: Any,
+        detections: Any,
+        *,
+        suspicious: bool = False,
+        color: str = "rgb",
+        min_score: float | None = None,
+        timeout: float | None = None,
+        priority: int | str | None = None,
+    ) -> Enrichment:
+        """What the right models say about each detection, by the broker's table (`docs/enrich.md`).
+
+        The frame is written once; each model is asked once, with all of its boxes. What fails, or is not there in
+        time, is missing from the answer with its reason, and takes nothing else along.
+
+        Args:
+            frame: as for `infer`; of a list, a video, the detections belong to the last frame.
+            detections: `Detections`, `Keypoints` of a pose detector, or a list of (label, box), (label, box, score)
+                or dicts with these keys.
+            suspicious: whether this event is, which some models wait for.
+            min_score: detections below it are left alone; None takes the table's.
+            timeout: seconds for the whole event; None takes the table's.
+            color, priority: as for `infer`.
+
+        Raises:
+            InvalidInput: an argument is wrong. A box that makes no sense is not: it is missing its answers.
+            BrokerUnreachable: no broker has answered at all. (AccessDenied, ProtocolMismatch: it refused us.)
+        """
+        seconds = session.check_timeout(timeout, self.timeout)
+        rank = session.check_priority(priority)
+        event = Event(frame, detections, suspicious, min_score)
+        started = time.monotonic()
+        plan = Plan(read_table(self._table(seconds)), event, started, timeout)
+        try:
+            self._carry_out(plan, color, rank)
+        except InvalidInput:
+            raise
+        except ZooError as e:
+            plan.fail(e, time.monotonic())
+        return plan.result(time.monotonic())
+
+    def _table(self, seconds: float) -> Any:
+        try:
+            return self._query("enrich", seconds=seconds)
+        except DeadlineExceeded as e:
+            raise BrokerUnreachable(str(e)) from None
+
+    def _carry_out(self, plan: Plan, color: str, rank: int) -> None:
+        """Asks and answers until the plan is done. Whatever ends it before, what is under way is withdrawn."""
+        if plan.done:
+            return
+        channel = self._channel(plan.deadline, plan.deadline - time.monotonic())
+        store = self._frames(channel.link)
+        placed = self._with_room(channel, store, plan.deadline, lambda: store.place(plan.frames, color))
+        pending: _Pending = {}
+        try:
+            with channel.lock:
+                try:
+                    while not plan.done:
+                        for ask in plan.take(time.monotonic()):
+                            outgoing = store.compose(placed if ask.video else placed[-1:], ask.boxes, ask.options)
+                            self._send_infer(channel, pending, ask.model, outgoing, rank, plan.deadline)
+                        if not plan.done and (answer := self._next(channel, pending, plan.deadline, plan.wake)):
+                            plan.answer(*answer, time.monotonic())
+                except BaseException:
+                    self._withdraw(channel, pending)
+                    raise
+        finally:
+            for one in placed:
+                one.slot.drop()
+
     def _with_room(self, channel: _Channel, store: frames.Store, deadline: float, take: Callable[[], T]) -> T:
         """What `take` gives; while the arena is full, waits for slots."""
         while True:
@@ -262,8 +337,8 @@ class Client:
         """The last decisions, one line each, with the arithmetic."""
         return list(self._query("explain", model))
 
-    def _query(self, what: str, model: str | None = None) -> Any:
-        return self._call(lambda rid, _: protocol.Query(rid, what, model), self.timeout)[0]
+    def _query(self, what: str, model: str | None = None, seconds: float | None = None) -> Any:
+        return self._call(lambda rid, _: protocol.Query(rid, what, model), seconds or self.timeout)[0]
 
     def close(self) -> None:
         """Gives everything back: leases, slots, memory. The client cannot be used any more."""

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from zoo import results
+from zoo.enrichment import Enrichment, Findings
 from zoo.errors import InvalidInput
 
 Color = tuple[int, int, int]
@@ -45,7 +46,7 @@ MASK_OPACITY = 0.45
 CAPTION_LINES = 5
 
 
-def draw(result: results.Result | dict[str, Any], frame: np.ndarray) -> np.ndarray:
+def draw(result: results.Result | Enrichment | dict[str, Any], frame: np.ndarray) -> np.ndarray:
     """A copy of `frame` with the result painted on it; for a dict, its plain values as a caption.
 
     Args:
@@ -72,11 +73,12 @@ def draw(result: results.Result | dict[str, Any], frame: np.ndarray) -> np.ndarr
             canvas.caption(_scored(result.labels, result.scores))
         case results.Quality():
             canvas.caption([f"{result.verdict or 'quality'} {result.score:.0f}", "0 best, 100 worst"])
+        case Enrichment():
+            _enrichment(canvas, result)
         case results.Embedding():
             canvas.caption([f"embedding, {result.vector.size} numbers"])
         case dict():
-            plain = [(k, v) for k, v in result.items() if isinstance(v, str | int | float)]
-            canvas.caption([f"{k}: {v:.3g}" if isinstance(v, float) else f"{k}: {v}" for k, v in plain])
+            canvas.caption(_values(result))
     return canvas.pixels()
 
 
@@ -192,17 +194,18 @@ def _depth(canvas: _Canvas, found: results.DepthMap) -> None:
 
 
 def _segmentation(canvas: _Canvas, found: results.Segmentation) -> None:
+    legend = _tint(canvas, found)[: CAPTION_LINES + 3]
+    canvas.caption([text for text, _ in legend], [color for _, color in legend], found.origin)
+
+
+def _tint(canvas: _Canvas, found: results.Segmentation) -> list[tuple[str, Color]]:
+    """Paints each class but the background; gives what each colour means, the largest first."""
     share = np.bincount(found.mask.reshape(-1), minlength=256) / found.mask.size
     present = [int(i) for i in np.argsort(-share, kind="stable") if share[i] > 0 and not _background(found, int(i))]
     for i in present:
         canvas.blend(found.mask == i, found.origin, _shade(i), 0.55)
-    shown = present[: CAPTION_LINES + 3]
-    names = [found.labels[i] if i < len(found.labels) else f"class {i}" for i in shown]
-    canvas.caption(
-        [f"{name} {share[i]:.0%}" for i, name in zip(shown, names, strict=True)],
-        [_shade(i) for i in shown],
-        found.origin,
-    )
+    names = [found.labels[i] if i < len(found.labels) else f"class {i}" for i in present]
+    return [(f"{name} {share[i]:.0%}", _shade(i)) for i, name in zip(present, names, strict=True)]
 
 
 def _shade(index: int) -> Color:
@@ -228,6 +231,58 @@ def _ocr(canvas: _Canvas, found: results.OcrText) -> None:
     for corners, line, score in zip(found.boxes, found.lines, found.scores, strict=True):
         if np.isfinite(corners).all():
             canvas.tag(float(corners[:, 0].min()), float(corners[:, 1].min()), f"{line} {score:.2f}", color)
+
+
+def _enrichment(canvas: _Canvas, found: Enrichment) -> None:
+    shown = [d for d in found.detections if np.isfinite(d.box).all()]
+    legends = [  # areas first, words last, so that nothing covers a word
+        {
+            model: ", ".join(text for text, _ in _tint(canvas, answer)[:3])
+            for model, answer in detection.answers.items()
+            if isinstance(answer, results.Segmentation)
+        }
+        for detection in shown
+    ]
+    for i, detection in enumerate(shown):
+        canvas.box(np.array(detection.box), PALETTE[i % len(PALETTE)])
+        for answer in detection.answers.values():
+            if isinstance(answer, results.Detections):
+                _detections(canvas, answer)
+            elif isinstance(answer, results.Keypoints):
+                _keypoints(canvas, answer)
+    for i, detection in enumerate(shown):
+        color, (left, top) = PALETTE[i % len(PALETTE)], detection.box[:2]
+        lines = [f"{detection.label} {detection.score:.2f}", *_findings(detection, legends[i])]
+        canvas.caption(lines, [color], (round(left), round(top)))
+    canvas.caption(_findings(Findings(answers=found.frame, missing=found.missing), {}))
+
+
+def _findings(found: Findings, legends: dict[str, str]) -> list[str]:
+    """A line for each model that has something to say, or has failed to."""
+    said = {model: legends.get(model) or _in_words(answer) for model, answer in found.answers.items()}
+    lines = [f"{model}: {words}" for model, words in said.items() if words]
+    return lines + [f"{model}: {error.code.replace('_', ' ')}" for model, error in found.missing.items()]
+
+
+def _in_words(answer: results.AnyResult) -> str:
+    """A few, or none for what is painted and what has no words."""
+    match answer:
+        case results.Classification() | results.Action():
+            return ", ".join(_scored(answer.labels, answer.scores)[:1])
+        case results.OcrText():
+            return answer.text or "no text"
+        case results.Quality():
+            return f"{answer.verdict} {answer.score:.0f}".strip()
+        case results.DepthMap():
+            return f"{answer.median:.3g}, larger is nearer"
+        case dict():
+            return ", ".join(_values(answer)[:3])
+    return ""
+
+
+def _values(answer: dict[str, Any]) -> list[str]:
+    plain = [(k, v) for k, v in answer.items() if isinstance(v, str | int | float)]
+    return [f"{k}: {v:.3g}" if isinstance(v, float) else f"{k}: {v}" for k, v in plain]
 
 
 def _scored(labels: Iterable[str], scores: np.ndarray) -> list[str]:

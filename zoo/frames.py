@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import threading
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from PIL import ExifTags, Image
 
 from zoo import arena, payload, protocol
 from zoo.errors import InvalidInput
@@ -247,6 +249,25 @@ def check_frame(part: Any) -> np.ndarray:
         raise InvalidInput(f"frame: it is empty, shape {value.shape}")
     payload.check_dtype(value.dtype.str)
     return value
+
+
+def size_of(part: Any) -> tuple[float, float]:
+    """Width and height of one frame in pixels, upright as a worker sees it; infinite where only a decoder can tell.
+
+    Raises:
+        InvalidInput: it is no picture.
+    """
+    shape = part.array.shape if isinstance(part, Frame) else check_frame(part).shape
+    if isinstance(part, bytes | bytearray | memoryview):
+        try:
+            with Image.open(io.BytesIO(part)) as image:
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                return (image.height, image.width) if turned else image.size
+        except Exception:  # damaged data leads Pillow's plugins anywhere; what it means, the worker says
+            return math.inf, math.inf
+    if len(shape) < 2:
+        raise InvalidInput(f"frame: nothing can be cut out of shape {shape}")
+    return shape[1], shape[0]
 
 
 def _as_array(part: Any) -> np.ndarray:

@@ -95,7 +95,7 @@ class CleanupIdle(Message, tag=7):
 
 
 class Query(Message, tag=8):
-    """Asks for `what`: "status", "models", "ps" or "explain" (optionally of one model)."""
+    """Asks for `what`: "status", "models", "ps", "explain" (optionally of one model) or "enrich"."""
 
     rid: Rid
     what: str

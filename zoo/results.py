@@ -13,15 +13,16 @@ import msgspec
 import numpy as np
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A result's value as JSON-like ones: arrays become lists."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value
 
 
@@ -40,7 +41,7 @@ class Result(msgspec.Struct, array_like=True, eq=False, kw_only=True):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-like values, with the result's type under "type"."""
-        fields = {name: _plain(getattr(self, name)) for name in self.__struct_fields__}
+        fields = {name: plain(getattr(self, name)) for name in self.__struct_fields__}
         return {"type": type(self).__name__, **fields}
 
     def moved(self, dx: float, dy: float) -> Self:
