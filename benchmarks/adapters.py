@@ -11,6 +11,8 @@ from workers.models.base import AnyResult, Input, Spec
 class Peek:
     """Looks at one pixel of each frame."""
 
+    max_batch = 32
+
     def load(self, spec: Spec, device: str) -> None:
         pass
 

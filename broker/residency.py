@@ -18,7 +18,8 @@ QUARANTINE = 64  # fingerprints remembered per model
 class Request(msgspec.Struct, eq=False):
     """One accepted request, until it is answered (and, if a worker still reads its frames, until that ends).
 
-    In a `queue` → waiting; `running` → dispatched; neither → answered.
+    In a `queue` → waiting; `running` → dispatched; neither → answered. `alone`: it was at work when a process died or
+    hung, so it is not run together with others, and blame is never in doubt.
     """
 
     id: int
@@ -34,6 +35,7 @@ class Request(msgspec.Struct, eq=False):
     queue: Queue | None = None
     running: bool = False
     crashes: int = 0
+    alone: bool = False
     digest: bytes | None = None
 
 
@@ -83,8 +85,10 @@ class Residency:
     Attributes:
         queue: what waits for this life of the model; `later`: what came while it drained, for the next life.
         unloads: UNLOAD requests to answer once it is gone.
-        inflight: what its worker is running (also after it was answered, until the worker lets go).
-        ahead: what lies at the worker already, so that it goes on without waiting for us.
+        inflight: the batch its worker is running (also after it was answered, until the worker lets go).
+        ahead: the batch that lies at the worker already, so that it goes on without waiting for us.
+        max_batch: how many requests its adapter takes at once.
+        service_s: how long a request has taken lately, its share of the batch.
         leases: lease number → session.
         claim: room that is coming back on `claim_on` was promised to it; lower numbers first, then all without (0).
         blocked, blocked_by: what it waits for, in words and as a key that changes when the reason does.
@@ -103,8 +107,10 @@ class Residency:
         self.queue = Queue()
         self.later = Queue()
         self.unloads: list[Request] = []
-        self.inflight: Request | None = None
-        self.ahead: Request | None = None
+        self.inflight: list[Request] = []
+        self.ahead: list[Request] = []
+        self.max_batch = 1
+        self.service_s = 0.0
         self.leases: dict[int, bytes] = {}
         self.keep_alive: float | None = None
         self.yielding = False
@@ -142,7 +148,7 @@ class Residency:
     @property
     def referenced(self) -> bool:
         """Leased, pinned or at work: never to be chosen for eviction."""
-        return bool(self.leases) or self.pinned or self.inflight is not None
+        return bool(self.leases) or self.pinned or bool(self.inflight)
 
     def reasons(self) -> str:
         """Why it cannot go, in words."""
@@ -151,8 +157,8 @@ class Residency:
             why.append(f"{len(self.leases)} lease{'s' if len(self.leases) > 1 else ''}")
         if self.pinned:
             why.append("pinned")
-        if self.inflight is not None:
-            why.append("a request in flight")
+        if self.inflight:
+            why.append("a request in flight" if len(self.inflight) == 1 else f"{len(self.inflight)} requests in flight")
         if self.queue.live:
             why.append(f"{self.queue.live} queued")
         return ", ".join(why) or "idle"

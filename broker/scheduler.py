@@ -64,6 +64,8 @@ from zoo.errors import BY_CODE
 
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 300.0
 QUEUE_RETRY_S = 0.1
+BATCH_S = 0.05  # a batch should take no longer than this, or one request: nobody waits long for his neighbours
+SERVICE_WEIGHT = 0.2  # of the newest batch in the average of how long a request takes
 MOST_LOOKS = 8  # two or three settle it; the bound is against a bug, not a need
 
 
@@ -73,6 +75,10 @@ class _Session:
     def __init__(self) -> None:
         self.requests: set[int] = set()
         self.leases: set[int] = set()
+
+
+def _numbers(batch: list[Request]) -> str:
+    return f"request{'s' if len(batch) > 1 else ''} {', '.join(str(request.id) for request in batch)}"
 
 
 class Scheduler:
@@ -170,10 +176,10 @@ class Scheduler:
                 return
             self._register(request)
             if not model.queue.live and not model.yielding and self._takes(model, request):
-                self._dispatch(model, request, now)
+                self._dispatch(model, [request], now)
             else:
                 model.queue.push(request)
-                if model.ahead is None:  # it may have come in before a suspect, which has to wait to run alone
+                if not model.ahead:  # it may have come in before a suspect, which has to wait to run alone
                     self._serve(model, now)
             if self._contested:  # being used, it may not be the one to go any more
                 self._room_may_exist(now)
@@ -236,38 +242,54 @@ class Scheduler:
         self.timers.add(request.deadline, Due.DEADLINE, request.id)
 
     def _takes(self, model: Residency, request: Request) -> bool:
-        """The worker is free, or has one place for the next. Whoever may have killed a process runs alone."""
+        """The worker is free, or has a place for the next batch. Whoever may have killed a process runs alone."""
         running = model.inflight
-        if running is None:
+        if not running:
             return True
-        return model.ahead is None and not running.crashes and not request.crashes
+        return not model.ahead and not running[0].alone and not request.alone
 
-    def _dispatch(self, model: Residency, request: Request, now: float) -> None:
-        request.running = True
+    def _next_batch(self, model: Residency, now: float) -> list[Request]:
+        """Who goes to the worker next, out of the queue: as many as the adapter takes and `BATCH_S` allows."""
+        most = model.max_batch
+        if model.service_s * most > BATCH_S:
+            most = max(1, int(BATCH_S / model.service_s))
+        batch: list[Request] = []
+        while len(batch) < most and (request := model.queue.head()) is not None:
+            if batch and request.alone:
+                break
+            model.queue.pop()
+            if request.deadline <= now:
+                self._too_late(request, f"in the queue before {model.queue.live} others", now)
+                continue
+            batch.append(request)
+            if request.alone:
+                break
+        return batch
+
+    def _dispatch(self, model: Residency, batch: list[Request], now: float) -> None:
         model.last_used = now
-        self._running += 1
-        if model.inflight is None:
-            model.inflight = request
+        self._running += len(batch)
+        if not model.inflight:
+            model.inflight = batch
             model.dispatched_at = now
         else:
-            model.ahead = request
+            model.ahead = batch
+        for request in batch:
+            request.running = True
         if model.watched != model.worker:
             model.watched = model.worker
             self.timers.add(now + self._dispatch_timeout(model), Due.WATCH, model.worker)
         self._out.append(
-            Dispatch(model.worker, request.id, request.payload, request.crashes > 0, tuple(model.quarantine))
+            Dispatch(model.worker, [(r.id, r.payload) for r in batch], batch[0].alone, tuple(model.quarantine))
         )
 
     def _serve(self, model: Residency, now: float) -> None:
-        """The worker has a place: next request, or nothing left to do."""
+        """The worker has a place: next batch, or nothing left to do."""
         if not model.yielding:
             while (request := model.queue.head()) is not None and self._takes(model, request):
-                model.queue.pop()
-                if request.deadline > now:
-                    self._dispatch(model, request, now)
-                else:
-                    self._too_late(request, f"in the queue before {model.queue.live} others", now)
-        if model.inflight is None and not model.queue.live:
+                if batch := self._next_batch(model, now):
+                    self._dispatch(model, batch, now)
+        if not model.inflight and not model.queue.live:
             self._became_idle(model, now)
 
     # ------------------------------------------------------------ requests go out
@@ -638,7 +660,7 @@ class Scheduler:
             and not m.leases
             and not m.pinned
             and m.name not in spoken_for
-            and (busy or (m.inflight is None and (not m.queue.live or m.yielding)))
+            and (busy or (not m.inflight and (not m.queue.live or m.yielding)))
         ]
 
     def _ask_to_yield(
@@ -728,6 +750,7 @@ class Scheduler:
         if model is None or model.state is not State.LOADING:
             return
         model.move(Move.READY)
+        model.max_batch = max(1, e.max_batch)
         model.config.available = True
         model.failures, model.failure, model.retry_at = 0, "", 0.0
         model.loads += 1
@@ -769,53 +792,55 @@ class Scheduler:
         model = self._of(e.worker)
         if model is None:
             return
-        request = model.inflight
-        if request is None or request.id != e.request:
+        batch = model.inflight
+        if [request.id for request in batch] != [outcome.request for outcome in e.outcomes]:
             return
-        self._let_go(model)
-        model.inflight, model.ahead = model.ahead, None
+        model.inflight, model.ahead = model.ahead, []
+        self._running -= len(batch)
+        took = (now - model.dispatched_at) / len(batch)
+        model.service_s += (SERVICE_WEIGHT if model.service_s else 1.0) * (took - model.service_s)
         model.dispatched_at = model.last_used = now
-        model.requests += 1
-        if not request.running:  # answered long ago (deadline, cancel, client gone)
-            self._out.append(Settled(request.id, e.worker, e.body))
-        elif e.error is None:
-            self._finish(request, Deliver(request.id, e.body))
-        else:
-            code = e.error[0] if e.error[0] in BY_CODE else "inference_failed"
-            self._refuse(request, code, e.error[1])
+        model.requests += len(batch)
+        for request, outcome in zip(batch, e.outcomes, strict=True):
+            if not request.running:  # answered long ago (deadline, cancel, client gone)
+                self._out.append(Settled(request.id, e.worker, outcome.body))
+            elif outcome.error is None:
+                self._finish(request, Deliver(request.id, outcome.body))
+            else:
+                code = outcome.error[0] if outcome.error[0] in BY_CODE else "inference_failed"
+                self._refuse(request, code, outcome.error[1])
         if model.state is State.LOADED or model.state is State.DRAINING:
             self._serve(model, now)
-        if model.inflight is None or self._contested:  # otherwise nothing has changed for those who wait for room
+        if not model.inflight or self._contested:  # otherwise nothing has changed for those who wait for room
             self._room_may_exist(now)
 
-    def _let_go(self, model: Residency) -> None:
-        model.inflight = None
-        self._running -= 1
-
     def _take_back_ahead(self, model: Residency) -> None:
-        """The worker will not get to its next request, which is not to blame and waits again."""
-        request, model.ahead = model.ahead, None
-        if request is None:
-            return
-        self._running -= 1
-        if request.running:
-            request.running = False
-            model.queue.push(request)
-        else:
-            self._out.append(Settled(request.id, model.worker))
+        """The worker will not get to its next batch, which is not to blame and waits again."""
+        batch, model.ahead = model.ahead, []
+        self._running -= len(batch)
+        for request in batch:
+            if request.running:
+                self._wait_again(request)
+            else:
+                self._out.append(Settled(request.id, model.worker))
+
+    def _wait_again(self, request: Request) -> None:
+        request.running = False
+        request.model.queue.push(request)
 
     def _worker_said(self, e: WorkerSaid, now: float) -> None:
         model = self._of(e.worker)
-        if model is not None and model.inflight is not None and model.inflight.id == e.request:
-            model.inflight.digest = e.digest
+        if model is not None:
+            for request in model.inflight:
+                if request.id == e.request:
+                    request.digest = e.digest
 
     def _worker_exited(self, e: WorkerExited, now: float) -> None:
         model = self._of(e.worker)
         if model is None:
             return
-        request = model.inflight
-        if request is not None:
-            self._let_go(model)
+        batch, model.inflight = model.inflight, []
+        self._running -= len(batch)
         self._take_back_ahead(model)
         if model.state is State.LOADING:
             self._fail_load(model, "load_failed", f"its process ended while loading ({e.how})", Move.EXIT, now)
@@ -824,15 +849,15 @@ class Scheduler:
             model.crashes += 1
             self.story.tell(
                 now, model.name,
-                f"its process ended ({e.how})" + (f" while running request {request.id}" if request else ""),
+                f"its process ended ({e.how})" + (f" while running {_numbers(batch)}" if batch else ""),
             )  # fmt: skip
-            if request is not None and request.running:
+        for request in batch:
+            if request.running:
                 self._crashed_under(model, request, e.how, now)
-                request = None
-            if model.waiting:
-                self._wanted.setdefault(model.name, model)
-        if request is not None and not request.running:
-            self._out.append(Settled(request.id, e.worker))
+            else:
+                self._out.append(Settled(request.id, e.worker))
+        if model.waiting and model.state is State.EVICTING:
+            self._wanted.setdefault(model.name, model)
         if self.stopping:
             for waiting in model.queue.all():  # there is no next life to wait for
                 self._turn_away(waiting)
@@ -841,9 +866,9 @@ class Scheduler:
     def _crashed_under(self, model: Residency, request: Request, how: str, now: float) -> None:
         request.crashes += 1
         if request.crashes == 1 and now < request.deadline:
-            request.running = False
-            model.queue.push(request)
-            self.story.tell(now, model.name, f"request {request.id} is tried once more on a fresh process")
+            request.alone = True
+            self._wait_again(request)
+            self.story.tell(now, model.name, f"request {request.id} is tried once more, alone, on a fresh process")
             return
         text = f"{model.name}'s process ended under this request, {request.crashes} times ({how})"
         if request.digest is not None and request.crashes > 1:
@@ -959,29 +984,32 @@ class Scheduler:
                 self._fail_load(model, "load_failed", f"it took longer than load_timeout ({limit:g} s)", Move.KILL, now)
         elif model.state in (State.LOADED, State.DRAINING):
             model.watched = 0
-            request = model.inflight
-            if request is None:
+            if not model.inflight:
                 return
             limit = self._dispatch_timeout(model)
             if now >= model.dispatched_at + limit:
-                self._hung(model, request, limit, now)
+                self._hung(model, limit, now)
             else:
                 model.watched = worker
                 self.timers.add(model.dispatched_at + limit, Due.WATCH, worker)
 
-    def _hung(self, model: Residency, request: Request, limit: float, now: float) -> None:
+    def _hung(self, model: Residency, limit: float, now: float) -> None:
         model.move(Move.KILL)
         model.crashes += 1
-        self.story.tell(now, model.name, f"killed: request {request.id} ran longer than dispatch_timeout ({limit:g} s)")
+        batch = model.inflight
+        self.story.tell(now, model.name, f"killed: {_numbers(batch)} ran longer than dispatch_timeout ({limit:g} s)")
         self._out.append(KillWorker(model.worker, gentle=True))
         self._take_back_ahead(model)
-        if request.running:
-            self._refuse(
-                request,
-                "worker_hung",
-                f"{model.name} did not answer within dispatch_timeout ({limit:g} s) and was killed",
-                held=True,
-            )
+        if len(batch) > 1:
+            return  # who is to blame shows when the process is gone and each is tried alone, see `_crashed_under`
+        for request in batch:
+            if request.running:
+                self._refuse(
+                    request,
+                    "worker_hung",
+                    f"{model.name} did not answer within dispatch_timeout ({limit:g} s) and was killed",
+                    held=True,
+                )
         if model.waiting:
             self._wanted.setdefault(model.name, model)
         self._room_may_exist(now)
@@ -1086,7 +1114,7 @@ class Scheduler:
                 "priority": m.config.priority.name,
                 "pinned": m.pinned,
                 "leases": len(m.leases),
-                "inflight": int(m.inflight is not None),
+                "inflight": len(m.inflight),
                 "queued": m.waiting,
                 "requests": m.requests,
                 "last_used": m.last_used,

@@ -40,6 +40,7 @@ from broker.states import (
     Kind,
     MemoryBack,
     MemoryStuck,
+    Outcome,
     Pinned,
     Refuse,
     Released,
@@ -484,15 +485,21 @@ class Service:
             return
         kind = type(message)
         if kind is protocol.Done:
-            self._handle(WorkerDone(number, message.id, (message.offsets, parts[2:])))  # type: ignore[union-attr]
-        elif kind is protocol.Failed:
-            assert isinstance(message, protocol.Failed)
-            self._handle(WorkerDone(number, message.id, None, (message.code, message.message)))
+            bodies = iter(parts[2:])
+            try:
+                outcomes = [
+                    Outcome(o.id, None, (o.code, o.message)) if o.code else Outcome(o.id, (o.offsets, next(bodies)))
+                    for o in message.outcomes  # type: ignore[union-attr]
+                ]
+            except StopIteration:
+                log.warning("worker %d sent fewer results than it said", number)
+                return
+            self._handle(WorkerDone(number, outcomes))
         elif kind is protocol.Loaded:
             if self._workers[number].line is None:
                 self._meet()
             self._workers[number].stand_in = message.stand_in  # type: ignore[union-attr]
-            self._handle(WorkerReady(number))
+            self._handle(WorkerReady(number, message.max_batch))  # type: ignore[union-attr]
             self.metrics.loaded(self._workers[number].model)
         elif kind is protocol.LoadError:
             assert isinstance(message, protocol.LoadError)
@@ -710,14 +717,17 @@ class Service:
         worker = self._workers.get(a.worker)
         if worker is None:
             return  # it has ended; its exit is on the way to the scheduler
-        arenas, inline, rest = a.payload
         line = worker.line
-        for number in arenas:
-            if line is None or (number not in line.given and not self.handoff.share(number, line)):
-                break  # the worker then refuses the frame by itself, or is gone
-        header = protocol.pack(protocol.Dispatch(a.request, arenas, inline, a.suspect, a.refuse))
+        jobs, bodies = [], []
+        for request, (arenas, inline, parts) in a.batch:
+            for number in arenas:
+                if line is None or (number not in line.given and not self.handoff.share(number, line)):
+                    break  # the worker then refuses the frame by itself, or is gone
+            jobs.append(protocol.Job(request, arenas, inline, len(parts)))
+            bodies += parts
+        header = protocol.pack(protocol.Dispatch(tuple(jobs), a.suspect, a.refuse))
         try:
-            wire.send(self._back, (worker.key, header, *rest))
+            wire.send(self._back, (worker.key, header, *bodies))
         except zmq.ZMQError as e:
             log.warning("worker %d of %s cannot be reached: %s", a.worker, worker.model, e)
             if worker.child is not None:
@@ -733,7 +743,7 @@ class Service:
 
     def _do_deliver(self, a: Deliver) -> None:
         route = self._route_out(a.request)
-        offsets, parts = a.body
+        offsets, body = a.body
         if route is None:
             return
         arena = 0
@@ -747,7 +757,7 @@ class Service:
                 self._to_client(route.identity, protocol.Error(route.rid, "inference_failed", text))
                 return
             session.results.update((arena, offset) for offset in offsets)
-        if not self._to_client(route.identity, protocol.Result(route.rid, arena), *parts) and offsets:
+        if not self._to_client(route.identity, protocol.Result(route.rid, arena), body) and offsets:
             session.results.difference_update((arena, offset) for offset in offsets)
             self._give_back_result(route.model, offsets)
 

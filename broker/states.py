@@ -125,7 +125,10 @@ class IdleCleanup(_Record):
 
 
 class WorkerReady(_Record):
+    """The model is loaded. `max_batch`: how many requests its adapter takes at once."""
+
     worker: int
+    max_batch: int = 1
 
 
 class WorkerLoadFailed(_Record):
@@ -134,13 +137,19 @@ class WorkerLoadFailed(_Record):
     message: str
 
 
-class WorkerDone(_Record):
-    """The worker finished a request; `body` is opaque. `error`: (code, message) when it failed."""
+class Outcome(_Record):
+    """How one request of a batch ended; `body` is opaque. `error`: (code, message) when it failed."""
 
-    worker: int
     request: int
     body: Any = None
     error: tuple[str, str] | None = None
+
+
+class WorkerDone(_Record):
+    """The worker is through with a batch."""
+
+    worker: int
+    outcomes: list[Outcome]
 
 
 class WorkerSaid(_Record):
@@ -215,11 +224,10 @@ class KillWorker(_Record):
 
 
 class Dispatch(_Record):
-    """Send the request's payload to the worker. See `protocol.Dispatch` for `suspect` and `refuse`."""
+    """Send these requests (number → payload) to the worker, as one batch. See `protocol.Dispatch` for the rest."""
 
     worker: int
-    request: int
-    payload: Any
+    batch: list[tuple[int, Any]]
     suspect: bool = False
     refuse: tuple[bytes, ...] = ()
 

@@ -39,6 +39,33 @@ def alive(pid: int) -> bool:
 # ---------------------------------------------------------------- loading and evicting
 
 
+def test_what_queues_is_run_together_and_each_gets_its_own_answer(broker) -> None:
+    running = broker([toy("toy", options={"max_batch": 8})])
+    client = running.client()
+    frames = [np.full((2, 2), i, np.uint8) for i in range(6)]
+    together: list[int] = []
+
+    def ask(i: int) -> int:
+        answer = client.infer("toy", frames[i])
+        together.append(answer["together"])
+        return int(answer["first"][0])
+
+    def bad(_: int) -> str:
+        with pytest.raises(zoo.InvalidInput, match="taste"):
+            client.infer("toy", frames[0], do="refuse")
+        return "refused"
+
+    def rounds() -> bool:
+        with ThreadPoolExecutor(8) as threads:
+            refused = threads.map(bad, range(20))
+            assert list(threads.map(ask, [i % 6 for i in range(120)])) == [i % 6 for i in range(120)]
+            assert set(refused) == {"refused"}
+        return max(together) > 1
+
+    wait_until(rounds, 60.0, "requests are run together")
+    assert max(together) <= 8
+
+
 def test_the_first_use_loads_the_second_does_not(broker):
     with broker([toy("a")]).client() as client:
         first, second = client.infer("a", FRAME), client.infer("a", FRAME)

@@ -65,7 +65,7 @@ BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 
-def messages_of(kind: type[protocol.Message]) -> st.SearchStrategy[Any]:
+def messages_of(kind: type[protocol.Message | protocol.Item]) -> st.SearchStrategy[Any]:
     fields = {}
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         if typing.get_origin(hint) is typing.Annotated:
@@ -73,6 +73,10 @@ def messages_of(kind: type[protocol.Message]) -> st.SearchStrategy[Any]:
         else:
             fields[name] = BY_TYPE[hint]
     return st.builds(kind, **fields)
+
+
+for _item in (protocol.Job, protocol.Outcome):
+    BY_TYPE[tuple[_item, ...]] = st.lists(messages_of(_item), max_size=3).map(tuple)
 
 
 @pytest.mark.parametrize(("kind", "unpack"), KINDS, ids=[k.__name__ for k, _ in KINDS])

@@ -374,8 +374,8 @@ def test_a_stranger_on_the_back_socket_is_ignored(target: Target) -> None:
         for parts in GARBAGE:
             stranger.say(parts[0], *parts[1:])
         for rid in range(20):
-            stranger.say(protocol.Done(rid), b"\x92\x91\x80\xc2")
-            stranger.say(protocol.Failed(rid, "x", "y"))
+            stranger.say(protocol.Done((protocol.Outcome(rid),)), b"\x92\x91\x80\xc2")
+            stranger.say(protocol.Done((protocol.Outcome(rid, (), "x", "y"),)))
             stranger.say(protocol.Loaded(1.0))
             stranger.say(protocol.LoadError("x", "y"))
         assert target.answer() == target.worker
@@ -771,7 +771,7 @@ service._from_client(wire.receive(service._front))
 while not service._workers[1].child:
     service._started()
 service._from_worker(wire.receive(service._back))  # Loaded, while the worker's lifeline has not even been accepted
-service._from_worker(wire.receive(service._back))  # Done, or Failed because the frame never came
+service._from_worker(wire.receive(service._back))  # Done: or failed, because the frame never came
 print(type(protocol.unpack_from_broker(sock.recv_multipart()[0])).__name__, flush=True)
 service.close()
 os._exit(0)

@@ -16,11 +16,15 @@ from zoo.errors import InvalidInput, LoadFailed
 
 
 class Toy:
-    """Answers what it saw. Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag)."""
+    """Answers what it saw.
+
+    Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag), max_batch.
+    """
 
     def load(self, spec: Spec, device: str) -> None:
         self.spec = spec
         o = spec.options
+        self.max_batch = o.get("max_batch", 1)
         time.sleep(o.get("load_seconds", 0.0))
         how = o.get("load", "ok")
         if how == "flag" and Path(o["flag"]).exists():
@@ -36,6 +40,7 @@ class Toy:
         self.ballast = np.ones(int(o.get("ballast_mb", 0) * (1 << 20)), np.uint8)
 
     def predict(self, inputs: list[Input]) -> list[Any]:
+        self.together = len(inputs)
         return [self._one(item) for item in inputs]
 
     def _one(self, item: Input) -> Any:
@@ -76,4 +81,5 @@ class Toy:
             "mean": float(a.mean()) if a.size else 0.0,
             "writeable": bool(a.flags.writeable),
             "frames": len(item.frames),
+            "together": self.together,
         }

@@ -1,4 +1,4 @@
-"""One worker: loads one model, answers one dispatch at a time, and goes when its broker goes.
+"""One worker: loads one model, answers one dispatch (a batch of requests) at a time, and goes when its broker goes.
 
 Two threads. The main one blocks on the ZeroMQ socket and runs the adapter. The other blocks on the lifeline: it
 takes in arenas, takes back result slots, and ends the process at end-of-file, also while the adapter computes.
@@ -24,10 +24,11 @@ import numpy as np
 import zmq
 
 from workers import inputs
+from workers.batch import MAX_CAUSE, Task, cause, predict
 from workers.models.base import Model
 from workers.process import die_with_parent, set_name
 from zoo import arena, lifeline, payload, protocol, results, weights, wire
-from zoo.errors import InferenceFailed, InvalidInput, LoadFailed, ModelUnavailable, ZooError
+from zoo.errors import InferenceFailed, InvalidInput, LoadFailed, ModelUnavailable, Quarantined, ZooError
 from zoo.launch import Launch
 from zoo.source import Published
 
@@ -145,11 +146,6 @@ def _pull(model: str, published: Published, target: Path) -> None:
     note(f"fetched {report.size:,} bytes")
 
 
-def _cause(e: BaseException) -> str:
-    text = str(e).strip() or "no message"
-    return text if isinstance(e, ZooError) else f"{type(e).__name__}: {text}"
-
-
 class Worker:
     """The loop around one adapter."""
 
@@ -161,6 +157,7 @@ class Worker:
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES)
         self._stand_in = False
+        self._max_batch = 1
         self._lifeline = Lifeline(launch)
         self._socket.connect(launch.back)
 
@@ -171,11 +168,11 @@ class Worker:
             code = e.code if isinstance(e, LoadFailed | ModelUnavailable) else LoadFailed.code
             if not isinstance(e, ZooError):
                 traceback.print_exc()
-            self._send(protocol.LoadError(code, _cause(e)[:2000]))
+            self._send(protocol.LoadError(code, cause(e)[:MAX_CAUSE]))
             self._leave(1)
         gc.collect()  # what the load left over, and only that: the nursery's objects are frozen
         gc.freeze()  # the model's are not looked at again either
-        self._send(protocol.Loaded(seconds, stand_in=self._stand_in))
+        self._send(protocol.Loaded(seconds, stand_in=self._stand_in, max_batch=self._max_batch))
         while True:
             parts = wire.receive(self._socket)
             try:
@@ -193,69 +190,87 @@ class Worker:
         self._stand_in = launch.path is not None and weights.is_stand_in(Path(launch.path))
         model: Model = _import_adapter(launch.adapter)()
         model.load(inputs.spec(launch), launch.device)
+        self._max_batch = getattr(model, "max_batch", 1)
+        if not isinstance(self._max_batch, int) or self._max_batch < 1:
+            raise LoadFailed(f"{launch.adapter}: max_batch is {self._max_batch!r}, not a number of requests")
         return model, time.perf_counter() - started
 
     def _answer(self, model: Model, dispatch: protocol.Dispatch, parts: list[bytes]) -> None:
-        placed: list[int] = []
+        tasks = [Task(job) for job in dispatch.jobs]
+        at = 1
+        for task in tasks:
+            self._read(task, dispatch, parts[at : at + task.job.parts])
+            at += task.job.parts
+        if readable := [task for task in tasks if task.error is None]:
+            predict(model, self._launch.model, readable)
+        outcomes: list[protocol.Outcome] = []
+        bodies: list[bytes] = []
+        for task in tasks:
+            body, offsets = self._pack(task)
+            if task.error is not None:
+                outcomes.append(protocol.Outcome(task.job.id, (), *task.error))
+            else:
+                outcomes.append(protocol.Outcome(task.job.id, offsets))
+                bodies.append(body)
+        wire.send(self._socket, (protocol.pack(protocol.Done(tuple(outcomes))), *bodies), 0)
+
+    def _read(self, task: Task, dispatch: protocol.Dispatch, parts: list[bytes]) -> None:
+        """Finds the request's frames; sees to it that no input is run that has killed before."""
+        job = task.job
 
         def find(number: int) -> arena.MappedArena:
-            if number not in dispatch.arenas:  # the broker saw to it that these are the client's own
+            if number not in job.arenas:  # the broker saw to it that these are the client's own
                 raise InvalidInput(f"frame: arena {number} is not one that this request names")
             return self._lifeline.arena(number)
 
+        try:
+            raw = parts[0] if parts else b""
+            given = self._lifeline.recent.get(raw, job.arenas)
+            if given is None:
+                body = payload.unpack_request(raw)
+                given = inputs.read(body, parts[1:], find)
+                self._lifeline.recent.keep(raw, job.arenas, body, given)
+            task.given = given
+            if dispatch.suspect or dispatch.refuse:
+                digest = fingerprint(given)
+                if digest in dispatch.refuse:
+                    raise Quarantined(
+                        f"this input killed two processes of {self._launch.model} and is not run again"
+                    )  # fmt: skip
+                if dispatch.suspect:
+                    self._lifeline.say_digest(job.id, digest)
+        except Exception as e:
+            task.fail(e, self._launch.model)
+
+    def _pack(self, task: Task) -> tuple[bytes, tuple[int, ...]]:
+        """The result's bytes and the slots that they refer to; nothing for a task that failed, or fails here."""
+        placed: list[int] = []
+
         def place(value: np.ndarray) -> int | None:
-            offset = None if dispatch.inline else self._lifeline.place(value)
+            offset = None if task.job.inline else self._lifeline.place(value)
             if offset is not None:
                 placed.append(offset)
             return offset
 
+        if task.error is not None:
+            return b"", ()
         try:
-            raw_request = parts[1] if len(parts) > 1 else b""
-            given = self._lifeline.recent.get(raw_request, dispatch.arenas)
-            if given is None:
-                body = payload.unpack_request(raw_request)
-                given = inputs.read(body, parts[2:], find)
-                self._lifeline.recent.keep(raw_request, dispatch.arenas, body, given)
-            if dispatch.suspect or dispatch.refuse:
-                digest = fingerprint(given)
-                if digest in dispatch.refuse:
-                    self._send(
-                        protocol.Failed(
-                            dispatch.id,
-                            "quarantined",
-                            f"this input killed two processes of {self._launch.model} and is not run again",
-                        )
-                    )
-                    return
-                if dispatch.suspect:
-                    self._lifeline.say_digest(dispatch.id, digest)
-            answers = list(model.predict(given.items)) if given.items else []
-            if len(answers) != len(given.items):
-                raise RuntimeError(f"the adapter gave {len(answers)} answers for {len(given.items)} inputs")
+            answers, corners = task.answers, task.given.corners
             if self._stand_in:
                 answers = [marked(answer) for answer in answers]
-            if given.corners is not None:
+            if corners is not None:
                 answers = [
                     answer.moved(*corner) if isinstance(answer, results.Result) else answer
-                    for answer, corner in zip(answers, given.corners, strict=True)
+                    for answer, corner in zip(answers, corners, strict=True)
                 ]
-            many = given.corners is not None
-            raw, offsets = payload.pack_result(payload.ResultBody(answers, many), place)
+            raw, offsets = payload.pack_result(payload.ResultBody(answers, corners is not None), place)
             if len(raw) > MAX_RESULT_BYTES:
                 raise InferenceFailed(f"{self._launch.model}: a result of {len(raw) >> 20} MB is too large to send")
-        except ZooError as e:
-            self._lifeline.take_back(placed)
-            self._send(protocol.Failed(dispatch.id, e.code, str(e)[:2000]))
         except Exception as e:
-            traceback.print_exc()
             self._lifeline.take_back(placed)
-            self._send(
-                protocol.Failed(
-                    dispatch.id, "inference_failed", f"{self._launch.model}: the adapter raised {_cause(e)[:2000]}"
-                )
-            )
-        else:
-            wire.send(self._socket, (protocol.pack(protocol.Done(dispatch.id, offsets)), raw))
+            task.fail(e, self._launch.model)
+            return b"", ()
+        return raw, offsets
 
     def _send(self, message: protocol.Message) -> None:
         self._socket.send(protocol.pack(message))

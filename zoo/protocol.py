@@ -39,6 +39,10 @@ class Message(msgspec.Struct, array_like=True, gc=False):
     """Base of every header."""
 
 
+class Item(msgspec.Struct, array_like=True, gc=False):
+    """Base of what lists in a header hold."""
+
+
 # ---------------------------------------------------------------- client → broker
 
 
@@ -162,16 +166,25 @@ FromBroker = Welcome | Result | Error | Value
 # ---------------------------------------------------------------- broker → worker
 
 
-class Dispatch(Message, tag=1):
-    """Run the body.
+class Job(Item):
+    """One request of a batch; the next `parts` parts of the message are its body and buffers.
 
-    `inline`: the client shares no memory, put large results into the message. `suspect`: say the input's
-    fingerprint on the lifeline first. `refuse`: fingerprints not to be run.
+    `arenas`: the only ones that its frames may name. `inline`: the client shares no memory, put large results into
+    the message.
     """
 
     id: int
     arenas: tuple[int, ...] = ()
     inline: bool = False
+    parts: int = 1
+
+
+class Dispatch(Message, tag=1):
+    """Run these, together if you can. `suspect`: say the input's fingerprint on the lifeline first (there is just
+    one). `refuse`: fingerprints not to be run.
+    """
+
+    jobs: tuple[Job, ...]
     suspect: bool = False
     refuse: tuple[bytes, ...] = ()
 
@@ -180,11 +193,15 @@ class Dispatch(Message, tag=1):
 
 
 class Loaded(Message, tag=1):
-    """The model is ready. `peak_mb`: the allocator's own peak, 0 where unknown. `stand_in`: its weights are one."""
+    """The model is ready. `peak_mb`: the allocator's own peak, 0 where unknown. `stand_in`: its weights are one.
+
+    `max_batch`: how many requests may come in one `Dispatch`.
+    """
 
     load_seconds: float
     peak_mb: float = 0.0
     stand_in: bool = False
+    max_batch: int = 1
 
 
 class LoadError(Message, tag=2):
@@ -192,22 +209,25 @@ class LoadError(Message, tag=2):
     message: str
 
 
-class Done(Message, tag=3):
-    """The body is a `ResultBody`. `offsets`: the slots of this worker's own arena that it refers to."""
+class Outcome(Item):
+    """How one request ended: with a result body of its own in the message, or with `code` and `message`.
+
+    `offsets`: the slots of this worker's own arena that the body refers to.
+    """
 
     id: int
     offsets: tuple[int, ...] = ()
+    code: str = ""
+    message: str = ""
 
 
-class Failed(Message, tag=4):
-    """The request failed, the worker lives."""
+class Done(Message, tag=3):
+    """A batch is through: the outcomes in the order of its jobs, then the body of each that succeeded."""
 
-    id: int
-    code: str
-    message: str
+    outcomes: tuple[Outcome, ...]
 
 
-FromWorker = Loaded | LoadError | Done | Failed
+FromWorker = Loaded | LoadError | Done
 
 # ---------------------------------------------------------------- on the lifelines
 

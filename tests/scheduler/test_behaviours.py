@@ -18,6 +18,7 @@ from broker.states import (
     Forget,
     KillWorker,
     Kind,
+    Outcome,
     Refuse,
     Released,
     Settled,
@@ -273,7 +274,7 @@ def test_two_busy_models_that_do_not_fit_together_take_turns() -> None:
         w.ask(n)
     for _ in range(400):
         for p in list(w.processes.values()):
-            if p.running is not None:
+            if p.running:
                 w.ask(p.model)
                 served[p.model] += 1
                 w.emit_done(p)
@@ -453,7 +454,7 @@ def test_a_request_is_retried_once_on_a_fresh_process() -> None:
     w.memory_back("a")
     w.ready("a")
     last = [x for x in w.actions if isinstance(x, Dispatch)][-1]
-    assert (last.request, last.suspect) == (asked, True)
+    assert (last.batch, last.suspect) == ([(asked, f"in{asked}")], True)
     w.done("a")
     assert w.code(asked) == "ok"
 
@@ -471,7 +472,7 @@ def test_the_second_crash_ends_the_request_and_its_input_is_refused_from_then_on
     assert w.code(asked) == "worker_crashed"
     assert not w.answer(asked).retryable
     last = [x for x in w.actions if isinstance(x, Dispatch)][-1]
-    assert (last.request, last.suspect, last.refuse) == (bystander, False, (b"digest",))
+    assert (last.batch, last.suspect, last.refuse) == ([(bystander, f"in{bystander}")], False, (b"digest",))
     w.settle()
     assert w.code(bystander) == "ok"
 
@@ -933,7 +934,7 @@ def test_timers_and_queues_do_not_grow_with_the_requests() -> None:
     for i in range(1, 100_001):
         now += 0.0005
         s.handle(Asked(i, b"c", "a", Kind.INFER, now + 30, 2, None, (i % 2) * 100.0), now)
-        s.handle(WorkerDone(1, i), now)
+        s.handle(WorkerDone(1, [Outcome(i)]), now)
         wake = s.next_wakeup()
         if wake is not None and wake <= now:
             s.handle(Tick(), now)
@@ -976,7 +977,7 @@ def test_a_warm_request_costs_the_scheduler_some_ten_microseconds() -> None:
         for _ in range(1000):
             number += 1
             s.handle(Asked(number, b"c", "a", Kind.INFER, 1e9), 1.0)
-            s.handle(WorkerDone(1, number), 1.0)
+            s.handle(WorkerDone(1, [Outcome(number)]), 1.0)
         best = min(best, (time.perf_counter() - begun) / 1000)
         s.next_wakeup()
     print(f"\n{best * 1e6:.1f} microseconds per warm request")
@@ -992,7 +993,7 @@ def test_only_refusals_and_starts_come_without_a_worker() -> None:
     assert [type(x) for x in w.actions] == [StartWorker, KillWorker, Refuse]
 
 
-# ---------------------------------------------------------------- one request ahead
+# ---------------------------------------------------------------- batches, and one of them ahead
 
 
 def test_one_request_lies_ahead_at_the_worker_and_no_more() -> None:
@@ -1002,6 +1003,74 @@ def test_one_request_lies_ahead_at_the_worker_and_no_more() -> None:
     assert w.dispatches() == requests[:2]
     w.done("a")
     assert w.dispatches() == requests[:3]
+
+
+def test_what_has_queued_goes_out_as_one_batch() -> None:
+    w = World([model("a")], 512, max_batch=4)
+    w.load("a")
+    requests = [w.ask("a") for _ in range(9)]
+    assert [len(batch) for batch in w.batches()] == [1, 1], "nobody waits for company"
+    w.done("a")
+    w.done("a")
+    assert [len(batch) for batch in w.batches()] == [1, 1, 4, 3]
+    assert w.dispatches() == requests
+    w.settle()
+    assert {w.code(r) for r in requests} == {"ok"}
+
+
+def test_a_batch_does_not_take_much_longer_than_one_request() -> None:
+    """The first in a batch waits for the last: a slow model runs them one by one."""
+    w = World([model("a")], 512, max_batch=8)
+    w.load("a")
+    for _ in range(12):
+        w.ask("a")
+    w.wait(1)
+    w.done("a")
+    w.done("a")
+    assert [len(batch) for batch in w.batches()] == [1, 1, 1, 1]
+
+
+def test_one_bad_request_of_a_batch_fails_alone() -> None:
+    w = World([model("a")], 512, max_batch=4)
+    w.load("a")
+    first, second, bad, good = [w.ask("a") for _ in range(4)]
+    w.done("a")
+    w.done("a")
+    w.done("a", ("invalid_input", "boxes: NaN"))
+    assert [w.code(r) for r in (first, second, bad, good)] == ["ok", "ok", "invalid_input", "ok"]
+
+
+def test_after_a_crash_each_of_the_batch_is_tried_alone_and_only_the_culprit_is_refused() -> None:
+    w = World([model("a")], 512, max_batch=4)
+    w.load("a")
+    requests = [w.ask("a") for _ in range(4)]
+    w.done("a")
+    w.done("a")
+    w.exits("a")
+    w.memory_back("a")
+    w.ready("a")
+    assert w.batches()[-1] == [requests[2]], "a suspect runs alone"
+    w.exits("a")
+    w.memory_back("a")
+    w.settle()
+    assert [w.code(r) for r in requests] == ["ok", "ok", "worker_crashed", "ok"]
+
+
+def test_after_a_hang_each_of_the_batch_is_tried_alone() -> None:
+    w = World([model("a", dispatch_timeout=1.0)], 512, max_batch=4)
+    w.load("a")
+    requests = [w.ask("a") for _ in range(4)]
+    w.done("a")
+    w.done("a")
+    w.wait(1)
+    assert w.state("a") is State.EVICTING
+    assert [w.code(r) for r in requests[2:]] == [None, None]
+    w.gone("a")
+    w.ready("a")
+    w.wait(1)
+    assert w.code(requests[2]) == "worker_hung"
+    w.settle()
+    assert w.code(requests[3]) == "ok"
 
 
 def test_the_clock_of_a_hang_starts_when_the_worker_gets_to_the_request() -> None:

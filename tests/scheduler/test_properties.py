@@ -19,7 +19,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from broker.states import Deliver, Kind, MemoryBack, State, WorkerDone, WorkerExited, WorkerLoadFailed, WorkerReady
+from broker.states import (
+    Deliver,
+    Kind,
+    MemoryBack,
+    Outcome,
+    State,
+    WorkerDone,
+    WorkerExited,
+    WorkerLoadFailed,
+    WorkerReady,
+)
 from tests.scheduler.world import World, model
 from zoo.config import ModelPriority
 
@@ -38,17 +48,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         patience=st.sampled_from([0.2, 0.0, 1.0]),
         loads=st.sampled_from([1, 1, 2]),
         max_queue=st.sampled_from([256, 5, 2]),
+        max_batch=st.sampled_from([1, 2, 5]),
         odd=st.booleans(),
     )
-    def begin(self, sizes, budgets, patience, loads, max_queue, odd) -> None:
+    def begin(self, sizes, budgets, patience, loads, max_queue, max_batch, odd) -> None:
         models = [model(f"m{i}", mb, p.name) for i, (mb, p) in enumerate(sizes)]
         if odd:
             models[0].idle_seconds = 2.0
             models[0].dispatch_timeout = 0.5
             models[1].pinned = True
         self.world = World(
-            models, *map(float, budgets), patience_seconds=patience, concurrent_loads=loads, max_queue=max_queue,
-            idle_seconds=30.0, load_timeout=10.0, dispatch_timeout=5.0,
+            models, *map(float, budgets), max_batch=max_batch, patience_seconds=patience, concurrent_loads=loads,
+            max_queue=max_queue, idle_seconds=30.0, load_timeout=10.0, dispatch_timeout=5.0,
         )  # fmt: skip
         self.names = [m.name for m in models]
 
@@ -149,12 +160,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.world.s._running)
     @rule(pick=PICK, error=st.sampled_from([("invalid_input", "boxes: NaN"), ("what", "?")]))
     def predict_raises(self, pick, error) -> None:
-        self.world.emit_done(self.pick(pick, lambda p: p.running is not None), error)
+        self.world.emit_done(self.pick(pick, lambda p: p.running), error)
 
     @precondition(lambda self: self.world.s._running)
     @rule(pick=PICK, says=st.booleans(), again=st.booleans())
     def crashes_while_running(self, pick, says, again) -> None:
-        p = self.pick(pick, lambda p: p.running is not None)
+        p = self.pick(pick, lambda p: p.running)
         if says:
             self.world.says(p.model, bytes([pick % 3]))
         self.world.emit_exit(p, "signal 11")
@@ -183,13 +194,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         late = [
             WorkerReady(number),
             WorkerLoadFailed(number, "load_failed", "late"),
-            WorkerDone(number, 1),
+            WorkerDone(number, [Outcome(1)]),
             WorkerExited(10_000 + pick, "late"),
             MemoryBack(10_000 + pick),
         ]
         before = len(self.world.actions)
         self.world.emit(late[what])
-        assert len(self.world.actions) == before
+        if not self.world.s.stopping:  # there, any event may be the first after the end of the grace
+            assert len(self.world.actions) == before
 
     # time
 
@@ -252,7 +264,7 @@ def test_the_invariants_hold_whatever_happens_for_long() -> None:
     )
 
 
-def storm(seed: int, steps: int) -> None:
+def storm(seed: int, steps: int, *, batches: bool = True) -> None:
     """One long life of a broker, by a random generator: reaches what hypothesis' short runs do not."""
     r = random.Random(seed)
     m = SchedulerMachine()
@@ -265,6 +277,7 @@ def storm(seed: int, steps: int) -> None:
         patience=r.choice([0.0, 0.2, 1.0]),
         loads=r.choice([1, 1, 2]),
         max_queue=r.choice([3, 20]),
+        max_batch=seed % 3 + 1 if batches else 1,
         odd=r.random() < 0.3,
     )
     w, calm = m.world, r.random() < 0.5  # a calm world has few accidents, so that queues and leases build up
@@ -381,9 +394,9 @@ def test_with_workers_that_work_everybody_is_served(sizes, budgets, asks) -> Non
 def test_storms_that_once_left_somebody_waiting(seed) -> None:
     """With one request ahead at each worker: the first in a queue expired and another model's turn had come; a suspect
     at the head kept others from the worker's free place; claims and use changed who had to yield."""
-    storm(seed, 500)
+    storm(seed, 500, batches=False)
 
 
 def test_a_storm_in_which_a_claim_outlived_its_memory() -> None:
     """The memory that a waiter was promised got stuck; it then took what others had evicted for, by its older claim."""
-    storm(12566, 400)
+    storm(12566, 400, batches=False)

@@ -25,6 +25,7 @@ from broker.states import (
     Kind,
     MemoryBack,
     MemoryStuck,
+    Outcome,
     Pinned,
     Refuse,
     Released,
@@ -65,8 +66,8 @@ class Process:
     killed: bool = False
     exited: bool = False
     stuck: bool = False
-    running: int | None = None
-    ahead: int | None = None  # dispatched, not begun
+    running: list[int] = field(default_factory=list)
+    ahead: list[int] = field(default_factory=list)  # dispatched, not begun
     dispatched_at: float = 0.0
     gentle: bool = False
 
@@ -93,12 +94,15 @@ class Question:
 class World:
     """`World([model("a", 300), …], 512)`; several budgets make several devices. Broker settings by keyword."""
 
-    def __init__(self, models: list[ModelConfig], *budgets: float, strict: bool = True, **broker: Any) -> None:
+    def __init__(
+        self, models: list[ModelConfig], *budgets: float, strict: bool = True, max_batch: int = 1, **broker: Any
+    ) -> None:
         self.config = BrokerConfig(**broker)
         self.devices = [Device(f"gpu{i}", "cuda", mb) for i, mb in enumerate(budgets or (512.0,))]
         self.s = Scheduler(self.config, self.devices, models)
         self.now = 1000.0
         self.strict = strict
+        self.max_batch = max_batch
         self.processes: dict[int, Process] = {}  # charged: until their memory is back
         self.questions: dict[int, Question] = {}
         self.leases: dict[int, tuple[bytes, str]] = {}
@@ -182,7 +186,7 @@ class World:
     def emit_ready(self, p: Process) -> None:
         if not p.killed:
             p.loading = False
-        self.emit(WorkerReady(p.worker))
+        self.emit(WorkerReady(p.worker, self.max_batch))
 
     def load_fails(self, name: str, cause: str = "no such file", code: str = "load_failed") -> None:
         self.emit(WorkerLoadFailed(self.process(name).worker, code, cause))
@@ -191,21 +195,25 @@ class World:
         return self.emit_done(self.process(name), error)
 
     def emit_done(self, p: Process, error: tuple[str, str] | None = None) -> int:
-        assert p.running is not None
-        request, p.running, p.ahead, p.dispatched_at = p.running, p.ahead, None, self.now
-        self.emit(WorkerDone(p.worker, request, f"out{request}", error))
-        return request
+        """The batch at work is through; `error` is that of its first request, which is given back."""
+        assert p.running
+        batch, p.running, p.ahead, p.dispatched_at = p.running, p.ahead, [], self.now
+        outcomes = [Outcome(request, f"out{request}") for request in batch]
+        if error is not None:
+            outcomes[0] = Outcome(batch[0], None, error)
+        self.emit(WorkerDone(p.worker, outcomes))
+        return batch[0]
 
     def says(self, name: str, digest: bytes) -> None:
         p = self.process(name)
-        assert p.running is not None
-        self.emit(WorkerSaid(p.worker, p.running, digest))
+        assert p.running
+        self.emit(WorkerSaid(p.worker, p.running[0], digest))
 
     def exits(self, name: str, how: str = "signal 9") -> None:
         self.emit_exit(self.process(name), how)
 
     def emit_exit(self, p: Process, how: str = "signal 9") -> None:
-        p.exited, p.running, p.ahead, p.loading = True, None, None, False
+        p.exited, p.running, p.ahead, p.loading = True, [], [], False
         self.emit(WorkerExited(p.worker, how))
 
     def memory_back(self, name: str) -> None:
@@ -265,7 +273,7 @@ class World:
             self.emit_exit(p, "killed")
         elif p.loading:
             self.emit_ready(p)
-        elif p.running is not None:
+        elif p.running:
             self.emit_done(p)
         else:
             return False
@@ -309,7 +317,10 @@ class World:
         return [a.worker for a in self.actions if isinstance(a, KillWorker)]
 
     def dispatches(self) -> list[int]:
-        return [a.request for a in self.actions if isinstance(a, Dispatch)]
+        return [request for a in self.actions if isinstance(a, Dispatch) for request, _ in a.batch]
+
+    def batches(self) -> list[list[int]]:
+        return [[request for request, _ in a.batch] for a in self.actions if isinstance(a, Dispatch)]
 
     def story(self, name: str | None = None) -> list[str]:
         return [line.text for line in self.s.story.about(name)]
@@ -348,15 +359,14 @@ class World:
                 self._started(worker, name, device)
             case KillWorker(worker, gentle):
                 self._killed(event, worker, gentle)
-            case Dispatch(worker, request, payload):
-                self._dispatched(worker, request, payload)
+            case Dispatch(worker, batch):
+                self._dispatched(worker, batch)
             case Deliver(request, body):
                 question = self._answered(action)
                 assert question.event.kind is Kind.INFER
                 assert body == f"out{request}"
                 assert isinstance(event, WorkerDone)
-                assert event.request == request
-                assert event.error is None
+                assert [o.error for o in event.outcomes if o.request == request] == [None]
             case Answer(request, value):
                 question = self._answered(action)
                 if question.event.kind is Kind.LEASE:
@@ -391,7 +401,7 @@ class World:
                 assert not self.open_questions(), "stopped with requests unanswered"
 
     def _is_running(self, request: int) -> bool:
-        return any(request in (p.running, p.ahead) for p in self.processes.values())
+        return any(request in (*p.running, *p.ahead) for p in self.processes.values())
 
     def _answered(self, action: Any) -> Question:
         question = self.questions[action.request]
@@ -419,7 +429,7 @@ class World:
         assert not p.exited, "killed after its end"
         p.killed, p.gentle = True, gentle
         if gentle:
-            p.ahead = None  # hung: the one ahead waits again, for the model's next life
+            p.ahead = []  # hung: those ahead wait again, for the model's next life
         if self.s.stopping:
             return
         if p.loading:
@@ -429,31 +439,35 @@ class World:
             return
         if gentle:
             assert isinstance(event, Tick)
-            assert p.running is not None
+            assert p.running
             own = self.s.models[p.model].config.dispatch_timeout
             limit = self.config.dispatch_timeout if own is None else own
             assert self.now >= p.dispatched_at + limit, "killed as hung too early"
             return
-        assert p.running is None, f"{p.model} was evicted with request {p.running} in flight"
+        assert not p.running, f"{p.model} was evicted with requests {p.running} in flight"
         assert p.model not in self.pins, f"{p.model} was evicted although pinned"
         held = [n for n, (_, name) in self.leases.items() if name == p.model]
         assert not held, f"{p.model} was evicted with leases {held}"
 
-    def _dispatched(self, worker: int, request: int, payload: Any) -> None:
-        p, question = self.processes[worker], self.questions[request]
+    def _dispatched(self, worker: int, batch: list[tuple[int, Any]]) -> None:
+        p = self.processes[worker]
         assert not p.loading, "dispatched to a worker that is not ready"
         assert not p.killed, "dispatched to a worker that was killed"
         assert not p.exited, "dispatched to a worker that has ended"
-        assert p.ahead is None, "a worker has one request running and one ahead"
-        assert question.event.kind is Kind.INFER
-        assert question.event.model == p.model
-        assert not question.answers, "dispatched after it was answered"
-        assert question.event.deadline > self.now, "dispatched past its deadline"
-        assert payload == f"in{request}"
-        if p.running is None:
-            p.running, p.dispatched_at = request, self.now
+        assert not p.ahead, "a worker has one batch running and one ahead"
+        assert 1 <= len(batch) <= self.max_batch, "more at once than its adapter takes"
+        for request, payload in batch:
+            question = self.questions[request]
+            assert question.event.kind is Kind.INFER
+            assert question.event.model == p.model
+            assert not question.answers, "dispatched after it was answered"
+            assert question.event.deadline > self.now, "dispatched past its deadline"
+            assert payload == f"in{request}"
+        numbers = [request for request, _ in batch]
+        if p.running:
+            p.ahead = numbers
         else:
-            p.ahead = request
+            p.running, p.dispatched_at = numbers, self.now
 
     def _check_victims(self) -> None:
         """No victim too many, none too few, CRITICAL only for CRITICAL: from what the story says."""
@@ -489,31 +503,28 @@ class World:
                 placed += live
                 assert all(not r.running and r.model is m for r in queue.all())
             placed += [r.id for r in m.unloads]
-            if m.inflight is not None and m.inflight.running:
-                placed.append(m.inflight.id)
-            if m.ahead is not None:
-                assert m.inflight is not None
-                assert m.ahead.crashes + m.inflight.crashes == 0, "a suspect runs alone"
-                if m.ahead.running:
-                    placed.append(m.ahead.id)
+            at_worker = [*m.inflight, *m.ahead]
+            placed += [r.id for r in at_worker if r.running]
+            assert m.inflight or not m.ahead
+            assert len(at_worker) == 1 or not any(r.alone for r in at_worker), "a suspect runs alone"
             assert (m.name in s._wanted) == (m.waiting > 0 and m.state in AWAY), f"{m.name} {m.state} {m.waiting}"
             assert m.waiting or not m.claim
             assert (m.worker != 0) == (m.state not in (State.UNLOADED, State.FAILED))
             assert not m.later.live or m.state in (State.DRAINING, State.EVICTING)
             assert not (m.yielding and m.state is State.LOADED) or m.name in s._yielding
             process = next((p for p in self.processes.values() if p.worker == m.worker), None)
-            assert (m.inflight.id if m.inflight else None) == (process.running if process else None)
-            assert (m.ahead.id if m.ahead else None) == (process.ahead if process else None)
+            assert [r.id for r in m.inflight] == (process.running if process else [])
+            assert [r.id for r in m.ahead] == (process.ahead if process else [])
             if m.state is State.LOADED:
                 assert all(r.kind is Kind.INFER for r in m.queue.all())
                 head = m.queue.head()
                 if head is not None and not m.yielding:
                     assert not s._takes(m, head), f"{m.name} has a place and does not serve its queue"
             if m.state is State.DRAINING:
-                assert m.inflight is not None, f"{m.name} drains although nothing runs"
+                assert m.inflight, f"{m.name} drains although nothing runs"
         assert sorted(placed) == sorted(s.requests), "every request waits in exactly one place"
         assert sorted(s.requests) == sorted(self.open_questions())
-        assert s._running == sum((p.running is not None) + (p.ahead is not None) for p in self.processes.values())
+        assert s._running == sum(len(p.running) + len(p.ahead) for p in self.processes.values())
         if not s.stopping:
             assert {n: m.name for n, m in s._leases.items()} == {n: name for n, (_, name) in self.leases.items()}
             for name, m in s.models.items():

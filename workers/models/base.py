@@ -80,7 +80,11 @@ class Input:
 
 
 class Model(Protocol):
-    """The two methods of an adapter."""
+    """The two methods of an adapter.
+
+    An attribute `max_batch` (of the class, or set by `load`) says how many requests `predict` may get at once. Without
+    it, 1: a batch is worth while only where several take hardly longer than one, for its first waits for its last.
+    """
 
     def load(self, spec: Spec, device: str) -> None:
         """Weights in, onto `device` ("cpu" or "cuda:0"). Raise to fail the load."""

@@ -45,6 +45,7 @@ class ImageClassifier:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
         options = load_options(spec, Options)
         self._configured = spec.options
+        self.max_batch = options.max_batch
         self._device = device
         self._model: Any = folder.open_model(spec, device, AutoModelForImageClassification, WHAT, half=options.half)
         self._processor: Any = folder.open_processor(spec, AutoImageProcessor, WHAT)
