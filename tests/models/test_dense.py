@@ -91,6 +91,11 @@ def test_strided_and_read_only_views(name, models, crop):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_as_many_requests_as_fit_one_pass_may_come_together(name, folders):
+    assert load(name, folders[name], max_batch=3).max_batch == 3
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_half_precision(name, folders, models, crop):
     half = load(name, folders[name], half=True)
     assert half._model.dtype == torch.float16

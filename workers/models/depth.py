@@ -49,6 +49,7 @@ class DepthEstimator:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
         options = load_options(spec, Options)
         self._configured = spec.options
+        self.max_batch = options.max_batch
         self._device = device
         config = folder.open_config(spec, "depth_anything", WHAT)
         if config.depth_estimation_type != "relative":

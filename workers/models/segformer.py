@@ -47,6 +47,7 @@ class Segmenter:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
         options = load_options(spec, Options)
         self._configured = spec.options
+        self.max_batch = options.max_batch
         self._device = device
         config = folder.open_config(spec, "segformer", WHAT)
         if config.num_labels > MAX_CLASSES:

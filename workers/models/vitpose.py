@@ -54,6 +54,7 @@ class PoseEstimator:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
         options = load_options(spec, Options)
         self._configured = spec.options
+        self.max_batch = options.max_batch
         self._device = device
         config = folder.open_config(spec, "vitpose", WHAT)
         self._model: Any = folder.open_model(

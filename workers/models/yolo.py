@@ -12,16 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from workers.models import keypoints
 from workers.models.base import AnyResult, Input, Spec, images, load_options, read_options
 from workers.models.predictor import Network, Settings, rows_of
 from zoo.errors import InvalidInput, LoadFailed
 from zoo.results import Detections, Keypoints
-
-COCO_KEYPOINTS = (
-    "nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
-    "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle",
-    "right_ankle",
-)  # fmt: skip
 
 
 class Options(Settings, frozen=True, forbid_unknown_fields=True):
@@ -106,4 +101,4 @@ def _keypoint_names(model: Any) -> list[str]:
         first = [str(name) for name in next(iter(named.values()))]
         if len(first) == count:
             return first
-    return list(COCO_KEYPOINTS) if count == len(COCO_KEYPOINTS) else [f"point_{i}" for i in range(count)]
+    return keypoints.unnamed(count)
