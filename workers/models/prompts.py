@@ -93,21 +93,25 @@ class TextEncoder:
         self._model = model
         require_tokenizer(spec)
         self._tokenizer: Any = folder.open_processor(spec, AutoTokenizer, f"the tokenizer of {what}")
-        check_vocabulary(spec, len(self._tokenizer), model.config.text_config.vocab_size)
+        self._config = getattr(model.config, "text_config", model.config)  # a text half alone has no other
+        check_vocabulary(spec, len(self._tokenizer), self._config.vocab_size)
         self.features = lru_cache(PROMPT_SETS)(self._encode)
 
     def _encode(self, texts: tuple[str, ...]) -> Any:
-        context = self._model.config.text_config.max_position_embeddings
+        context = self._config.max_position_embeddings
         tokens = self._tokenizer(list(texts), padding=True, return_tensors="pt")
         ids, mask = tokens["input_ids"], tokens["attention_mask"]
         check_length(texts, (mask.sum(1) > context).tolist(), context)
         ids, mask = ids.to(self._model.device), mask.to(self._model.device)
         with torch.inference_mode():
             passes = [
-                self._model.get_text_features(input_ids=some, attention_mask=its_mask).pooler_output
+                self._project(some, its_mask)
                 for some, its_mask in zip(ids.split(PER_PASS), mask.split(PER_PASS), strict=True)
             ]
             return torch.cat(passes)
+
+    def _project(self, ids: Any, mask: Any) -> Any:
+        return self._model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
 
 
 def require_tokenizer(spec: Spec) -> None:

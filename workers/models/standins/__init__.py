@@ -41,7 +41,7 @@ def place(builder: Builder, target: Path, name: str, seed: int = 0) -> Path:
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         fresh = Path(scratch) / target.name
         builder(fresh, seed)
-        for file in weights.files(fresh):
+        for file in filter(Path.is_file, Path(scratch).rglob("*")):
             file.chmod(0o644)  # safetensors writes for the owner alone; the server may be another user
         marker = weights.mark_stand_in(fresh, name)
         if target.suffix:

@@ -7,7 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from workers.models.standins import clip
 from workers.models.standins.common import Builder, photos, repeatable
+from zoo import weights
 
 
 def yolo(architecture: str, labels: Sequence[str]) -> Builder:
@@ -31,12 +33,40 @@ def yolo(architecture: str, labels: Sequence[str]) -> Builder:
     return build
 
 
+def world(target: Path, seed: int) -> None:
+    """Builds a YOLO-World checkpoint for COCO's classes, with a text encoder beside it that takes any prompt."""
+    import torch
+
+    library: Any = import_module("workers.models.predictor").ultralytics
+    transformers: Any = import_module("workers.models.folder").transformers
+
+    encoder = target.parent / "text_encoder"
+    with repeatable(seed):
+        config = transformers.CLIPTextConfig(**clip.SMALL, **clip.SPECIALS, vocab_size=clip.TOKENS, projection_dim=512)
+        text = transformers.CLIPTextModelWithProjection(config).eval()
+        text.save_pretrained(encoder)
+        clip.write_tokenizer(encoder)
+        weights.mark_stand_in(encoder, "yolo-world-s")
+        # The published one is YOLOv8s; this is the same with fewer channels.
+        whole = library.YOLOWorld("yolov8n-worldv2.yaml")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
+        names = library.utils.YAML.load(library.utils.ROOT / "cfg/datasets/coco8.yaml")["names"]
+        with torch.no_grad():
+            tokens = tokenizer(list(names.values()), padding=True, return_tensors="pt")
+            found = text(**tokens).text_embeds
+        whole.model.txt_feats = torch.nn.functional.normalize(found, dim=-1)[None]
+        whole.model.names = names
+        _calibrate(whole.model)
+    whole.save(target)
+
+
 def _calibrate(model: Any) -> None:
     """Makes a random network answer a few boxes of ordinary scores instead of thousands of equal ones.
 
     With random weights, activations fade from layer to layer and every place scores alike. So the normalisation
-    layers are given the statistics of the photographs inside the ultralytics package, and each class output is
-    stretched so that on those photographs its fourth best place per grid scores 0.25 (its second, with more classes).
+    layers are given the statistics of the photographs inside the ultralytics package, and the scores are stretched so
+    that on those photographs the fourth best place per grid gets 0.25: per class (the second best, where there are
+    several), or for YOLO-World, whose classes share one scale, among all.
     """
     import torch
     from torch.nn.functional import pad
@@ -45,7 +75,8 @@ def _calibrate(model: Any) -> None:
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     momenta = [m.momentum for m in norms]
     head = model.model[-1]
-    last = [branch[-1] for branch in head.cv3]
+    by_text = hasattr(head, "cv4") and hasattr(head.cv4[0], "logit_scale")
+    last = list(head.cv4) if by_text else [branch[-1] for branch in head.cv3]
     seen: dict[int, list[Any]] = {level: [] for level in range(len(last))}
     hooks = [
         layer.register_forward_hook(lambda _m, _i, out, level=i: seen[level].append(out.flatten(2)[0]))
@@ -66,9 +97,14 @@ def _calibrate(model: Any) -> None:
                 model(photo)
             for level, layer in enumerate(last):
                 logits = torch.cat(seen[level], dim=1) - layer.bias.view(-1, 1)
+                if by_text:
+                    logits = logits.view(1, -1)
                 best = logits.topk(8, dim=1).values
                 scale = 2.2 / (best[:, 0] - best[:, -1]).clamp_min(1e-6)  # best and eighth best 2.2 apart
-                layer.weight *= scale.view(-1, 1, 1, 1)
+                if by_text:
+                    layer.logit_scale += scale.log()[0]
+                else:
+                    layer.weight *= scale.view(-1, 1, 1, 1)
                 layer.bias.copy_(-1.1 - best[:, max(1, 3 // len(best))] * scale)
             if hasattr(head, "kpt_shape"):  # spread the points over a person, not over one cell of the grid
                 for branch in head.cv4:
@@ -88,6 +124,7 @@ STANDINS: dict[str, tuple[str, Builder]] = {
         "yolo11-license-plate/license-plate-finetune-v1n.pt",
         yolo("yolo11n.yaml", ["License_Plate"]),
     ),
+    "yolo-world-s": ("yolo-world-s/yolov8s-worldv2.pt", world),
     "yolov8n-pose": ("yolov8n-pose/yolov8n-pose.pt", yolo("yolov8n-pose.yaml", ["person"])),
     # The published one is YOLO11x; a stand-in of that size would take a minute to make.
     "vehicle-damage-detection": (
