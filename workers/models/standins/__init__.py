@@ -18,14 +18,21 @@ import os
 import tempfile
 from pathlib import Path
 
-from workers.models.standins import classify, clip, dense, yolo
+from workers.models.standins import classify, clip, dense, osnet, vehicle, yolo
 from workers.models.standins.common import Builder
 from zoo import weights
 from zoo.errors import ZooError
 
 # Paths are those of config.toml. Labels are the catalogue's description of the published models; their exact spelling
 # in the published checkpoints may differ, which is why no code anywhere may depend on it.
-STANDINS: dict[str, tuple[str, Builder]] = {**yolo.STANDINS, **classify.STANDINS, **clip.STANDINS, **dense.STANDINS}
+STANDINS: dict[str, tuple[str, Builder]] = {
+    **yolo.STANDINS,
+    **classify.STANDINS,
+    **clip.STANDINS,
+    **dense.STANDINS,
+    **vehicle.STANDINS,
+    **osnet.STANDINS,
+}
 
 
 def place(builder: Builder, target: Path, name: str, seed: int = 0) -> Path:

@@ -41,3 +41,31 @@ def photos() -> list[Any]:
         scaled = LetterBox((640, 640), auto=True, stride=32)(image=np.array(Image.open(ASSETS / name).convert("RGB")))
         photos.append(torch.from_numpy(scaled).permute(2, 0, 1)[None].float() / 255)
     return photos
+
+
+def pieces() -> list[Any]:
+    """The photographs and nine parts of each as HxWx3 uint8 arrays: enough pictures to take statistics of."""
+    found = []
+    for photo in photos():
+        frame = (photo[0].permute(1, 2, 0) * 255).round().byte().numpy()
+        height, width = frame.shape[0] // 3, frame.shape[1] // 3
+        corners = [(y * height, x * width) for y in range(3) for x in range(3)]
+        found += [frame, *(frame[y : y + height, x : x + width] for y, x in corners)]
+    return found
+
+
+def settle(network: Any, batch: Any) -> None:
+    """Gives the normalisation layers the statistics of this batch; with random weights, activations fade or grow from
+    layer to layer otherwise. Leaves the network in evaluation mode.
+    """
+    import torch
+
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)]
+    momenta = [m.momentum for m in norms]
+    for m in norms:
+        m.momentum = 1.0
+    with torch.no_grad():
+        network.train()(batch)
+    for m, momentum in zip(norms, momenta, strict=True):
+        m.momentum = momentum
+    network.eval()

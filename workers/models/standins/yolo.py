@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.models.standins import clip
-from workers.models.standins.common import Builder, photos, repeatable
+from workers.models.standins.common import Builder, photos, repeatable, settle
 from zoo import weights
 
 
@@ -63,17 +63,16 @@ def world(target: Path, seed: int) -> None:
 def _calibrate(model: Any) -> None:
     """Makes a random network answer a few boxes of ordinary scores instead of thousands of equal ones.
 
-    With random weights, activations fade from layer to layer and every place scores alike. So the normalisation
-    layers are given the statistics of the photographs inside the ultralytics package, and the scores are stretched so
-    that on those photographs the fourth best place per grid gets 0.25: per class (the second best, where there are
-    several), or for YOLO-World, whose classes share one scale, among all.
+    With random weights every place scores alike. So the normalisation layers are given the statistics of the
+    photographs inside the ultralytics package, and the scores are stretched so that on those photographs the fourth
+    best place per grid gets 0.25: per class (the second best, where there are several), or for YOLO-World, whose
+    classes share one scale, among all.
     """
     import torch
     from torch.nn.functional import pad
 
     pictures = photos()
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    momenta = [m.momentum for m in norms]
+    settle(model, torch.cat([pad(p, (0, 640 - p.shape[3], 0, 640 - p.shape[2]), value=114 / 255) for p in pictures]))
     head = model.model[-1]
     by_text = hasattr(head, "cv4") and hasattr(head.cv4[0], "logit_scale")
     last = list(head.cv4) if by_text else [branch[-1] for branch in head.cv3]
@@ -84,15 +83,6 @@ def _calibrate(model: Any) -> None:
     ]
     try:
         with torch.no_grad():
-            for m in norms:
-                m.momentum = 1.0  # take the statistics of this one batch as they are
-            square = [pad(p, (0, 640 - p.shape[3], 0, 640 - p.shape[2]), value=114 / 255) for p in pictures]
-            model.train()(torch.cat(square))
-            for m, momentum in zip(norms, momenta, strict=True):
-                m.momentum = momentum
-            model.eval()
-            for grid in seen.values():
-                grid.clear()
             for photo in pictures:
                 model(photo)
             for level, layer in enumerate(last):
