@@ -154,7 +154,7 @@ class Client:
         deadline = time.monotonic() + seconds
         channel = self._channel(deadline, seconds)
         store = self._frames(channel.link)
-        outgoing = self._with_room(channel, store, deadline, lambda: store.outgoing(frame, boxes, color, options))
+        outgoing = self._with_room(channel, store, deadline, store.outgoing, frame, boxes, color, options)
         pending: _Pending = {}
         try:
             with channel.lock:
@@ -223,7 +223,7 @@ class Client:
             return
         channel = self._channel(plan.deadline, plan.deadline - time.monotonic())
         store = self._frames(channel.link)
-        placed = self._with_room(channel, store, plan.deadline, lambda: store.place(plan.frames, color))
+        placed = self._with_room(channel, store, plan.deadline, store.place, plan.frames, color)
         pending: _Pending = {}
         try:
             with channel.lock:
@@ -241,11 +241,13 @@ class Client:
             for one in placed:
                 one.slot.drop()
 
-    def _with_room(self, channel: _Channel, store: frames.Store, deadline: float, take: Callable[[], T]) -> T:
-        """What `take` gives; while the arena is full, waits for slots."""
+    def _with_room(
+        self, channel: _Channel, store: frames.Store, deadline: float, take: Callable[..., T], *what: Any
+    ) -> T:
+        """`take(*what)`; while the arena is full, waits for slots."""
         while True:
             try:
-                return take()
+                return take(*what)
             except frames.NoRoom:
                 self._wait_for_slot(channel, store, deadline)
 
@@ -265,7 +267,7 @@ class Client:
         channel = self._channel(deadline, self.timeout)
         store = self._frames(channel.link)
         size = tuple(int(n) for n in shape)
-        return Frame(*self._with_room(channel, store, deadline, lambda: store.empty(size, dtype)))
+        return Frame(*self._with_room(channel, store, deadline, store.empty, size, dtype))
 
     # ------------------------------------------------------------ models
 
