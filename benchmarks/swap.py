@@ -106,11 +106,11 @@ class Traced(Service):
             self._note("attached")
         return super()._attach(line, message)
 
-    def _from_worker(self, parts: list[bytes]) -> None:
-        message = protocol.unpack_from_worker(parts[1])
+    def _from_worker(self, number: int, parts: list[bytes]) -> None:
+        message = protocol.unpack_from_worker(parts[0])
         if isinstance(message, protocol.Loaded):
             self._note("ready", message.load_seconds)
-        super()._from_worker(parts)
+        super()._from_worker(number, parts)
 
 
 # As `python -m zoo.broker` would be started: multiprocessing has each worker import the main module anew, and this

@@ -22,10 +22,9 @@ from zoo.errors import ConfigError
 
 
 class Place:
-    """A claimed endpoint. `back` and `handoff` are where workers connect, and lifelines."""
+    """A claimed endpoint. `handoff` is where lifelines connect."""
 
-    def __init__(self, lock: int, back: str, handoff: str, files: list[str]) -> None:
-        self.back = back
+    def __init__(self, lock: int, handoff: str, files: list[str]) -> None:
         self.handoff = handoff
         self._lock = lock
         self._files = files
@@ -49,15 +48,15 @@ def claim(endpoint: str) -> Place:
         path = default_endpoint().removeprefix("ipc://") + re.sub(r"[^\w.-]+", "-", endpoint.removeprefix("tcp"))
     _private(os.path.dirname(os.path.abspath(path)))
     lock = _lock(f"{path}.lock", endpoint)
-    files = [path, f"{path}.back", f"{path}.handoff", f"{path}.lock"]
+    files = [path, f"{path}.handoff", f"{path}.lock"]
     try:
-        for stale in files[:3]:
+        for stale in files[:2]:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(stale)
     except OSError as e:
         os.close(lock)
         raise ConfigError(f"the endpoint {endpoint} cannot be used: {e}") from None
-    return Place(lock, f"ipc://{path}.back", f"{path}.handoff", files)
+    return Place(lock, f"{path}.handoff", files)
 
 
 def _private(folder: str) -> None:

@@ -14,6 +14,7 @@ import os
 import secrets
 import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -58,6 +59,7 @@ from broker.states import (
     WorkerSaid,
 )
 from zoo import catalogue, protocol, wire
+from zoo.channel import Channel
 from zoo.config import MB_PER_GB, ZooConfig
 from zoo.errors import ConfigError, InvalidInput, ModelNotFound, ProtocolMismatch, ZooError
 from zoo.launch import Launch
@@ -97,16 +99,20 @@ class _Route(msgspec.Struct, eq=False):
 
 
 class _Worker:
-    __slots__ = ("arena", "child", "device", "key", "killed_at", "line", "model", "stand_in", "term_until")
+    __slots__ = (
+        "arena", "channel", "child", "device", "key", "killed_at", "line", "model", "stand_in", "term_until", "unsent",
+    )  # fmt: skip
 
     def __init__(self, model: str, device: str, key: bytes) -> None:
         self.model = model
         self.device = device
         self.key = key
         self.child: Child | None = None
+        self.channel: Channel | None = None
         self.line: Line | None = None
         self.arena = 0
         self.stand_in = False
+        self.unsent = False
         self.killed_at = 0.0
         self.term_until = 0.0
 
@@ -146,14 +152,13 @@ class Service:
         self._terminating: set[int] = set()
         self._nonsense = 0
         self._stop = False
-        self._watch: dict[int, Callable[[], None]] = {}
+        self._watch: dict[int, Callable[[], object]] = {}
         self._housekeeping_at = 0.0
         self._cores = os.cpu_count() or 1
 
         self.place = endpoint.claim(config.endpoint)
         self._context = zmq.Context()
-        self._front = self._router(config.endpoint, curve=True)
-        self._back = self._router(self.place.back)
+        self._front = self._router(config.endpoint)
         self.handoff = Handoff(self.place.handoff, config.broker.arena_limit_mb << 20)
         self._epoll = select.epoll()
         self._add(self.handoff.fileno(), self._accept)
@@ -188,14 +193,14 @@ class Service:
             protocol.Bye: lambda _i, session, _m, _p: self._end_session(session),
         }
 
-    def _router(self, where: str, *, curve: bool = False) -> zmq.Socket[bytes]:
+    def _router(self, where: str) -> zmq.Socket[bytes]:
         sock: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
         sock.setsockopt(zmq.LINGER, 0)
         sock.setsockopt(zmq.SNDHWM, HIGH_WATER)
         sock.setsockopt(zmq.RCVHWM, HIGH_WATER)
         sock.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES)
-        if curve and where.startswith("tcp://"):
+        if where.startswith("tcp://"):
             endpoint.secure(self._context, sock, self.config.resolve(self.config.broker.curve_dir))
         try:
             sock.bind(where)
@@ -209,21 +214,18 @@ class Service:
     def run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._front, zmq.POLLIN)
-        poller.register(self._back, zmq.POLLIN)
         poller.register(self._epoll.fileno(), zmq.POLLIN)
         epoll_fd = self._epoll.fileno()
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         log.info("serving on %s, %s", self.config.endpoint, self._describe())
-        front, back, receive = self._front, self._back, wire.receive
+        front, receive = self._front, wire.receive
         try:
             while not self._stop:
                 due = self._due()
                 for source, _ in poller.poll(max(0, math.ceil((due - time.monotonic()) * 1000))):
-                    if source is back:  # one message each a turn: nobody waits for another's burst
-                        self._from_worker(receive(back))
-                    elif source is front:
+                    if source is front:  # one message each a turn: nobody waits for another's burst
                         self._from_client(receive(front))
                     elif source == epoll_fd:
                         for fd, _ in self._epoll.poll(0):
@@ -271,7 +273,7 @@ class Service:
             log.info("%s%s", f"{line.model}: " if line.model else "", line.text)
         self._told = self.scheduler.story.count
 
-    def _add(self, fd: int, act: Callable[[], None]) -> None:
+    def _add(self, fd: int, act: Callable[[], object]) -> None:
         self._epoll.register(fd, select.EPOLLIN)
         self._watch[fd] = act
 
@@ -303,8 +305,9 @@ class Service:
             if worker.child is not None:
                 worker.child.close()
         self.handoff.shut()
-        for sock in (self._front, self._back):
-            sock.close()
+        for worker in self._workers.values():
+            self._close_channel(worker)
+        self._front.close()
         endpoint.stop_security(self._context)
         self._context.term()
         self._epoll.close()
@@ -473,19 +476,49 @@ class Service:
 
     # ------------------------------------------------------------ workers report
 
-    def _from_worker(self, parts: list[bytes]) -> None:
-        number = self._by_key.get(parts[0])
-        if number is None:
-            self._complain("a message on the back socket from nobody we started")
-            return
+    def _read_channel(self, number: int) -> bool:
+        """Takes what a worker says, and goes on with what it has been too slow to read. False: there was nothing."""
+        worker = self._workers.get(number)
+        if worker is None or worker.channel is None:
+            return False
         try:
-            message = protocol.unpack_from_worker(parts[1] if len(parts) > 1 else b"")
+            if worker.unsent and worker.channel.flush():
+                self._watch_writing(worker, False)
+            messages = worker.channel.take()
+        except OSError as e:
+            self._lost_channel(number, worker, e)
+            return False
+        for parts in messages or ():
+            self._from_worker(number, parts)
+        return messages is not None
+
+    def _lost_channel(self, number: int, worker: _Worker, why: OSError) -> None:
+        """Its end has closed: it is ending, or talks nonsense and has to."""
+        log.debug("the channel of worker %d of %s: %s", number, worker.model, why)
+        self._close_channel(worker)
+        if worker.child is not None:
+            worker.child.signal(signal.SIGKILL)
+
+    def _close_channel(self, worker: _Worker) -> None:
+        channel, worker.channel = worker.channel, None
+        if channel is not None:
+            self._drop(channel.fd)
+            channel.close()
+
+    def _watch_writing(self, worker: _Worker, on: bool) -> None:
+        assert worker.channel is not None
+        worker.unsent = on
+        self._epoll.modify(worker.channel.fd, select.EPOLLIN | (select.EPOLLOUT if on else 0))
+
+    def _from_worker(self, number: int, parts: list[bytes]) -> None:
+        try:
+            message = protocol.unpack_from_worker(parts[0])
         except ProtocolMismatch as e:
             log.warning("unreadable message from worker %d: %s", number, e)
             return
         kind = type(message)
         if kind is protocol.Done:
-            bodies = iter(parts[2:])
+            bodies = iter(parts[1:])
             try:
                 outcomes = [
                     Outcome(o.id, None, (o.code, o.message)) if o.code else Outcome(o.id, (o.offsets, next(bodies)))
@@ -496,8 +529,6 @@ class Service:
                 return
             self._handle(WorkerDone(number, outcomes))
         elif kind is protocol.Loaded:
-            if self._workers[number].line is None:
-                self._meet()
             self._workers[number].stand_in = message.stand_in  # type: ignore[union-attr]
             self._handle(WorkerReady(number, message.max_batch))  # type: ignore[union-attr]
             self.metrics.loaded(self._workers[number].model)
@@ -528,7 +559,7 @@ class Service:
         how = worker.child.reap()
         if how is None:
             return
-        self._drain_back()  # what it said before it ended comes first
+        self._hear_out(number)
         if worker.line is not None:
             self._close_line(worker.line)
         self._drop(worker.child.sentinel)
@@ -540,14 +571,15 @@ class Service:
         self._ending[number] = (device, pid, time.monotonic())
         self._look_for_memory(time.monotonic())
 
-    def _drain_back(self) -> None:
-        with contextlib.suppress(zmq.Again):
-            while True:
-                self._from_worker(wire.receive(self._back, wire.NOBLOCK))
+    def _hear_out(self, number: int) -> None:
+        """What a worker said before it ended comes before its end."""
+        while self._read_channel(number):
+            pass
 
     def _forget_worker(self, number: int) -> None:
         worker = self._workers.pop(number, None)
         if worker is not None:
+            self._close_channel(worker)
             self._by_key.pop(worker.key, None)
             self._terminating.discard(number)
 
@@ -573,12 +605,6 @@ class Service:
         for line in self.handoff.accept():
             self._add(line.fd, lambda ln=line: self._read_line(ln))  # type: ignore[misc]
 
-    def _meet(self) -> None:
-        """Lifelines that still wait at the door. A worker's was there before its first word on the back socket."""
-        self._accept()
-        for line in [line for line in self.handoff.lines.values() if not line.key]:
-            self._read_line(line)
-
     def _read_line(self, line: Line) -> None:
         if self.handoff.lines.get(line.fd) is not line:
             return
@@ -589,13 +615,13 @@ class Service:
             self._lost_line(line)
 
     def _line_says(self, line: Line, message: protocol.LifelineMessage, fd: int | None) -> None:
-        if fd is not None and type(message) is not protocol.LifelineArena:
+        if fd is not None and type(message) not in (protocol.LifelineArena, protocol.LifelineChannel):
             os.close(fd)
         if isinstance(message, protocol.LifelineAttach):
             if not self._attach(line, message):
                 raise ConnectionError("refused")
         elif not line.key:
-            if fd is not None and isinstance(message, protocol.LifelineArena):
+            if fd is not None and isinstance(message, protocol.LifelineArena | protocol.LifelineChannel):
                 os.close(fd)
             raise ConnectionError("it did not say who it is")
         elif isinstance(message, protocol.LifelineArena):
@@ -605,6 +631,8 @@ class Service:
                     self._workers[self._by_key[line.key]].arena = number
                 else:
                     line.send(protocol.LifelineAccepted(number))
+        elif isinstance(message, protocol.LifelineChannel):
+            self._open_channel(line, fd)
         elif isinstance(message, protocol.LifelineReleased) and line.role == "client":
             session = self._sessions.get(line.key)
             if session is not None and (message.id, message.offset) in session.results:
@@ -614,6 +642,17 @@ class Service:
                     line.send(protocol.LifelineGone(message.id))
         elif isinstance(message, protocol.LifelineFingerprint) and line.role == "worker":
             self._handle(WorkerSaid(self._by_key[line.key], message.id, message.digest[:64]))
+
+    def _open_channel(self, line: Line, fd: int | None) -> None:
+        number = self._by_key.get(line.key) if line.role == "worker" else None
+        if fd is None or number is None or self._workers[number].channel is not None:
+            if fd is not None:
+                os.close(fd)
+            raise ConnectionError("it offered a channel that nobody asked for")
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+        self._workers[number].channel = Channel(sock)
+        self._add(sock.fileno(), lambda: self._read_channel(number))
 
     def _attach(self, line: Line, message: protocol.LifelineAttach) -> bool:
         if message.role == "client":
@@ -684,7 +723,6 @@ class Service:
             a.worker,
             Launch(
                 key=key,
-                back=self.place.back,
                 handoff=self.place.handoff,
                 model=a.model,
                 adapter=config.adapter,
@@ -715,7 +753,7 @@ class Service:
 
     def _do_dispatch(self, a: Dispatch) -> None:
         worker = self._workers.get(a.worker)
-        if worker is None:
+        if worker is None or worker.channel is None:
             return  # it has ended; its exit is on the way to the scheduler
         line = worker.line
         jobs, bodies = [], []
@@ -727,11 +765,10 @@ class Service:
             bodies += parts
         header = protocol.pack(protocol.Dispatch(tuple(jobs), a.suspect, a.refuse))
         try:
-            wire.send(self._back, (worker.key, header, *bodies))
-        except zmq.ZMQError as e:
-            log.warning("worker %d of %s cannot be reached: %s", a.worker, worker.model, e)
-            if worker.child is not None:
-                worker.child.signal(signal.SIGKILL)
+            if not worker.channel.send((header, *bodies)) and not worker.unsent:
+                self._watch_writing(worker, True)
+        except OSError as e:
+            self._lost_channel(a.worker, worker, e)
 
     def _route_out(self, request: int) -> _Route | None:
         route = self._routes.pop(request, None)

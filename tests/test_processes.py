@@ -39,6 +39,19 @@ def alive(pid: int) -> bool:
 # ---------------------------------------------------------------- loading and evicting
 
 
+@pytest.mark.parametrize("how", ["fork-and-die", "babble"])
+def test_a_worker_that_leaves_its_channel_open_or_fills_it_with_nonsense_is_ended(broker, how: str) -> None:
+    running = broker([toy("toy"), toy("other")])
+    client = running.client()
+    pids = [client.infer(name, FRAME)["pid"] for name in ("toy", "other")]
+    before = len(running.processes())
+    with pytest.raises(zoo.WorkerCrashed):
+        client.infer("toy", FRAME, do=how)
+    assert client.infer("other", FRAME)["pid"] == pids[1]
+    assert client.infer("toy", FRAME)["pid"] != pids[0]
+    wait_until(lambda: len(running.processes()) == before, 10.0, "nothing is left of the three that ended")
+
+
 def test_what_queues_is_run_together_and_each_gets_its_own_answer(broker) -> None:
     running = broker([toy("toy", options={"max_batch": 8})])
     client = running.client()

@@ -351,35 +351,11 @@ def test_an_oversized_message_costs_the_sender_its_connection(target: Target) ->
 
 
 def test_what_is_not_even_zeromq_is_hung_up_on(target: Target) -> None:
-    for suffix in ("", ".back"):
-        for data in (
-            b"",
-            b"GET / HTTP/1.1\r\n\r\n",
-            b"\xff" + bytes(8) + b"\x7f\x03",
-            NOISE.randbytes(10_000),
-            b"\x00",
-        ):
-            with socket.socket(socket.AF_UNIX) as sock:
-                sock.connect(target.path + suffix)
-                with contextlib.suppress(OSError):
-                    sock.sendall(data)
-
-
-# ---------------------------------------------------------------- the back socket
-
-
-def test_a_stranger_on_the_back_socket_is_ignored(target: Target) -> None:
-    for identity in (b"w1-", b"w1-" + bytes(12), secrets.token_bytes(15)):
-        stranger = Raw(f"{target.endpoint}.back", identity=identity)
-        for parts in GARBAGE:
-            stranger.say(parts[0], *parts[1:])
-        for rid in range(20):
-            stranger.say(protocol.Done((protocol.Outcome(rid),)), b"\x92\x91\x80\xc2")
-            stranger.say(protocol.Done((protocol.Outcome(rid, (), "x", "y"),)))
-            stranger.say(protocol.Loaded(1.0))
-            stranger.say(protocol.LoadError("x", "y"))
-        assert target.answer() == target.worker
-        stranger.die()
+    for data in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\xff" + bytes(8) + b"\x7f\x03", NOISE.randbytes(10_000), b"\x00"):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(target.path)
+            with contextlib.suppress(OSError):
+                sock.sendall(data)
 
 
 # ---------------------------------------------------------------- lifelines
@@ -403,6 +379,17 @@ def test_a_line_that_says_nonsense_is_hung_up_on(target: Target) -> None:
             assert hung_up(attached.line)
             attached.say(protocol.Query(1, "status"))
             assert attached.hear().code == "broker_unreachable"  # its session went with its line
+
+
+def test_a_client_cannot_open_a_workers_channel(target: Target) -> None:
+    attached = target.attached()
+    assert attached.line is not None
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        lifeline.send(attached.line, protocol.LifelineChannel(), theirs.fileno())
+        theirs.close()
+        assert hung_up(attached.line)
+        assert ours.recv(1) == b"", "nobody keeps the other end"
 
 
 def test_names_that_cannot_be_attached(target: Target) -> None:
@@ -740,49 +727,3 @@ def test_whoever_never_reads_is_cut_off(handed: Any) -> None:
         assert len(line.unsent) <= handoff.MAX_UNSENT
     with pytest.raises(ConnectionError):
         list(made.receive(line))
-
-
-STEPPED = """
-import os, sys, zmq
-from broker.service import Service
-from zoo import lifeline, payload, protocol, wire, arena
-from zoo.config import load_config
-
-service = Service(load_config(sys.argv[1]))
-key = b"8-bytes-"
-sock = zmq.Context.instance().socket(zmq.DEALER)
-sock.setsockopt(zmq.ROUTING_ID, key + b"0")
-sock.connect(service.config.endpoint)
-sock.send(protocol.pack(protocol.Hello(key, 1, "")))
-service._from_client(wire.receive(service._front))
-sock.recv()
-line = lifeline.connect(service.place.handoff, 5)
-lifeline.send(line, protocol.LifelineAttach("client", key))
-own = arena.OwnedArena(4096)
-lifeline.send(line, protocol.LifelineArena(), own.fd)
-service._accept()
-for each in list(service.handoff.lines.values()):
-    service._read_line(each)
-lifeline.receive(line)
-own.id = lifeline.receive(line)[0].id
-body = payload.InferBody((payload.Frame(own.id, 0, (1, 1, 3), "|u1"),))
-sock.send_multipart([protocol.pack(protocol.Infer(1, "toy", 20_000, 2, (own.id,))), payload.pack_request(body)])
-service._from_client(wire.receive(service._front))
-while not service._workers[1].child:
-    service._started()
-service._from_worker(wire.receive(service._back))  # Loaded, while the worker's lifeline has not even been accepted
-service._from_worker(wire.receive(service._back))  # Done: or failed, because the frame never came
-print(type(protocol.unpack_from_broker(sock.recv_multipart()[0])).__name__, flush=True)
-service.close()
-os._exit(0)
-"""
-
-
-def test_a_worker_that_is_ready_before_its_lifeline_was_looked_at_still_gets_its_frames(zoo_dir: Path) -> None:
-    """Its attach and its `Loaded` come by different sockets: the broker may meet the second one first."""
-    file = zoo_dir / "config.toml"
-    file.write_text(support.config_text([toy()], endpoint=f"ipc://{zoo_dir}/b", device="cpu"))
-    env = {**os.environ, "PYTHONPATH": str(support.ROOT)}
-    command = [sys.executable, "-c", STEPPED, str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
-    assert done.stdout.split() == ["Result"], done.stderr

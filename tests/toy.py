@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,15 @@ class Toy:
                 if not flag.exists():
                     flag.touch()
                     os.kill(os.getpid(), signal.SIGKILL)
+            case "fork-and-die":  # a grandchild keeps every descriptor open
+                if os.fork() == 0:
+                    time.sleep(3600)
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "babble":  # nonsense on whatever stream there is: the channel to the broker
+                for fd in map(int, os.listdir("/proc/self/fd")):
+                    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+                        if sock.type == socket.SOCK_STREAM:
+                            sock.sendall(b"\xff" * 4096)
             case "hang-python":
                 while True:
                     pass

@@ -1,6 +1,6 @@
 """One worker: loads one model, answers one dispatch (a batch of requests) at a time, and goes when its broker goes.
 
-Two threads. The main one blocks on the ZeroMQ socket and runs the adapter. The other blocks on the lifeline: it
+Two threads. The main one blocks on its channel to the broker and runs the adapter. The other blocks on the lifeline: it
 takes in arenas, takes back result slots, and ends the process at end-of-file, also while the adapter computes.
 (If the adapter holds the interpreter's lock for good, the kernel ends us with our parent.)
 """
@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zmq
 
 from workers import inputs
 from workers.batch import MAX_CAUSE, Task, cause, predict
 from workers.models.base import Model
 from workers.process import die_with_parent, set_name
-from zoo import arena, lifeline, payload, protocol, results, weights, wire
+from zoo import arena, lifeline, payload, protocol, results, weights
+from zoo.channel import Channel
 from zoo.errors import InferenceFailed, InvalidInput, LoadFailed, ModelUnavailable, Quarantined, ZooError
 from zoo.launch import Launch
 from zoo.source import Published
@@ -95,6 +96,11 @@ class Lifeline:
         """In the kernel's hands when this returns: it survives what the input may do to us."""
         lifeline.send(self._sock, protocol.LifelineFingerprint(request, digest))
 
+    def offer_channel(self, theirs: socket.socket) -> None:
+        """Hands over the broker's end of the channel."""
+        lifeline.send(self._sock, protocol.LifelineChannel(), theirs.fileno())
+        theirs.close()
+
     def place(self, value: np.ndarray) -> int | None:
         """Copies a large result into our own arena and gives its offset. None: it is small, or there is no room."""
         if value.nbytes <= protocol.INLINE_RESULT_BYTES:
@@ -151,15 +157,12 @@ class Worker:
 
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
-        self._context = zmq.Context()
-        self._socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.ROUTING_ID, launch.key)
-        self._socket.setsockopt(zmq.LINGER, 1000)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES)
         self._stand_in = False
         self._max_batch = 1
         self._lifeline = Lifeline(launch)
-        self._socket.connect(launch.back)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._channel = Channel(ours)
+        self._lifeline.offer_channel(theirs)
 
     def run(self) -> None:
         try:
@@ -169,18 +172,12 @@ class Worker:
             if not isinstance(e, ZooError):
                 traceback.print_exc()
             self._send(protocol.LoadError(code, cause(e)[:MAX_CAUSE]))
-            self._leave(1)
+            os._exit(1)
         gc.collect()  # what the load left over, and only that: the nursery's objects are frozen
         gc.freeze()  # the model's are not looked at again either
         self._send(protocol.Loaded(seconds, stand_in=self._stand_in, max_batch=self._max_batch))
-        while True:
-            parts = wire.receive(self._socket)
-            try:
-                dispatch = protocol.unpack_dispatch(parts[0])
-            except ZooError as e:
-                print(f"worker: {e}", file=sys.stderr, flush=True)
-                continue
-            self._answer(model, dispatch, parts)
+        while (parts := self._channel.receive()) is not None:
+            self._answer(model, protocol.unpack_dispatch(parts[0]), parts)
 
     def _load(self) -> tuple[Model, float]:
         launch = self._launch
@@ -212,7 +209,7 @@ class Worker:
             else:
                 outcomes.append(protocol.Outcome(task.job.id, offsets))
                 bodies.append(body)
-        wire.send(self._socket, (protocol.pack(protocol.Done(tuple(outcomes))), *bodies), 0)
+        self._channel.send((protocol.pack(protocol.Done(tuple(outcomes))), *bodies))
 
     def _read(self, task: Task, dispatch: protocol.Dispatch, parts: list[bytes]) -> None:
         """Finds the request's frames; sees to it that no input is run that has killed before."""
@@ -273,12 +270,7 @@ class Worker:
         return raw, offsets
 
     def _send(self, message: protocol.Message) -> None:
-        self._socket.send(protocol.pack(message))
-
-    def _leave(self, status: int) -> None:
-        self._socket.close()
-        self._context.term()
-        os._exit(status)
+        self._channel.send((protocol.pack(message),))
 
 
 def marked(answer: results.AnyResult) -> results.AnyResult:
@@ -310,6 +302,6 @@ def main(launch: Launch) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         Worker(launch).run()
-    except (OSError, zmq.ZMQError):
+    except (OSError, ZooError):
         traceback.print_exc()
     os._exit(1)

@@ -18,13 +18,12 @@ NURSERY_MODULE = "workers.nursery"
 
 
 class Launch(msgspec.Struct, frozen=True):
-    """`key`: the worker's routing id on the back socket and its name on the lifeline. Unguessable.
+    """`key`: the worker's name on the lifeline. Unguessable.
 
     `pull`: where to fetch the weights from if they are missing; None when that is not wanted.
     """
 
     key: bytes
-    back: str
     handoff: str
     model: str
     adapter: str

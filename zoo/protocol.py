@@ -1,6 +1,7 @@
 """The wire: every message that crosses a socket, and the limits it must keep. `docs/protocol.md` says it in prose.
 
-A ZeroMQ message is `[header, body, buffer…]`. The header is one version byte followed by one of the structs
+A message is `[header, body, buffer…]`, over ZeroMQ between client and broker and over a `zoo.channel` between broker
+and worker. The header is one version byte followed by one of the structs
 below as MessagePack (arrays, tagged by a small integer). The broker reads headers only; it forwards body and
 buffers unread. On the lifelines (Unix SEQPACKET sockets) each packet is one header of the `Lifeline…` kind,
 with at most one descriptor attached.
@@ -282,6 +283,10 @@ class LifelineFingerprint(Message, tag=8):
     digest: bytes
 
 
+class LifelineChannel(Message, tag=9):
+    """Worker, with a descriptor: the broker's end of the channel (see `zoo.channel`)."""
+
+
 LifelineMessage = (
     LifelineAttach
     | LifelineArena
@@ -291,6 +296,7 @@ LifelineMessage = (
     | LifelineReleased
     | LifelineSettled
     | LifelineFingerprint
+    | LifelineChannel
 )
 
 # ---------------------------------------------------------------- coding
