@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import ROOT, Running, config_text, toy, wait_until
+from tests.support import ROOT, Running, config_text, tables, toy, wait_until
 from zoo import Client, cli, curve
 from zoo.results import (
     Action,
@@ -202,6 +202,66 @@ def test_a_picture_is_drawn_upright(run: Run, broker: Start, picture: Path, tmp_
     painted = np.array(Image.open(out))
     assert painted.shape == (64, 48, 3)
     assert len(np.unique(painted.reshape(-1, 3), axis=0)) > 1
+
+
+ENRICH = """
+[[enrich.rules]]
+for = ["bright"]
+models = ["where", "nowhere"]
+options = { do = "find" }
+[[enrich.rules]]
+after = "where"
+models = ["look"]
+[[enrich.rules]]
+for = ["bright"]
+models = ["film"]
+on = "video"
+suspicious = true
+"""
+
+
+def test_enrich_asks_the_models_of_the_table_and_draws_it_all(run: Run, broker: Start, tmp_path: Path) -> None:
+    models = [toy(name, adapter="tests.finder:Finder") for name in ("find", "where", "look", "film", "odd")]
+    running = broker(tables("models", [*models, toy("nowhere", enabled=False)]) + ENRICH)
+    frame = np.full((60, 80, 3), 40, np.uint8)
+    frame[20:50, 30:70, 0] = 255
+    first, last, out = tmp_path / "first.png", tmp_path / "last.png", tmp_path / "out.png"
+    Image.fromarray(frame // 2).save(first)
+    Image.fromarray(frame).save(last)
+    here = ("--endpoint", running.endpoint, "enrich")
+    detector = ("--detector", "find", "--detector-option", "do=find")
+    status, said, err = run(*here, first, last, *detector, "--suspicious", "-o", out)
+    assert status == 0
+    assert "find: 1 detection; 4 models in" in said
+    assert "bright  1.00  x 30 to 70, y 20 to 50 px" in said
+    assert "where: bright  1.00  x 30 to 70, y 20 to 50 px" in said
+    assert "nowhere: missing, model disabled: " in said
+    assert "film: pid: " in said
+    assert f"wrote {out}" in err
+    painted = np.array(Image.open(out))
+    assert painted.shape == frame.shape
+    assert (painted != frame).any()
+    status, said, _ = run(*here, last, *detector, "--json")
+    event = json.loads(said)
+    assert event["detector"] == "find"
+    (bright,) = event["detections"]
+    assert bright["answers"].keys() == {"where", "look"}
+    assert bright["missing"]["nowhere"]["error"] == "model_disabled"
+    assert event["skipped"] == {"film": "only when the event is suspicious"}
+    assert "film: skipped, there is no bright" in run(*here, first, *detector)[1]
+    assert run(*here, last, "--detector", "odd")[0] == 1  # it does not answer detections
+    assert run(*here, last, "--detector", "find", "--detector-option", "color=rgb")[0] == 2
+    assert run(*here, last, *detector, "--min-score", "2")[0] == 2
+    assert run(*here, last)[0] == 2
+
+
+def test_enrich_fails_when_nobody_answers(run: Run, broker: Start, tmp_path: Path) -> None:
+    models = [toy("find", adapter="tests.finder:Finder"), toy("where", enabled=False), toy("nowhere", enabled=False)]
+    running = broker(tables("models", models) + ENRICH.split("[[enrich.rules]]\nafter")[0])
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "red.png")
+    detector = ("--detector", "find", "--detector-option", "do=find")
+    status, said, _ = run("--endpoint", running.endpoint, "enrich", tmp_path / "red.png", *detector)
+    assert (status, said.count("model disabled")) == (1, 2)
 
 
 FINDER = """

@@ -136,6 +136,23 @@ def _parser() -> argparse.ArgumentParser:
     infer.add_argument("--option", action="append", type=_option, default=[], metavar="KEY=VALUE",
                        help="for the adapter; VALUE is JSON or a plain word")  # fmt: skip
 
+    enrich = add(
+        "enrich",
+        _enrich,
+        "ask the right models about everything that a detector finds in an image",
+        "Which models these are, config.toml says (docs/enrich.md). Several images are a video, and the detector looks "
+        "at the last one. --timeout is for the whole of it.",
+    )
+    enrich.add_argument("image", nargs="+", help="a JPEG or PNG file")
+    enrich.add_argument("--detector", required=True, metavar="MODEL", help="whose boxes are the detections")
+    enrich.add_argument("--detector-option", action="append", type=_option, default=[], metavar="KEY=VALUE",
+                        help="for its adapter; VALUE is JSON or a plain word")  # fmt: skip
+    enrich.add_argument("--min-score", type=_share, metavar="SHARE", help="leave less sure detections alone")
+    enrich.add_argument("--suspicious", action="store_true", help="the event is, which some models wait for")
+    enrich.add_argument(
+        "-o", "--output", type=Path, metavar="OUT.png", help="write the last image with everything drawn on it"
+    )
+
     pull = add(
         "pull",
         _pull,
@@ -160,6 +177,13 @@ def _seconds(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return value
 
 
@@ -429,10 +453,7 @@ def _infer(args: argparse.Namespace) -> int:
     raw = _read(args.image)
     if args.output is not None:
         _check_output(args.output)
-    options = dict(args.option)
-    taken = {"boxes", "color", "timeout", "priority", "model", "frame"} & options.keys()
-    if taken:
-        raise Usage(f"--option {min(taken)}: this name is not an adapter's option")
+    options = _adapter_options(args.option)
     started = time.monotonic()
     with _client(args, WORK_S) as zoo:
         answer = zoo.infer(args.model, raw, boxes=args.box, **options)
@@ -450,6 +471,54 @@ def _infer(args: argparse.Namespace) -> int:
         if args.output is not None:
             _draw(raw, results, args.output)
     return OK
+
+
+def _adapter_options(given: list[tuple[str, Any]]) -> dict[str, Any]:
+    options = dict(given)
+    taken = {"boxes", "color", "timeout", "priority", "model", "frame"} & options.keys()
+    if taken:
+        raise Usage(f"{min(taken)}=: this name is not an adapter's option")
+    return options
+
+
+def _enrich(args: argparse.Namespace) -> int:
+    raw = [_read(image) for image in args.image]
+    if args.output is not None:
+        _check_output(args.output)
+    options = _adapter_options(args.detector_option)
+    with _client(args, WORK_S) as zoo:
+        detections = zoo.infer(args.detector, raw[-1], **options)
+        event = zoo.enrich(raw, detections, suspicious=args.suspicious, min_score=args.min_score, timeout=args.timeout)
+        if args.json:
+            _print_json({"detector": args.detector, **event.to_dict()})
+        else:
+            count = len(event.detections)
+            print(
+                f"{args.detector}: {count} detection{'s' * (count != 1)};"
+                f" {len(event.timings)} models in {event.seconds * 1000:.0f} ms"
+            )
+            for found in event.detections:
+                print(f"{found.label}  {found.score:.2f}  {_corners(found.box)}")
+                print("\n".join(_findings(found.answers, found.missing, found.skipped, found.note)))
+            print("the whole frame")
+            print("\n".join(_findings(event.frame, event.missing, event.skipped)))
+        if args.output is not None:
+            _draw(raw[-1], [event], args.output)
+    failed = event.missing or any(found.missing for found in event.detections)
+    answered = event.frame or any(found.answers for found in event.detections)
+    return REFUSED if failed and not answered else OK
+
+
+def _findings(
+    answers: dict[str, Any], missing: dict[str, ZooError], skipped: dict[str, str], note: str = ""
+) -> list[str]:
+    lines = [f"  {note}"] if note else []
+    for model, answer in answers.items():
+        first, *more = summary(answer)
+        lines += [f"  {model}: {first}", *(f"    {line}" for line in more)]
+    for model, error in missing.items():
+        lines.append(f"  {model}: missing, {error.code.replace('_', ' ')}: {'; '.join(str(error).splitlines())}")
+    return lines + [f"  {model}: skipped, {why}" for model, why in skipped.items()] or ["  nothing was asked"]
 
 
 def _read(image: str) -> bytes:
@@ -538,7 +607,7 @@ def _some(rows: list[str], none: str = "nothing") -> list[str]:
     return rows[:SHOWN] + more
 
 
-def _corners(box: np.ndarray) -> str:
+def _corners(box: Sequence[float] | np.ndarray) -> str:
     return f"x {box[0]:.0f} to {box[2]:.0f}, y {box[1]:.0f} to {box[3]:.0f} px"
 
 
