@@ -103,6 +103,7 @@ def test_a_batch_answers_as_its_members_alone_in_one_pass(embedder, people):
     ask(embedder, *frames, max_batch=4)
     hook.remove()
     assert passes == [6, 4, 2]
+    assert embedder.max_batch == 32
     for together, frame in zip(batch, frames, strict=True):
         np.testing.assert_allclose(together, ask(embedder, frame)[0], atol=1e-5)
     assert np.abs(batch[0] - batch[4]).max() > 1e-3  # the order of colours counts

@@ -114,6 +114,7 @@ def test_a_batch_answers_as_its_members_alone_in_one_pass(classifier, bus, zidan
     ask(classifier, *frames, max_batch=2)
     hook.remove()
     assert passes == [5, 2, 2, 1]
+    assert classifier.max_batch == 32
     for together, frame in zip(batch, frames, strict=True):
         (alone,) = ask(classifier, frame)
         assert as_dict(together) == pytest.approx(as_dict(alone), abs=1e-5)

@@ -173,6 +173,7 @@ def test_max_batch(detector, passes, bus):
     frames = [bus[:96, :96], bus[96:192, :96], bus[:96, 96:192], bus[96:192, 96:192], bus[192:288, :96]]
     ask(detector, *frames, imgsz=96, max_batch=2)
     assert passes == [2, 2, 1]
+    assert detector.max_batch == 8
 
 
 @pytest.mark.parametrize("kind", ["detector", "poser", "segmenter"])

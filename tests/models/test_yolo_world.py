@@ -126,6 +126,7 @@ def test_vectors_are_made_once_per_set_of_prompts(weights, bus):
         ask(model, bus, prompts=PROMPTS[:2])
     assert model._features.cache_info().misses == made + 2
     assert model._features.cache_info().maxsize < 100
+    assert model.max_batch == 8
 
 
 def test_vectors_from_a_file_answer_as_the_encoder_does(detector, weights, alone, bus):

@@ -45,6 +45,7 @@ class PersonEmbedder:
         tensors = state_dict.read(spec, spec.path)
         kept = {name: value for name, value in tensors.items() if not name.startswith("classifier.")}
         self._configured = spec.options
+        self.max_batch = options.max_batch
         self._device = device
         self._network = state_dict.build(spec, osnet_x0_25, kept, "an OSNet x0.25", device, half=options.half)
         self._forward([np.zeros((HEIGHT, WIDTH, 3), np.uint8)])  # kernels are chosen while the load is being measured

@@ -57,6 +57,7 @@ class VehicleClassifier:
         outputs = len(tensors["fc.weight"])
         self._labels = _read_labels(spec, outputs)
         self._configured = spec.options
+        self.max_batch = options.max_batch
         self._device = device
         self._network = state_dict.build(
             spec, lambda: resnet50(num_classes=outputs), tensors, "a torchvision ResNet-50", device, half=options.half

@@ -32,6 +32,7 @@ class Detector:
         """Raises ModelUnavailable without weights, LoadFailed when they are not trusted, damaged or of another kind."""
         options = load_options(spec, Options)
         self._configured = spec.options
+        self.max_batch = options.max_batch
         self._network = Network(spec, device, half=options.half)
         self._numbers = {name: i for i, name in self._network.names.items()}
         self._keypoint_names = _keypoint_names(self._network.model)

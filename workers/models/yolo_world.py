@@ -62,6 +62,7 @@ class OpenVocabularyDetector:
         """Raises ModelUnavailable without weights, LoadFailed when they, or what makes vectors, cannot be served."""
         options = load_options(spec, Options)
         self._configured = spec.options
+        self.max_batch = options.max_batch
         self._network = Network(spec, device, half=options.half)
         own = getattr(self._network.model, "txt_feats", None)  # (1, classes, d)
         if own is None or own.shape[1] != len(self._network.names):
