@@ -31,7 +31,6 @@ from benchmarks import common
 from broker import states
 from broker.handoff import Line
 from broker.service import Service
-from workers.nursery import OFFLINE
 from zoo import config as zoo_config
 from zoo import protocol
 
@@ -217,7 +216,6 @@ def fresh(modules: tuple[str, ...], adapter: str = "", path: str = "", device: s
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", FRESH, json.dumps([modules, adapter, path, device])],
-        env={**os.environ, **OFFLINE},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         check=True,
@@ -342,7 +340,7 @@ def plot(figures: dict[str, Any], name: str) -> None:
 def make_weights(where: Path) -> None:
     """Stand-ins, in a process of their own: the libraries stay out of this one."""
     subprocess.run([sys.executable, "-m", "workers.models.standins", str(where), *MODELS], check=True,
-                   stdout=subprocess.DEVNULL, env={**os.environ, **OFFLINE})  # fmt: skip
+                   stdout=subprocess.DEVNULL)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

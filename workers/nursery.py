@@ -18,17 +18,6 @@ import warnings
 
 from workers.process import die_with_parent, set_name
 
-OFFLINE = {
-    "YOLO_AUTOINSTALL": "false",
-    "YOLO_OFFLINE": "true",
-    "YOLO_VERBOSE": "false",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-
 
 def warm_up(modules: list[str]) -> None:
     """Imports them, and sets what they made aside for good: a collection in a worker then neither looks at the
@@ -52,6 +41,4 @@ if os.environ.get("ZOO_NURSERY_OF"):
     die_with_parent(int(os.environ.pop("ZOO_NURSERY_OF")))
     os.setsid()  # signals meant for the broker's process group are the broker's to handle
     set_name("zoo-nursery")
-    for key, value in OFFLINE.items():
-        os.environ.setdefault(key, value)
     warm_up(["workers.runtime", *filter(None, os.environ.get("ZOO_PRELOAD", "").split(","))])

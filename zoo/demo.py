@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import os
 import shutil
 import signal
 import subprocess
@@ -258,8 +257,8 @@ def main() -> int:
     title("stand-in checkpoints (random weights, made here)")
     subprocess.run(
         [sys.executable, "-m", "workers.models.standins", str(WORK / "weights"), *STAND_INS],
-        check=True, env={**os.environ, "YOLO_OFFLINE": "true", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+        check=True,
+    )
     with broker(write_config()) as (endpoint, process):
         pids = tour(endpoint)
         process.send_signal(signal.SIGTERM)

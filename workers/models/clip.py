@@ -43,6 +43,7 @@ class ClipEmbedder:
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
         options = load_options(spec, Options)
+        self.max_batch = options.max_batch
         self._configured = spec.options
         self._device = device
         whole = folder.open_config(spec, "clip", WHAT)
@@ -112,6 +113,7 @@ class PromptClassifier:
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder or its tokenizer, LoadFailed when they cannot be served."""
         options = load_options(spec, PromptOptions)
+        self.max_batch = options.max_batch
         self._configured = spec.options
         form = openclip.OpenClip if openclip.is_open_clip(spec.path) else TransformersClip
         self._clip: DualEncoder = form(spec, device, half=options.half)

@@ -6,12 +6,6 @@ Weights are read from safetensors; a pickled `pytorch_model.bin` only with `trus
 
 from __future__ import annotations
 
-import os
-
-# Before the libraries read them: a load never reaches out.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-
 from pathlib import Path
 from typing import Any
 

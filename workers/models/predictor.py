@@ -12,13 +12,6 @@ Checkpoints are pickles of whole model objects: see `base.require_trust`.
 
 from __future__ import annotations
 
-import os
-
-# Before ultralytics is imported, because it reads them then: it would install packages and look for the network.
-os.environ.setdefault("YOLO_AUTOINSTALL", "false")
-os.environ.setdefault("YOLO_OFFLINE", "true")
-os.environ.setdefault("YOLO_VERBOSE", "false")
-
 from collections.abc import Sequence
 from typing import Annotated, Any
 

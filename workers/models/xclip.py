@@ -54,6 +54,7 @@ class ActionRecognizer:
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder or its tokenizer, LoadFailed when they cannot be served."""
         options = load_options(spec, Options)
+        self.max_batch = options.max_batch
         self._configured = spec.options
         self._device = device
         config = folder.open_config(spec, "xclip", WHAT)
