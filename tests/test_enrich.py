@@ -9,6 +9,8 @@ import io
 import itertools
 import json
 import math
+import re
+import tomllib
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +42,8 @@ from zoo.enrichment import Enrichment
 from zoo.event import Event, read_detections
 from zoo.rules import Rule
 
-SHIPPED = load_config(Path(__file__).parent.parent / "config.toml")
+ROOT = Path(__file__).parent.parent
+SHIPPED = load_config(ROOT / "config.toml")
 FRAME = np.zeros((100, 200, 3), np.uint8)
 PERSON = ("person", (10, 10, 50, 90))
 CAR = ("car", (60, 20, 160, 60))
@@ -143,6 +146,19 @@ def test_each_kind_of_detection_gets_its_models(
         assert detection.answers.keys() == on_boxes
     assert found.frame.keys() == on_the_frame
     assert found.skipped.keys() == EVENT_WIDE - on_the_frame
+
+
+def test_the_document_tells_the_shipped_table_and_every_key_of_a_rule() -> None:
+    told = (ROOT / "docs/enrich.md").read_text(encoding="utf-8")
+    asked = {model for rule in SHIPPED.enrich.rules for model in rule.models}
+    rows = "\n".join(line for line in told.splitlines() if line.startswith("|"))
+    assert all(model in rows for model in asked)
+    assert all(model.name in told for model in SHIPPED.models)
+    keys = {field.encode_name for field in msgspec.structs.fields(Rule)}
+    assert set(re.findall(r"`([a-z_]+)`", "\n".join(re.findall(r"^\| (`.*?) \|", told, re.MULTILINE)))) >= keys
+    (example,) = re.findall(r"```toml\n(.*?)```", told, re.DOTALL)
+    plate = next(rule for rule in SHIPPED.enrich.rules if rule.models == ["paddleocr"])
+    assert plate in msgspec.convert(tomllib.loads(example)["enrich"]["rules"], list[Rule])
 
 
 def test_several_detections_share_a_request() -> None:
@@ -577,6 +593,33 @@ def test_the_result_is_plain_json_with_maps_only_when_asked_for() -> None:
         assert plain["frame"].keys() == {"weather-classification", "brisque-quality"}
     assert answers.keys() == found.detections[0].answers.keys()
     assert found.to_dict()["detections"][0]["answers"]["depth-anything-v2-small"]["median"] == 2.5
+
+
+def test_everything_is_drawn_on_a_copy_of_the_frame() -> None:
+    def world(ask: Ask) -> Any:
+        if ask.model == "segformer-b2-clothes":
+            mask = np.ones((80, 40), np.uint8)
+            return [
+                results.Segmentation(mask=mask, labels=["Background", "Hat"], origin=(10, 10)) for _ in ask.boxes or ()
+            ]
+        if ask.model == "vitpose-small":
+            return [results.Keypoints(points=np.full((1, 3, 2), 150, np.float32), scores=np.ones((1, 3), np.float32))]
+        if ask.model == "fashion-clip":
+            return [results.Classification(labels=["coat"], scores=np.ones(1, np.float32))]
+        return WorkerCrashed("x") if ask.model in ("osnet-x0-25", "brisque-quality") else finds(ask)
+
+    frame = np.full((200, 200, 3), 90, np.uint8)
+    found, _ = enriched([PERSON, ("person", (0, 0, math.nan, 3))], world, frames=frame)
+    painted = found.draw(frame)
+    changed = (painted != 90).any(axis=2)
+    assert (frame == 90).all()
+    assert changed[10:90, 10:50].all()  # the mask, in its place
+    assert changed[145:155, 145:155].any()  # the keypoints
+    assert not changed[160:, 160:].any()
+    nothing, _ = enriched([], finds, frames=frame)
+    np.testing.assert_array_equal(nothing.draw(frame), frame)
+    with pytest.raises(InvalidInput, match="frame"):
+        found.draw(frame[..., 0])
 
 
 # ---------------------------------------------------------------- any table, any event

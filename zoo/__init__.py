@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from zoo.aio import AsyncClient, AsyncLease
     from zoo.client import Client, Lease
     from zoo.config import ModelConfig, ModelPriority, ZooConfig, load_config
+    from zoo.enrichment import Enriched, Enrichment
     from zoo.errors import (
         AccessDenied,
         BrokerUnreachable,
@@ -52,6 +53,7 @@ _HOME = {
     "zoo.aio": ("AsyncClient", "AsyncLease"),
     "zoo.frames": ("Frame",),
     "zoo.config": ("ModelConfig", "ModelPriority", "ZooConfig", "load_config"),
+    "zoo.enrichment": ("Enriched", "Enrichment"),
     "zoo.results": (
         "Action", "Classification", "DepthMap", "Detections", "Embedding", "Keypoints", "OcrText", "Quality",
         "Segmentation",
@@ -67,8 +69,8 @@ _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "AccessDenied", "Action", "AsyncClient", "AsyncLease", "BrokerUnreachable", "Cancelled", "Classification",
-    "Client", "ConfigError", "DeadlineExceeded", "DepthMap", "Detections", "Embedding", "Frame",
-    "InferenceFailed", "InvalidInput", "Keypoints", "Lease", "LoadFailed", "ModelConfig", "ModelDisabled",
+    "Client", "ConfigError", "DeadlineExceeded", "DepthMap", "Detections", "Embedding", "Enriched", "Enrichment",
+    "Frame", "InferenceFailed", "InvalidInput", "Keypoints", "Lease", "LoadFailed", "ModelConfig", "ModelDisabled",
     "ModelInUse", "ModelNotFound", "ModelPriority", "ModelTooLarge", "ModelUnavailable", "OcrText",
     "ProtocolMismatch", "Quality", "Quarantined", "QueueFull", "Segmentation", "WorkerCrashed", "WorkerHung",
     "ZooConfig", "ZooError", "load_config",

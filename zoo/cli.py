@@ -31,6 +31,7 @@ LOOK_S = 3.0  # how long a question waits for an answer
 LIST_S = 1.0  # the one that config.toml can answer as well
 WORK_S = 30.0  # and a load or an inference
 SHOWN = 20  # rows of a result in the readable summary
+FEW = 4  # and where many models answer
 
 
 class Usage(Exception):
@@ -515,7 +516,8 @@ def _findings(
     lines = [f"  {note}"] if note else []
     for model, answer in answers.items():
         first, *more = summary(answer)
-        lines += [f"  {model}: {first}", *(f"    {line}" for line in more)]
+        few = more if len(more) < FEW else [*more[: FEW - 1], "and more (--json has it all)"]
+        lines += [f"  {model}: {first}", *(f"    {line}" for line in few)]
     for model, error in missing.items():
         lines.append(f"  {model}: missing, {error.code.replace('_', ' ')}: {'; '.join(str(error).splitlines())}")
     return lines + [f"  {model}: skipped, {why}" for model, why in skipped.items()] or ["  nothing was asked"]

@@ -57,7 +57,7 @@ def draw(result: results.Result | Enrichment | dict[str, Any], frame: np.ndarray
     """
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or frame.size == 0:
         raise InvalidInput(f"frame: drawing takes HxWx3 uint8 RGB, got shape {frame.shape} of {frame.dtype}")
-    canvas = _Canvas(frame)
+    canvas = _Canvas(frame, 54 if isinstance(result, Enrichment) else 34)
     match result:
         case results.Detections():
             _detections(canvas, result)
@@ -83,14 +83,14 @@ def draw(result: results.Result | Enrichment | dict[str, Any], frame: np.ndarray
 
 
 class _Canvas:
-    """The copy being painted, and the sizes that suit it."""
+    """The copy being painted, and the sizes that suit it. `rows`: of letters that would fill the shorter side."""
 
-    def __init__(self, frame: np.ndarray) -> None:
+    def __init__(self, frame: np.ndarray, rows: int) -> None:
         self.image = Image.fromarray(np.array(frame, order="C"))
         self.width, self.height = self.image.size
         side = min(self.width, self.height)
         self.line = max(1, round(side / 360))
-        self.font = _font(max(10, round(side / 34)))
+        self.font = _font(max(10, round(side / rows)))
         self.pen = ImageDraw.Draw(self.image)
 
     def pixels(self) -> np.ndarray:
