@@ -1000,16 +1000,14 @@ class Scheduler:
         self.story.tell(now, model.name, f"killed: {_numbers(batch)} ran longer than dispatch_timeout ({limit:g} s)")
         self._out.append(KillWorker(model.worker, gentle=True))
         self._take_back_ahead(model)
-        if len(batch) > 1:
-            return  # who is to blame shows when the process is gone and each is tried alone, see `_crashed_under`
-        for request in batch:
-            if request.running:
-                self._refuse(
-                    request,
-                    "worker_hung",
-                    f"{model.name} did not answer within dispatch_timeout ({limit:g} s) and was killed",
-                    held=True,
-                )
+        # Of several, who is to blame shows when the process is gone and each is tried alone, see `_crashed_under`.
+        if len(batch) == 1 and batch[0].running:
+            self._refuse(
+                batch[0],
+                "worker_hung",
+                f"{model.name} did not answer within dispatch_timeout ({limit:g} s) and was killed",
+                held=True,
+            )
         if model.waiting:
             self._wanted.setdefault(model.name, model)
         self._room_may_exist(now)
