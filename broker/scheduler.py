@@ -4,11 +4,7 @@ What lives here: every decision about models, requests, leases and room. What ne
 processes, logging, threads. Time comes in with the event; what is to be done goes out as actions.
 
 Theory of operation. A request either finds its model LOADED and is dispatched at once, or waits in the model's
-queue and makes the model *wanted*. `_advance` goes through the wanted models, those who wait longest first,
-and starts each that fits; where room must be made, it chooses victims among the models that nobody uses, kills
-them, and remembers (as a claim) that the room coming back is spoken for. Nothing is killed unless it makes the
-difference. A model that is busy but neither leased nor pinned is never killed, but after `patience` it stops
-taking new work from its queue (it *yields*), becomes idle by itself, and can then be chosen.
+queue and makes the model *wanted*: how it then gets its room is told in `room.py`.
 
 Every accepted request is answered exactly once: `_finish` is the only way out, and it takes the request off
 the books. A request that was answered while a worker still reads its frames (deadline, cancel) stays known to
@@ -23,9 +19,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from broker import eviction
-from broker.ledger import EPSILON_MB, Device, Ledger
+from broker.ledger import EPSILON_MB, Device
 from broker.residency import Queue, Request, Residency
+from broker.room import Room
 from broker.states import (
     Action,
     Answer,
@@ -46,7 +42,6 @@ from broker.states import (
     SessionClosed,
     Settled,
     ShutDown,
-    StartWorker,
     State,
     Stop,
     Tick,
@@ -57,8 +52,7 @@ from broker.states import (
     WorkerReady,
     WorkerSaid,
 )
-from broker.story import Story
-from broker.timers import Due, Entry, Timers
+from broker.timers import Due, Entry
 from zoo.config import BrokerConfig, ModelConfig
 from zoo.errors import BY_CODE
 
@@ -66,7 +60,6 @@ BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 300.0
 QUEUE_RETRY_S = 0.1
 BATCH_S = 0.05  # a batch should take no longer than this, or one request: nobody waits long for his neighbours
 SERVICE_WEIGHT = 0.2  # of the newest batch in the average of how long a request takes
-MOST_LOOKS = 8  # two or three settle it; the bound is against a bug, not a need
 
 
 class _Session:
@@ -81,35 +74,21 @@ def _numbers(batch: list[Request]) -> str:
     return f"request{'s' if len(batch) > 1 else ''} {', '.join(str(request.id) for request in batch)}"
 
 
-class Scheduler:
+class Scheduler(Room):
     """See the module's docstring. Not thread-safe: one caller, one event at a time."""
 
     def __init__(self, config: BrokerConfig, devices: list[Device], models: list[ModelConfig]) -> None:
-        self.config = config
-        self.ledger = Ledger(devices)
-        self.models = {m.name: Residency(m) for m in models}
-        self.story = Story()
-        self.timers = Timers()
-        self.stopping = False
+        super().__init__(config, devices, models)
         self.sessions: dict[bytes, _Session] = {}
         self.requests: dict[int, Request] = {}
-        self.evictions: dict[tuple[str, str], int] = {}  # (model, priority) → count
         self._list = list(self.models.values())
         self._index = {m.name: i for i, m in enumerate(self._list)}
-        self._workers: dict[int, Residency] = {}
         self._leases: dict[int, Residency] = {}
-        self._wanted: dict[str, Residency] = {}
         self._running = 0  # answered or not, requests that a worker reads
-        self._worker_ids = itertools.count(1)
         self._lease_ids = itertools.count(1)
         self._seq = itertools.count(1)
-        self._claims = itertools.count(1)
-        self._out: list[Action] = []
         self._drained = False
         self._grace_ends = 0.0
-        self._look_at = math.inf
-        self._yielding: set[str] = set()
-        self._contested = False  # somebody waits for models in use: whoever uses another one may decide which
         self._stopped = False
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Asked: self._asked,
@@ -510,233 +489,6 @@ class Scheduler:
             model = self.models[name]
             self._evict(model, f"clean-up: idle for {now - model.last_used:.1f} s", now)
         self._room_may_exist(now)
-
-    def _evict(self, model: Residency, why: str, now: float) -> None:
-        if model.referenced:  # the promise of the house; nothing may come here past it
-            raise AssertionError(f"{model.name} is in use ({model.reasons()}) and was to be evicted")
-        model.move(Move.KILL)
-        model.evictions += 1
-        key = (model.name, model.config.priority.name)
-        self.evictions[key] = self.evictions.get(key, 0) + 1
-        self.story.tell(now, model.name, f"evicted, {model.mb:g} MB on {model.device}: {why}")
-        self._out.append(KillWorker(model.worker))
-        if model.waiting:
-            self._wanted.setdefault(model.name, model)
-
-    # ------------------------------------------------------------ making room and loading
-
-    def _room_may_exist(self, now: float) -> None:
-        if self._wanted or self._contested:
-            self._advance(now)
-
-    def _advance(self, now: float) -> None:
-        """Looks for room until a look changes nothing: what one waiter gets, or gives up, another may need."""
-        before: Any = None
-        for _ in range(MOST_LOOKS):
-            self._look_for_room(now)
-            after = len(self._out), self._yielding, [m.claim for m in self._wanted.values()]
-            if after == before:
-                return
-            before = after
-
-    def _look_for_room(self, now: float) -> None:
-        """Starts whatever can be started, oldest waiter first, making room where that is allowed."""
-        if self.stopping:
-            return
-        self._drop_lost_claims()
-        claimed = dict.fromkeys(self.ledger.devices, 0.0)  # by those whose room is coming back
-        spoken_for: set[str] = set()  # models whose room somebody older waits for
-        loading = dict.fromkeys(self.ledger.devices, 0)
-        for model in self._workers.values():
-            if model.state is State.LOADING:
-                loading[model.device] += 1
-        yielding: set[str] = set()
-        workers = len(self._workers)
-        # Whoever was promised room comes first: else a victim with older requests would take it right back.
-        waiting = [
-            (m.claim or math.inf, head.priority, head.seq, m) for m in self._wanted.values() if (head := m.queue.head())
-        ]
-        for *_, model in sorted(waiting):
-            if model.state not in (State.UNLOADED, State.FAILED):
-                continue  # its last process is not gone yet
-            if now < model.retry_at:
-                self._look_again(model.retry_at)
-                continue
-            self._try_to_place(model, now, claimed, spoken_for, loading, yielding)
-        self._contested = bool(spoken_for)
-        if yielding and len(self._workers) > workers:
-            self._yielding |= yielding  # who started after them has changed what they yield for: the next look tells
-            return
-        no_longer, self._yielding = self._yielding - yielding, yielding
-        for name in sorted(no_longer):
-            model = self.models[name]
-            if model.yielding:
-                model.yielding = False
-                if model.state is State.LOADED:
-                    self._serve(model, now)
-
-    def _drop_lost_claims(self) -> None:
-        """Memory that was coming back has got stuck: whoever it no longer reaches waits like those without a claim."""
-        coming = {name: self._coming_mb(name) for name in self.ledger.devices}
-        for model in sorted((m for m in self._wanted.values() if m.claim), key=lambda m: m.claim):
-            if model.mb > coming[model.claim_on] + EPSILON_MB:
-                model.claim = 0
-            else:
-                coming[model.claim_on] -= model.mb
-
-    def _try_to_place(
-        self,
-        model: Residency,
-        now: float,
-        claimed: dict[str, float],
-        spoken_for: set[str],
-        loading: dict[str, int],
-        yielding: set[str],
-    ) -> None:
-        fitting = [d.name for d in self.ledger.devices.values() if model.mb <= d.budget_mb + EPSILON_MB]
-        spare = {name: self._coming_mb(name) - claimed[name] for name in fitting}
-        free = [name for name in fitting if loading[name] < self.config.concurrent_loads]
-        for device in free:  # a claim takes what is coming first, and what is free only for the rest
-            if model.mb <= min(spare[device], self.ledger.free_mb(device)) + EPSILON_MB:
-                loading[device] += 1
-                self._start(model, device, now)
-                return
-        for device in [model.claim_on, *free] if model.claim else free:
-            if model.mb <= spare[device] + EPSILON_MB:
-                self._claim(model, device, claimed)
-                return
-        plans = []
-        for device in free:
-            needed = model.mb - spare[device]
-            idle = self._candidates(device, spoken_for, busy=False)
-            victims = eviction.choose(needed, idle, model.config.priority)
-            if victims is not None:
-                dearest = min(v.priority for v in victims)
-                plans.append(((-dearest, sum(v.mb for v in victims)), device, needed, victims))
-        if plans:
-            _, device, needed, victims = min(plans, key=lambda plan: plan[0])
-            for victim in victims:
-                self._evict(
-                    self.models[victim.model],
-                    f"{model.name} needs {model.mb:g} MB, {needed:g} MB short of "
-                    f"{self.ledger.devices[device].budget_mb:g}; {victim.priority.name}, unused for "
-                    f"{now - victim.last_used:.1f} s",
-                    now,
-                )
-            if model.mb <= self.ledger.free_mb(device) + EPSILON_MB:  # what comes back is for an older claim
-                loading[device] += 1
-                self._start(model, device, now)
-            else:
-                self._claim(model, device, claimed)
-            return
-        if not free:
-            self._blocked(model, "loading", "another model is loading", now)
-            return
-        self._ask_to_yield(model, now, {name: spare[name] for name in free}, spoken_for, yielding)
-        # What it waits for is not taken from under it by those who came later and would have to evict the same models.
-        # Free room, however, may be used by whoever fits.
-
-    def _claim(self, model: Residency, device: str, claimed: dict[str, float]) -> None:
-        claimed[device] += model.mb
-        model.claim, model.claim_on = model.claim or next(self._claims), device
-        model.blocked = model.blocked_by = ""
-
-    def _coming_mb(self, device: str) -> float:
-        """Free now, plus what processes being killed are about to give back."""
-        coming = self.ledger.free_mb(device)
-        for worker, model in self._workers.items():
-            if model.state is State.EVICTING and model.worker == worker and model.device == device:
-                charge = self.ledger.of(worker)
-                coming += charge.mb if charge else 0.0
-        return coming
-
-    def _candidates(self, device: str, spoken_for: set[str], *, busy: bool) -> list[eviction.Candidate]:
-        """Models on the device that may go; with `busy`, also those that would be free once they stop taking work."""
-        return [
-            eviction.Candidate(m.name, m.mb, m.config.priority, m.last_used)
-            for m in self._workers.values()
-            if m.state is State.LOADED
-            and m.device == device
-            and not m.leases
-            and not m.pinned
-            and m.name not in spoken_for
-            and (busy or (not m.inflight and (not m.queue.live or m.yielding)))
-        ]
-
-    def _ask_to_yield(
-        self, model: Residency, now: float, spare: dict[str, float], spoken_for: set[str], yielding: set[str]
-    ) -> None:
-        """Nobody idle can make room. After `patience`, busy models of the right priority stop taking work."""
-        patience = self.config.patience_seconds
-        head = model.queue.head()
-        for device, mb in spare.items():
-            victims = eviction.choose(
-                model.mb - mb, self._candidates(device, spoken_for, busy=True), model.config.priority
-            )
-            if victims is None or head is None:
-                continue
-            busy = [self.models[v.model] for v in victims]
-            since = max([head.since, *(m.loaded_at for m in busy)])
-            if now >= since + patience:
-                for m in busy:
-                    if not m.yielding:
-                        self.story.tell(now, m.name, f"yields: {model.name} waits for its room")
-                    m.yielding = True
-                    yielding.add(m.name)
-            else:
-                self._look_again(since + patience)
-            spoken_for.update(m.name for m in busy)
-            names = ", ".join(m.name for m in busy)
-            self._blocked(model, names, f"for {names} to finish", now)
-            return
-        self._blocked(model, "room", self._no_room(model, list(spare)), now)
-
-    def _look_again(self, when: float) -> None:
-        if when < self._look_at:
-            self._look_at = when
-            self.timers.add(when, Due.LOOK)
-
-    def _no_room(self, model: Residency, devices: list[str]) -> str:
-        parts = []
-        for device in devices:
-            users = [
-                f"{m.name} {m.mb:g} MB ({m.config.priority.name}, {m.reasons()})"
-                for m in self._workers.values()
-                if m.device == device and m.mb > 0
-            ]
-            parts.append(
-                f"needs {model.mb:g} MB on {device}, {self.ledger.free_mb(device):g} of "
-                f"{self.ledger.devices[device].budget_mb:g} MB are free and nobody may go: "
-                + ("; ".join(users) or "memory of ended processes has not come back")
-            )
-        return " / ".join(parts)
-
-    def _blocked(self, model: Residency, by: str, why: str, now: float) -> None:
-        """`why` is kept up to date for the answer; the story hears it once for each `by`."""
-        model.blocked = why
-        if model.blocked_by != by:
-            model.blocked_by = by
-            self.story.tell(now, model.name, f"waits: {why}")
-
-    def _start(self, model: Residency, device: str, now: float) -> None:
-        worker = next(self._worker_ids)
-        self.ledger.charge(worker, model.name, device, model.mb)
-        model.move(Move.START)
-        model.worker, model.device, model.started_at = worker, device, now
-        model.watched = worker
-        model.failed_load = model.yielding = model.unload_when_loaded = False
-        model.claim = 0
-        model.blocked = model.blocked_by = ""
-        self._workers[worker] = model
-        self._wanted.pop(model.name, None)
-        self.timers.add(now + self.config.load_timeout, Due.WATCH, worker)
-        used, budget = self.ledger.used_mb(device), self.ledger.devices[device].budget_mb
-        self.story.tell(
-            now, model.name,
-            f"loading on {device}: {model.waiting} waiting; {used - model.mb:g} + {model.mb:g} = {used:g} of "
-            f"{budget:g} MB",
-        )  # fmt: skip
-        self._out.append(StartWorker(worker, model.name, device))
 
     # ------------------------------------------------------------ workers report
 
