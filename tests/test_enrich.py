@@ -284,6 +284,21 @@ def test_a_chain_follows_keypoints_and_goes_on_as_long_as_it_likes() -> None:
     assert "no rule" in found.detections[0].note
 
 
+def test_a_link_of_a_chain_may_have_a_condition_of_its_own() -> None:
+    chain = table(
+        Rule(models=["a"], labels=["person"]),
+        Rule(models=["b"], after="a", suspicious=True),
+        Rule(models=["c"], after="b"),
+    )
+    found, asked = enriched([PERSON], rules=chain)
+    assert asked.keys() == {"a"}
+    assert found.detections[0].skipped == {
+        "b": "only when the event is suspicious",
+        "c": "b was skipped: only when the event is suspicious",
+    }
+    assert enriched([PERSON], rules=chain, suspicious=True)[1].keys() == {"a", "b", "c"}
+
+
 def test_a_model_without_boxes_leads_nowhere() -> None:
     chain = table(Rule(models=["a"], labels=["person"]), Rule(models=["b"], after="a"))
     found, asked = enriched([PERSON], lambda ask: [{"x": 1}], rules=chain)
@@ -305,6 +320,12 @@ def test_a_box_that_makes_no_sense_costs_its_own_detection_alone(box: tuple[floa
     assert all(isinstance(error, InvalidInput) and "boxes[1]" in str(error) for error in bad.missing.values())
     assert good.missing == {}
     assert good.answers.keys() == ON_A_PERSON | ON_A_FACE
+
+
+def test_growing_does_not_bring_a_box_back_into_the_frame() -> None:
+    found, asked = enriched([("car", (201, 10, 260, 50))])
+    assert found.detections[0].missing.keys() == ON_A_VEHICLE | {"paddleocr"}
+    assert asked.keys() == EVERY
 
 
 def test_a_part_outside_the_frame_costs_that_model_alone() -> None:
@@ -489,8 +510,17 @@ def test_an_error_that_is_kept_keeps_no_frame_alive() -> None:
 
     frame = np.zeros((10, 10, 3), np.uint8).view(Large)
     gone = weakref.ref(frame)
-    found, _ = enriched([("person", (5, 5, 5, 5))], lambda ask: WorkerCrashed("x"), frames=frame)
+
+    def world(_: Ask) -> Any:
+        held = gone()
+        try:
+            raise WorkerCrashed(f"at {held is not None}")
+        except WorkerCrashed as e:  # with a traceback, and in it `held`
+            return e
+
+    found, _ = enriched([("person", (5, 5, 5, 5)), ("person", (1, 1, 9, 9))], world, frames=frame)
     assert found.missing
+    assert all(detection.missing for detection in found.detections)
     del frame
     assert gone() is None
 
@@ -545,8 +575,8 @@ def test_what_is_no_frame_is_refused_by_name(frame: Any) -> None:
         Event(frame, [])
 
 
-@pytest.mark.parametrize("min_score", [-0.1, 1.1, math.nan])
-def test_a_least_score_is_a_share(min_score: float) -> None:
+@pytest.mark.parametrize("min_score", [-0.1, 1.1, math.nan, "0.5"])
+def test_a_least_score_is_a_share(min_score: Any) -> None:
     with pytest.raises(InvalidInput, match="min_score"):
         Event(FRAME, [], min_score=min_score)
 

@@ -7,9 +7,11 @@ import io
 import os
 import re
 import signal
+import socket
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import support
 from tests.support import Running, tables, toy, wait_until
 from zoo import (
     AsyncClient,
@@ -82,11 +85,7 @@ CHAIN = text(
 
 
 @pytest.fixture(scope="module")
-def chain() -> Any:
-    import tempfile
-
-    from tests import support
-
+def chain() -> Iterator[Running]:
     folder = Path(tempfile.mkdtemp(prefix="zoo-t-", dir="/tmp"))
     running = Running(folder, CHAIN).start()
     yield running
@@ -170,8 +169,6 @@ def test_the_asynchronous_client_gives_the_same_answer(chain: Running) -> None:
 
 
 def test_tcp_carries_the_frame_inline(broker: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

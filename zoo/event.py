@@ -27,7 +27,7 @@ class Event:
     """
 
     def __init__(self, frame: Any, detections: Any, suspicious: bool = False, min_score: float | None = None) -> None:
-        if min_score is not None and not 0 <= min_score <= 1:
+        if min_score is not None and (not isinstance(min_score, int | float) or not 0 <= min_score <= 1):
             raise InvalidInput(f"min_score: {min_score!r} is not between 0 and 1")
         self.frames = frames.check_frames(frame)
         self.size = frames.size_of(self.frames[-1])
