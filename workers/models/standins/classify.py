@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from workers.models.standins.common import Builder, repeatable
+from workers.models.standins.common import SMALL, Builder, repeatable
 
 AGES = ["0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70"]
+SMALL_RESNET = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [2, 2, 2, 2], "layer_type": "basic"}
 
 
-def classifier(family: str, labels: Sequence[str]) -> Builder:
-    """A transformers image classifier, "vit", "siglip" or "resnet", small but of the published layout."""
+def classifier(family: str, labels: Sequence[str], size: Mapping[str, Any] | None = None) -> Builder:
+    """A transformers image classifier, "vit", "siglip" or "resnet", of the published layout.
+
+    Args:
+        size: of the network, in the words of its configuration; small if not given.
+    """
+    network = size or (SMALL_RESNET if family == "resnet" else SMALL)
 
     def build(target: Path, seed: int) -> None:
         import torch
@@ -22,32 +28,23 @@ def classifier(family: str, labels: Sequence[str]) -> Builder:
         transformers: Any = import_module("workers.models.classify").transformers
 
         names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-        small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
         with repeatable(seed):
             model: Any
             processor: Any
             if family == "vit":
                 model = transformers.ViTForImageClassification(
-                    transformers.ViTConfig(image_size=224, patch_size=16, **small, **names)
+                    transformers.ViTConfig(image_size=224, patch_size=16, **network, **names)
                 )
                 processor = transformers.ViTImageProcessor()
             elif family == "siglip":
                 # The classifier has no text half, but its configuration is checked all the same.
-                text = {**small, "vocab_size": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-                vision = dict(image_size=224, patch_size=16, **small)
+                text = {**SMALL, "vocab_size": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+                vision = dict(image_size=224, patch_size=16, **network)
                 config = transformers.SiglipConfig(text_config=text, vision_config=vision, **names)
                 model = transformers.SiglipForImageClassification(config)
                 processor = transformers.SiglipImageProcessor(size={"height": 224, "width": 224})
             else:
-                model = transformers.ResNetForImageClassification(
-                    transformers.ResNetConfig(
-                        embedding_size=16,
-                        hidden_sizes=[16, 32, 64, 128],
-                        depths=[2, 2, 2, 2],
-                        layer_type="basic",
-                        **names,
-                    )
-                )
+                model = transformers.ResNetForImageClassification(transformers.ResNetConfig(**network, **names))
                 processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 224}, crop_pct=0.875)
             # A fresh head answers every label alike; a livelier one makes different pictures differ.
             heads = model.classifier if isinstance(model.classifier, torch.nn.Sequential) else [model.classifier]

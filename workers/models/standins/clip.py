@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from workers.models.standins.common import Builder, repeatable
+from workers.models.standins.common import SMALL, Builder, repeatable
 
-SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+SMALL_VISION = {**SMALL, "patch_size": 32}
+SMALL_VIDEO = {**SMALL_VISION, "mit_hidden_size": 64, "mit_intermediate_size": 128, "mit_num_attention_heads": 4}
 TOKENS = 514  # what `write_tokenizer` writes
 CONTEXT = 77
 # As published. They are not the tokenizer's: the text encoder is read at the place of the highest token.
@@ -28,8 +30,12 @@ XCLIP_PROCESSOR = {
 }  # fmt: skip
 
 
-def clip(projection_dim: int) -> Builder:
-    """A transformers CLIP with features of this length, small but of the published layout."""
+def clip(projection_dim: int, vision: Mapping[str, Any] = SMALL_VISION, text: Mapping[str, Any] = SMALL) -> Builder:
+    """A transformers CLIP with features of this length, of the published layout; small unless told otherwise.
+
+    Args:
+        vision, text: the sizes of its two halves, in the words of their configurations.
+    """
 
     def build(target: Path, seed: int) -> None:
         # Through the adapters' common room, which sets the environment that the library reads at import.
@@ -37,8 +43,8 @@ def clip(projection_dim: int) -> Builder:
 
         config = transformers.CLIPConfig(
             projection_dim=projection_dim,
-            text_config={**SMALL, **SPECIALS, "vocab_size": TOKENS, "projection_dim": projection_dim},
-            vision_config={**SMALL, "patch_size": 32, "projection_dim": projection_dim},
+            text_config={**SPECIALS, "vocab_size": TOKENS, **text, "projection_dim": projection_dim},
+            vision_config={**vision, "projection_dim": projection_dim},
             logit_scale_init_value=SHARPNESS,
         )
         with repeatable(seed):
@@ -49,18 +55,28 @@ def clip(projection_dim: int) -> Builder:
     return build
 
 
-def xclip(frames: int) -> Builder:
-    """A transformers X-CLIP for videos of so many frames, small but of the published layout."""
+def xclip(
+    frames: int,
+    projection_dim: int = 64,
+    prompt_heads: int = 4,
+    vision: Mapping[str, Any] = SMALL_VIDEO,
+    text: Mapping[str, Any] = SMALL,
+) -> Builder:
+    """A transformers X-CLIP for videos of so many frames, of the published layout; small unless told otherwise.
+
+    Args:
+        prompt_heads: of the attention that weighs prompts by the video.
+        vision, text: as of `clip`.
+    """
 
     def build(target: Path, seed: int) -> None:
         transformers: Any = import_module("workers.models.folder").transformers
 
-        mit = {"mit_hidden_size": 64, "mit_intermediate_size": 128, "mit_num_attention_heads": 4}
         config = transformers.XCLIPConfig(
-            projection_dim=64,
-            prompt_num_attention_heads=4,
-            text_config={**SMALL, **SPECIALS, "vocab_size": TOKENS},
-            vision_config={**SMALL, **mit, "patch_size": 32, "num_frames": frames},
+            projection_dim=projection_dim,
+            prompt_num_attention_heads=prompt_heads,
+            text_config={**SPECIALS, "vocab_size": TOKENS, **text},
+            vision_config={**vision, "num_frames": frames},
             # Left at the library's own logit scale: at the published one, random features of 64 numbers answer 0 or 1.
         )
         with repeatable(seed):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 Builder = Callable[[Path, int], None]  # where the file or folder goes, seed
+# A network of the stand-ins, in the words of transformers' configurations.
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,17 @@ CLOTHES = [
     "Background", "Hat", "Hair", "Sunglasses", "Upper-clothes", "Skirt", "Pants", "Dress", "Belt", "Left-shoe",
     "Right-shoe", "Face", "Left-leg", "Right-leg", "Left-arm", "Right-arm", "Bag", "Scarf",
 ]  # fmt: skip
+SMALL_VITPOSE = {
+    "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "part_features": 12, "out_indices": [3],
+}  # fmt: skip
+SMALL_DINOV2 = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "out_indices": [1, 2, 3, 4]}
+SMALL_DEPTH = {
+    "reassemble_hidden_size": 32, "neck_hidden_sizes": [8, 16, 32, 32], "fusion_hidden_size": 16, "head_hidden_size": 8,
+}  # fmt: skip
+SMALL_SEGFORMER = {
+    "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 3, 4],
+    "decoder_hidden_size": 64,
+}  # fmt: skip
 IMAGENET: dict[str, Any] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
@@ -23,88 +35,95 @@ def _named(labels: list[str]) -> dict[str, Any]:
     return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
 
 
-def vitpose(target: Path, seed: int) -> None:
-    """ViTPose+ with its six experts and its head of two deconvolutions, small."""
-    import torch
+def vitpose(backbone: Mapping[str, Any] = SMALL_VITPOSE) -> Builder:
+    """ViTPose+ with its six experts and its head of two deconvolutions, on a backbone of this size."""
 
-    adapter: Any = import_module("workers.models.vitpose")
-    transformers: Any = import_module("workers.models.folder").transformers
+    def build(target: Path, seed: int) -> None:
+        import torch
 
-    backbone = transformers.VitPoseBackboneConfig(
-        hidden_size=48, num_hidden_layers=3, num_attention_heads=4, num_experts=6, part_features=12, out_indices=[3]
-    )
-    config = transformers.VitPoseConfig(backbone_config=backbone, use_simple_decoder=False, **_named(KEYPOINTS))
-    processor = adapter.VitPoseImageProcessor()
-    with repeatable(seed), torch.no_grad():
-        model = adapter.VitPoseForPoseEstimation(config).eval()
-        _lively(model.backbone)
-        _smooth(model.head.deconv1)
-        _smooth(model.head.deconv2)
-        # Each keypoint gets a map whose best place scores about 0.9 and whose ordinary place scores nothing, as of
-        # somebody who is seen well.
-        boxes = [[[40, 40, 200, 400], [300, 60, 240, 480]]] * len(photos())
-        pictures = [picture[0] for picture in photos()]
-        pixels = processor(pictures, boxes=boxes, do_rescale=False, return_tensors="pt")["pixel_values"]
-        maps = model(pixels, dataset_index=torch.zeros(len(pixels), dtype=torch.long)).heatmaps
-        _stretch(model.head.conv, maps, low=0.5, high=0.99, low_to=0.0, high_to=0.7)
-    model.save_pretrained(target)
-    processor.save_pretrained(target)
+        adapter: Any = import_module("workers.models.vitpose")
+        transformers: Any = import_module("workers.models.folder").transformers
 
+        config = transformers.VitPoseConfig(
+            backbone_config=transformers.VitPoseBackboneConfig(num_experts=6, **backbone),
+            use_simple_decoder=False,
+            **_named(KEYPOINTS),
+        )
+        processor = adapter.VitPoseImageProcessor()
+        with repeatable(seed), torch.no_grad():
+            model = adapter.VitPoseForPoseEstimation(config).eval()
+            _lively(model.backbone)
+            _smooth(model.head.deconv1)
+            _smooth(model.head.deconv2)
+            # Each keypoint gets a map whose best place scores about 0.9 and whose ordinary place scores nothing, as of
+            # somebody who is seen well.
+            boxes = [[[40, 40, 200, 400], [300, 60, 240, 480]]] * len(photos())
+            pictures = [picture[0] for picture in photos()]
+            pixels = processor(pictures, boxes=boxes, do_rescale=False, return_tensors="pt")["pixel_values"]
+            maps = model(pixels, dataset_index=torch.zeros(len(pixels), dtype=torch.long)).heatmaps
+            _stretch(model.head.conv, maps, low=0.5, high=0.99, low_to=0.0, high_to=0.7)
+        model.save_pretrained(target)
+        processor.save_pretrained(target)
 
-def depth_anything(target: Path, seed: int) -> None:
-    """Depth Anything V2 on a DINOv2 of four layers, small."""
-    import torch
-
-    adapter: Any = import_module("workers.models.depth")
-    transformers: Any = import_module("workers.models.folder").transformers
-
-    backbone = transformers.Dinov2Config(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, image_size=518, patch_size=14,
-        out_indices=[1, 2, 3, 4], apply_layernorm=True, reshape_hidden_states=False,
-    )  # fmt: skip
-    config = transformers.DepthAnythingConfig(
-        backbone_config=backbone, reassemble_hidden_size=32, neck_hidden_sizes=[8, 16, 32, 32], fusion_hidden_size=16,
-        head_hidden_size=8,
-    )  # fmt: skip
-    processor = adapter.DPTImageProcessor(
-        size={"height": 518, "width": 518}, keep_aspect_ratio=True, ensure_multiple_of=14, **IMAGENET
-    )
-    with repeatable(seed), torch.no_grad():
-        model = adapter.DepthAnythingForDepthEstimation(config).eval()
-        _lively(model)
-        # What is nearest is at about 10, and hardly anything infinitely far away (0, below which the network cuts).
-        last = model.head.conv3
-        seen: list[Any] = []
-        hook = last.register_forward_hook(lambda _module, _args, out: seen.append(out))
-        for picture in photos():
-            model(**processor(picture[0], do_rescale=False, return_tensors="pt"))
-        hook.remove()
-        _stretch(last, torch.cat([out.flatten(2) for out in seen], 2), low=0.02, high=0.98, low_to=0.5, high_to=10.0)
-    model.save_pretrained(target)
-    processor.save_pretrained(target)
+    return build
 
 
-def segformer(target: Path, seed: int) -> None:
-    """SegFormer with the 18 labels of the clothes data set, small."""
-    import torch
+def depth_anything(backbone: Mapping[str, Any] = SMALL_DINOV2, head: Mapping[str, Any] = SMALL_DEPTH) -> Builder:
+    """Depth Anything V2 on a DINOv2, of these sizes."""
 
-    adapter: Any = import_module("workers.models.segformer")
-    transformers: Any = import_module("workers.models.folder").transformers
+    def build(target: Path, seed: int) -> None:
+        import torch
 
-    config = transformers.SegformerConfig(
-        hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1], num_attention_heads=[1, 2, 3, 4], decoder_hidden_size=64,
-        **_named(CLOTHES),
-    )  # fmt: skip
-    processor = adapter.SegformerImageProcessor()
-    with repeatable(seed), torch.no_grad():
-        model = adapter.SegformerForSemanticSegmentation(config).eval()
-        _lively(model)
-        # Every label is about as likely as every other.
-        pictures = [picture[0] for picture in photos()]
-        logits = model(**processor(pictures, do_rescale=False, return_tensors="pt")).logits
-        _stretch(model.decode_head.classifier, logits, low=0.5, high=0.9, low_to=0.0, high_to=1.0)
-    model.save_pretrained(target)
-    processor.save_pretrained(target)
+        adapter: Any = import_module("workers.models.depth")
+        transformers: Any = import_module("workers.models.folder").transformers
+
+        dinov2 = transformers.Dinov2Config(
+            image_size=518, patch_size=14, apply_layernorm=True, reshape_hidden_states=False, **backbone
+        )
+        config = transformers.DepthAnythingConfig(backbone_config=dinov2, **head)
+        processor = adapter.DPTImageProcessor(
+            size={"height": 518, "width": 518}, keep_aspect_ratio=True, ensure_multiple_of=14, **IMAGENET
+        )
+        with repeatable(seed), torch.no_grad():
+            model = adapter.DepthAnythingForDepthEstimation(config).eval()
+            _lively(model)
+            # What is nearest is at about 10, and hardly anything infinitely far away (0, below which the network cuts).
+            last = model.head.conv3
+            seen: list[Any] = []
+            hook = last.register_forward_hook(lambda _module, _args, out: seen.append(out))
+            for picture in photos():
+                model(**processor(picture[0], do_rescale=False, return_tensors="pt"))
+            hook.remove()
+            all_of_it = torch.cat([out.flatten(2) for out in seen], 2)
+            _stretch(last, all_of_it, low=0.02, high=0.98, low_to=0.5, high_to=10.0)
+        model.save_pretrained(target)
+        processor.save_pretrained(target)
+
+    return build
+
+
+def segformer(size: Mapping[str, Any] = SMALL_SEGFORMER) -> Builder:
+    """SegFormer with the 18 labels of the clothes data set, of this size."""
+
+    def build(target: Path, seed: int) -> None:
+        import torch
+
+        adapter: Any = import_module("workers.models.segformer")
+        transformers: Any = import_module("workers.models.folder").transformers
+
+        config = transformers.SegformerConfig(**size, **_named(CLOTHES))
+        processor = adapter.SegformerImageProcessor()
+        with repeatable(seed), torch.no_grad():
+            model = adapter.SegformerForSemanticSegmentation(config).eval()
+            _lively(model)
+            # Every label is about as likely as every other.
+            pictures = [picture[0] for picture in photos()]
+            logits = model(**processor(pictures, do_rescale=False, return_tensors="pt")).logits
+            _stretch(model.decode_head.classifier, logits, low=0.5, high=0.9, low_to=0.0, high_to=1.0)
+        model.save_pretrained(target)
+        processor.save_pretrained(target)
+
+    return build
 
 
 def _lively(model: Any) -> None:
@@ -135,7 +154,7 @@ def _stretch(layer: Any, out: Any, *, low: float, high: float, low_to: float, hi
 
 
 STANDINS: dict[str, tuple[str, Builder]] = {
-    "vitpose-small": ("vitpose-small", vitpose),
-    "depth-anything-v2-small": ("depth-anything-v2-small", depth_anything),
-    "segformer-b2-clothes": ("segformer-b2-clothes", segformer),
+    "vitpose-small": ("vitpose-small", vitpose()),
+    "depth-anything-v2-small": ("depth-anything-v2-small", depth_anything()),
+    "segformer-b2-clothes": ("segformer-b2-clothes", segformer()),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.models.standins import clip
-from workers.models.standins.common import Builder, photos, repeatable, settle
+from workers.models.standins.common import SMALL, Builder, photos, repeatable, settle
 from zoo import weights
 
 
@@ -33,31 +33,34 @@ def yolo(architecture: str, labels: Sequence[str]) -> Builder:
     return build
 
 
-def world(target: Path, seed: int) -> None:
-    """Builds a YOLO-World checkpoint for COCO's classes, with a text encoder beside it that takes any prompt."""
-    import torch
+def world(architecture: str) -> Builder:
+    """A YOLO-World checkpoint for COCO's classes, with a small text encoder beside it that takes any prompt."""
 
-    library: Any = import_module("workers.models.predictor").ultralytics
-    transformers: Any = import_module("workers.models.folder").transformers
+    def build(target: Path, seed: int) -> None:
+        import torch
 
-    encoder = target.parent / "text_encoder"
-    with repeatable(seed):
-        config = transformers.CLIPTextConfig(**clip.SMALL, **clip.SPECIALS, vocab_size=clip.TOKENS, projection_dim=512)
-        text = transformers.CLIPTextModelWithProjection(config).eval()
-        text.save_pretrained(encoder)
-        clip.write_tokenizer(encoder)
-        weights.mark_stand_in(encoder, "yolo-world-s")
-        # The published one is YOLOv8s; this is the same with fewer channels.
-        whole = library.YOLOWorld("yolov8n-worldv2.yaml")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
-        names = library.utils.YAML.load(library.utils.ROOT / "cfg/datasets/coco8.yaml")["names"]
-        with torch.no_grad():
-            tokens = tokenizer(list(names.values()), padding=True, return_tensors="pt")
-            found = text(**tokens).text_embeds
-        whole.model.txt_feats = torch.nn.functional.normalize(found, dim=-1)[None]
-        whole.model.names = names
-        _calibrate(whole.model)
-    whole.save(target)
+        library: Any = import_module("workers.models.predictor").ultralytics
+        transformers: Any = import_module("workers.models.folder").transformers
+
+        encoder = target.parent / "text_encoder"
+        with repeatable(seed):
+            config = transformers.CLIPTextConfig(**SMALL, **clip.SPECIALS, vocab_size=clip.TOKENS, projection_dim=512)
+            text = transformers.CLIPTextModelWithProjection(config).eval()
+            text.save_pretrained(encoder)
+            clip.write_tokenizer(encoder)
+            weights.mark_stand_in(encoder, "yolo-world-s")
+            whole = library.YOLOWorld(architecture)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
+            names = library.utils.YAML.load(library.utils.ROOT / "cfg/datasets/coco8.yaml")["names"]
+            with torch.no_grad():
+                tokens = tokenizer(list(names.values()), padding=True, return_tensors="pt")
+                found = text(**tokens).text_embeds
+            whole.model.txt_feats = torch.nn.functional.normalize(found, dim=-1)[None]
+            whole.model.names = names
+            _calibrate(whole.model)
+        whole.save(target)
+
+    return build
 
 
 def _calibrate(model: Any) -> None:
@@ -114,7 +117,8 @@ STANDINS: dict[str, tuple[str, Builder]] = {
         "yolo11-license-plate/license-plate-finetune-v1n.pt",
         yolo("yolo11n.yaml", ["License_Plate"]),
     ),
-    "yolo-world-s": ("yolo-world-s/yolov8s-worldv2.pt", world),
+    # The published one is YOLOv8s; this is the same with fewer channels.
+    "yolo-world-s": ("yolo-world-s/yolov8s-worldv2.pt", world("yolov8n-worldv2.yaml")),
     "yolov8n-pose": ("yolov8n-pose/yolov8n-pose.pt", yolo("yolov8n-pose.yaml", ["person"])),
     # The published one is YOLO11x; a stand-in of that size would take a minute to make.
     "vehicle-damage-detection": (
