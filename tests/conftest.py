@@ -14,7 +14,6 @@ from hypothesis import settings
 from tests import support
 from tests.support import Running, toy
 
-
 # In CI the same examples every time, so that a red run can be repeated; everywhere else new ones.
 settings.register_profile("ci", derandomize=True, database=None)
 if os.environ.get("CI"):
