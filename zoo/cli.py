@@ -175,7 +175,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
     return value
@@ -251,7 +254,7 @@ def _ls(args: argparse.Namespace) -> int:
                 _mb(row["vram_mb"]),
                 row["state"] or "-",
                 row["weights"],
-                row["problem"] or ("pinned" if row["pinned"] else ""),
+                _note(row),
             )
             for row in rows
         ]
@@ -260,6 +263,13 @@ def _ls(args: argparse.Namespace) -> int:
         sys.stdout.flush()
         print(f"zoo: {note}", file=sys.stderr)
     return OK
+
+
+def _note(row: dict[str, Any]) -> str:
+    """What keeps the model from being served, in as few words as the columns before it leave to say."""
+    if row["weights"] == "missing" and row["enabled"] and row["problem"]:
+        return f"zoo pull {row['name']}" if "zoo pull" in row["problem"] else f"by hand: {row['source']}"
+    return row["problem"] or ("pinned" if row["pinned"] else "")
 
 
 def _configured() -> list[dict[str, Any]]:
