@@ -14,7 +14,6 @@ classify = pytest.importorskip("workers.models.classify")
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoImageProcessor, AutoModelForImageClassification  # noqa: E402
-from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
@@ -40,16 +39,6 @@ def load(path: Path, **options) -> object:
 @pytest.fixture(scope="module")
 def models(folders):
     return {name: load(path) for name, path in folders.items()}
-
-
-@pytest.fixture(scope="module")
-def bus() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "bus.jpg").convert("RGB"))
-
-
-@pytest.fixture(scope="module")
-def zidane() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "zidane.jpg").convert("RGB"))
 
 
 def ask(model, *frames, **options):

@@ -19,7 +19,6 @@ import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch.nn.functional import normalize  # noqa: E402
 from transformers import CLIPModel, CLIPProcessor  # noqa: E402
-from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers.models import pictures, prompts, standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
@@ -43,16 +42,6 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         "open_clip": standins.place(standins.clip.open_clip, directory / "marqo", "fashion-clip"),
         "vit": standins.make("vit-age-classifier", directory),
     }
-
-
-@pytest.fixture(scope="module")
-def bus() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "bus.jpg").convert("RGB"))
-
-
-@pytest.fixture(scope="module")
-def zidane() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "zidane.jpg").convert("RGB"))
 
 
 def load(kind, path: Path, *, trust_pickle: bool = False, **options) -> object:

@@ -14,7 +14,6 @@ depth = pytest.importorskip("workers.models.depth")
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation  # noqa: E402
-from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers import inputs  # noqa: E402
 from workers.models import standins  # noqa: E402
@@ -42,16 +41,6 @@ def load(path: Path, **options) -> object:
 @pytest.fixture(scope="module")
 def estimator(folder):
     return load(folder)
-
-
-@pytest.fixture(scope="module")
-def bus() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "bus.jpg").convert("RGB"))
-
-
-@pytest.fixture(scope="module")
-def zidane() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "zidane.jpg").convert("RGB"))
 
 
 def cut(frame: np.ndarray, boxes, **options) -> inputs.Given:

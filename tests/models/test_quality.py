@@ -35,11 +35,6 @@ def judge():
 
 
 @pytest.fixture(scope="module")
-def bus() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "bus.jpg").convert("RGB"))
-
-
-@pytest.fixture(scope="module")
 def blurred(bus) -> np.ndarray:
     return np.asarray(Image.fromarray(bus).filter(ImageFilter.GaussianBlur(1)))
 

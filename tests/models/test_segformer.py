@@ -42,11 +42,6 @@ def segmenter(folder):
     return load(folder)
 
 
-@pytest.fixture(scope="module")
-def bus() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "bus.jpg").convert("RGB"))
-
-
 def ask(model, *frames, **options):
     return model.predict([Input(frame, options) for frame in frames])
 

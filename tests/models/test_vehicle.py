@@ -14,7 +14,6 @@ import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from torchvision import models as torchvision_models  # noqa: E402
 from torchvision import transforms  # noqa: E402
-from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
@@ -43,16 +42,6 @@ def load(path: Path, *, trust: bool = True, **options):
 @pytest.fixture(scope="module")
 def classifier(folder):
     return load(folder)
-
-
-@pytest.fixture(scope="module")
-def bus() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "bus.jpg").convert("RGB"))
-
-
-@pytest.fixture(scope="module")
-def zidane() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "zidane.jpg").convert("RGB"))
 
 
 @pytest.fixture

@@ -43,11 +43,6 @@ def estimator(folder):
     return load(folder)
 
 
-@pytest.fixture(scope="module")
-def bus() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "bus.jpg").convert("RGB"))
-
-
 def cut(frame: np.ndarray, boxes, **options) -> inputs.Given:
     """Inputs as the runtime makes them."""
     described = payload.Frame(-1, 0, frame.shape, "|u1")

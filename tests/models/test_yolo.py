@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 yolo = pytest.importorskip("workers.models.yolo")
 import torch  # noqa: E402
 from ultralytics import YOLO  # noqa: E402
 from ultralytics.data.augment import LetterBox  # noqa: E402
-from ultralytics.utils import ASSETS, nms, ops  # noqa: E402
+from ultralytics.utils import nms, ops  # noqa: E402
 
 from workers.inputs import crop_box  # noqa: E402
 from workers.models import standins  # noqa: E402
@@ -37,16 +36,6 @@ def weights(tmp_path_factory) -> dict[str, Path]:
         "pose": standins.make("yolov8n-pose", folder),
         "segment": standins.place(segment, folder / "damage" / "best.pt", "damage"),
     }
-
-
-@pytest.fixture(scope="module")
-def bus() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "bus.jpg").convert("RGB"))
-
-
-@pytest.fixture(scope="module")
-def zidane() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "zidane.jpg").convert("RGB"))
 
 
 def load(path: Path, *, trust: bool = True, **options) -> object:

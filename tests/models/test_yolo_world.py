@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 yolo_world = pytest.importorskip("workers.models.yolo_world")
 import torch  # noqa: E402
 from transformers import AutoTokenizer, CLIPTextModelWithProjection  # noqa: E402
 from ultralytics import YOLO, YOLOWorld  # noqa: E402
-from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
@@ -30,11 +28,6 @@ LOW = {"conf": 0.01, "max_det": 20}
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     return standins.make("yolo-world-s", tmp_path_factory.mktemp("weights"))
-
-
-@pytest.fixture(scope="module")
-def bus() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "bus.jpg").convert("RGB"))
 
 
 def load(path: Path, *, trust: bool = True, **options):
