@@ -83,7 +83,8 @@ def test_half_precision(weights, tensors, people):
     model = load(weights, half=True)
     (found,) = ask(model, people[0])
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, direct(tensors, people[0], half=True), atol=1e-6)
+    # Sums in another order differ in the last of the three digits that 16 bits hold.
+    np.testing.assert_allclose(found, direct(tensors, people[0], half=True), atol=5e-3)
     with pytest.raises(InvalidInput, match="half"):
         ask(model, people[0], half=True)
 
