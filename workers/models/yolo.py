@@ -90,7 +90,7 @@ class Detector:
             if found.masks is None:
                 masks = np.zeros((0, *found.orig_shape), bool)
             else:
-                masks = found.masks.data.cpu().numpy().astype(bool)[order]
+                masks = found.masks.data.cpu().numpy()[order].view(bool)  # they are bytes of 0 and 1
         return Detections(
             boxes=boxes,
             scores=scores,
