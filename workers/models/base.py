@@ -24,7 +24,7 @@ from zoo.results import AnyResult
 
 __all__ = [
     "AnyResult", "Input", "Model", "Spec", "chunks", "images", "load_options", "read_options", "require_image",
-    "require_trust",
+    "require_numbers", "require_trust",
 ]  # fmt: skip
 
 
@@ -151,6 +151,20 @@ def require_trust(spec: Spec, file: Path) -> None:
         raise LoadFailed(
             f"{spec.name}: {file} is a pickle, which can run code of its own while it is read; if you trust where it "
             "came from, say trust_pickle = true for this model in config.toml, else convert it to safetensors",
+            retryable=False,
+        )
+
+
+def require_numbers(spec: Spec, *answers: np.ndarray) -> None:
+    """To be called with what a network answers to a blank picture, at the end of its load.
+
+    Raises:
+        LoadFailed: it is NaN or infinite, for which JSON has no word, and by which nothing can be put in order.
+    """
+    if not all(np.isfinite(answer).all() for answer in answers):
+        raise LoadFailed(
+            f"{spec.name}: {spec.path} answers a blank picture with what is not a number: its weights are damaged, or "
+            "their sums too large for half precision (half = true)",
             retryable=False,
         )
 

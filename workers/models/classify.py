@@ -25,7 +25,7 @@ import transformers.models.vit.modeling_vit  # noqa: F401
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from workers.models import folder
-from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
+from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
 from workers.models.pictures import preprocess
 from zoo.results import Classification
 
@@ -52,7 +52,8 @@ class ImageClassifier:
         self._model: Any = folder.open_model(spec, device, AutoModelForImageClassification, WHAT, half=options.half)
         self._processor: Any = folder.open_processor(spec, AutoImageProcessor, WHAT)
         self._labels = folder.labels_of(self._model.config)
-        self._forward([np.zeros((224, 224, 3), np.uint8)])  # kernels are chosen while the load is being measured
+        # Kernels are chosen while the load is being measured.
+        require_numbers(spec, self._forward([np.zeros((224, 224, 3), np.uint8)]))
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, CLIPModel, CLIPVisionModelWithProjection
 
 from workers.models import folder, openclip
-from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
+from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
 from workers.models.pictures import preprocess
 from workers.models.prompts import PromptOptions, TextEncoder, configured_features, read_prompt_options
 from zoo.results import Classification, Embedding
@@ -53,7 +53,8 @@ class ClipEmbedder:
             spec, device, CLIPVisionModelWithProjection, WHAT, half=options.half, config=config
         )
         self._processor: Any = folder.open_processor(spec, AutoImageProcessor, WHAT)
-        self._forward([BLANK])  # kernels are chosen while the load is being measured
+        # Kernels are chosen while the load is being measured.
+        require_numbers(spec, self._forward([BLANK]))
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""
@@ -117,8 +118,9 @@ class PromptClassifier:
         self._configured = spec.options
         form = openclip.OpenClip if openclip.is_open_clip(spec.path) else TransformersClip
         self._clip: DualEncoder = form(spec, device, half=options.half)
-        configured_features(spec, options, self._clip.text_features)
-        self._clip.image_features([BLANK])  # kernels are chosen while the load is being measured
+        texts = configured_features(spec, options, self._clip.text_features)
+        # Kernels are chosen while the load is being measured.
+        require_numbers(spec, self._probabilities([BLANK], texts))
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """The inputs that agree in their options in one forward pass, or in as few as `max_batch` allows."""

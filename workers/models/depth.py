@@ -24,7 +24,7 @@ from transformers.models.depth_anything.modeling_depth_anything import DepthAnyt
 from transformers.models.dpt.image_processing_dpt import DPTImageProcessor
 
 from workers.models import folder
-from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
+from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
 from workers.models.pictures import preprocess
 from zoo.errors import InvalidInput, LoadFailed
 from zoo.results import DepthMap
@@ -63,7 +63,8 @@ class DepthEstimator:
             spec, device, DepthAnythingForDepthEstimation, WHAT, half=options.half, config=config
         )
         self._processor: Any = folder.open_processor(spec, DPTImageProcessor, WHAT)
-        self._forward([np.zeros((518, 518, 3), np.uint8)])  # kernels are chosen while the load is being measured
+        # Kernels are chosen while the load is being measured.
+        require_numbers(spec, *self._forward([np.zeros((518, 518, 3), np.uint8)]))
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """Each frame once, however many boxes look at it; frames of one size in as few passes as `max_batch` allows.

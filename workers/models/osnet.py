@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import normalize
 
 from workers.models import state_dict
-from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
+from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
 from workers.models.imagenet import squeezed
 from workers.models.osnet_network import osnet_x0_25
 from zoo.errors import ModelUnavailable
@@ -50,7 +50,8 @@ class PersonEmbedder:
         network = state_dict.build(spec, osnet_x0_25, kept, "an OSNet x0.25", device, half=options.half)
         # Its many small convolutions take a fifth less time on a CPU with channels that lie side by side.
         self._network = network.to(memory_format=torch.channels_last)
-        self._forward([np.zeros((HEIGHT, WIDTH, 3), np.uint8)])  # kernels are chosen while the load is being measured
+        # Kernels are chosen while the load is being measured.
+        require_numbers(spec, self._forward([np.zeros((HEIGHT, WIDTH, 3), np.uint8)]))
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""

@@ -18,7 +18,7 @@ import torch
 from torchvision.models import resnet50
 
 from workers.models import state_dict
-from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
+from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
 from workers.models.imagenet import squeezed
 from zoo.errors import LoadFailed, ModelUnavailable
 from zoo.results import Classification
@@ -62,7 +62,8 @@ class VehicleClassifier:
         self._network = state_dict.build(
             spec, lambda: resnet50(num_classes=outputs), tensors, "a torchvision ResNet-50", device, half=options.half
         )
-        self._forward([np.zeros((SIDE, SIDE, 3), np.uint8)])  # kernels are chosen while the load is being measured
+        # Kernels are chosen while the load is being measured.
+        require_numbers(spec, self._forward([np.zeros((SIDE, SIDE, 3), np.uint8)]))
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""

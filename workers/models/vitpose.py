@@ -29,7 +29,7 @@ from transformers.models.vitpose.image_processing_vitpose import (
 from transformers.models.vitpose.modeling_vitpose import VitPoseEstimatorOutput, VitPoseForPoseEstimation
 
 from workers.models import folder, keypoints
-from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
+from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
 from workers.models.posture import SEEN, posture
 from zoo.results import Keypoints
 
@@ -63,7 +63,9 @@ class PoseEstimator:
         self._processor: Any = folder.open_processor(spec, VitPoseImageProcessor, WHAT)
         self._has_experts = config.backbone_config.num_experts > 1
         self._names = _names(config)
-        self._forward([(np.zeros((256, 192, 3), np.uint8), (0, 0, 192, 256))])  # while the load is being measured
+        # Kernels are chosen while the load is being measured.
+        ((_, scores),) = self._forward([(np.zeros((256, 192, 3), np.uint8), (0, 0, 192, 256))])
+        require_numbers(spec, scores)
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All people in one forward pass, or in as few as `max_batch` allows."""

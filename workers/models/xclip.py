@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, XCLIPModel
 
 from workers.models import folder
-from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options
+from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, require_numbers
 from workers.models.pictures import preprocess
 from workers.models.prompts import PromptOptions, TextEncoder, configured_features, read_prompt_options
 from zoo.results import Action
@@ -64,7 +64,7 @@ class ActionRecognizer:
         self._texts = TextEncoder(spec, self._model, WHAT)
         texts = configured_features(spec, options, self._texts.features)
         # Kernels are chosen while the load is being measured.
-        self._probabilities([[np.zeros((224, 224, 3), np.uint8)]], texts)
+        require_numbers(spec, self._probabilities([[np.zeros((224, 224, 3), np.uint8)]], texts))
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """The videos that agree in their options in one forward pass, or in as few as `max_batch` allows.
