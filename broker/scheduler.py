@@ -20,25 +20,28 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.ledger import EPSILON_MB, Device
-from broker.residency import Queue, Request, Residency
+from broker.residency import Peak, Queue, Request, Residency
 from broker.room import Room
 from broker.states import (
     Action,
     Answer,
     Asked,
     Deliver,
+    DeviceSeen,
     Dispatch,
     Event,
     Forget,
     IdleCleanup,
     KillWorker,
     Kind,
+    Measured,
     MemoryBack,
     MemoryStuck,
     Move,
     Pinned,
     Refuse,
     Released,
+    Remembered,
     SessionClosed,
     Settled,
     ShutDown,
@@ -90,6 +93,7 @@ class Scheduler(Room):
         self._drained = False
         self._grace_ends = 0.0
         self._stopped = False
+        self.learnt = 0  # counts changes of any model's peaks
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Asked: self._asked,
             Released: self._released,
@@ -102,6 +106,9 @@ class Scheduler(Room):
             WorkerDone: self._worker_done,
             WorkerSaid: self._worker_said,
             WorkerExited: self._worker_exited,
+            Remembered: self._remembered,
+            Measured: self._measured,
+            DeviceSeen: self._device_seen,
             MemoryBack: self._memory_back,
             MemoryStuck: self._memory_stuck,
             Tick: self._tick,
@@ -122,6 +129,12 @@ class Scheduler(Room):
         """When a Tick is due at the latest, or None."""
         self.timers.sweep(self._stale)
         return self.timers.next(self._stale)
+
+    def is_measured(self, worker: int) -> bool:
+        """True when the worker's model has been measured at work on its device (advice, like `is_cold`)."""
+        model = self._workers.get(worker)
+        peak = model.peaks.get(model.device) if model is not None else None
+        return peak is not None and peak.worked
 
     def is_cold(self, name: str) -> bool:
         """True when a request for the model would need a load (advice for the caller, decides nothing)."""
@@ -150,7 +163,7 @@ class Scheduler(Room):
             if e.kind is not Kind.INFER:
                 self._grant(request, now)
                 self._serve(model, now)  # a preload's keep_alive counts from now
-                if self._contested:
+                if self._tense:
                     self._room_may_exist(now)  # not from a leased model: whoever waits must look elsewhere
                 return
             self._register(request)
@@ -160,7 +173,7 @@ class Scheduler(Room):
                 model.queue.push(request)
                 if not model.ahead:  # it may have come in before a suspect, which has to wait to run alone
                     self._serve(model, now)
-            if self._contested:  # being used, it may not be the one to go any more
+            if self._tense:  # being used, it may not be the one to go any more
                 self._room_may_exist(now)
             return
         self._register(request)
@@ -188,12 +201,8 @@ class Scheduler(Room):
             return no("model_disabled", f"{model.name} has enabled = false in config.toml")
         if e.problem is not None and self.is_cold(model.name):
             return no("model_unavailable", e.problem)
-        if model.mb > self.ledger.largest_budget_mb + EPSILON_MB:
-            return no(
-                "model_too_large",
-                f"{model.name} needs {model.mb:g} MB, the whole budget is {self.ledger.largest_budget_mb:g} MB; "
-                "nothing was evicted",
-            )
+        if self.is_cold(model.name) and not self._ever_fits(model):
+            return no("model_too_large", f"{self._too_large(model)}; nothing was evicted")
         if e.deadline <= now:
             return no("deadline_exceeded", f"the request for {model.name} had no time left when it came in")
         if now < model.retry_at and model.state in (State.FAILED, State.EVICTING):
@@ -211,6 +220,17 @@ class Scheduler(Room):
                 QUEUE_RETRY_S,
             )
         return None
+
+    def _ever_fits(self, model: Residency) -> bool:
+        return any(model.need_mb(d.name) <= d.budget_mb + EPSILON_MB for d in self.ledger.devices.values())
+
+    def _too_large(self, model: Residency) -> str:
+        need = min(model.need_mb(name) for name in self.ledger.devices)
+        return f"{model.name} needs {need:g} MB, the whole budget is {self.ledger.largest_budget_mb:g} MB"
+
+    def _outgrown(self, model: Residency) -> None:
+        for request in model.queue.all():
+            self._refuse(request, "model_too_large", self._too_large(model))
 
     def _register(self, request: Request) -> None:
         self.requests[request.id] = request
@@ -563,7 +583,7 @@ class Scheduler(Room):
                 self._refuse(request, code, outcome.error[1])
         if model.state is State.LOADED or model.state is State.DRAINING:
             self._serve(model, now)
-        if not model.inflight or self._contested:  # otherwise nothing has changed for those who wait for room
+        if not model.inflight or self._tense:  # otherwise nothing has changed for those who wait for room
             self._room_may_exist(now)
 
     def _take_back_ahead(self, model: Residency) -> None:
@@ -628,6 +648,56 @@ class Scheduler(Room):
             text += "; the same input will be refused from now on"
             self.story.tell(now, model.name, f"input {request.digest.hex()[:12]} killed two processes: quarantined")
         self._refuse(request, "worker_crashed", text)
+
+    # ------------------------------------------------------------ memory
+
+    def _remembered(self, e: Remembered, now: float) -> None:
+        model = self.models.get(e.model)
+        if model is not None and self.config.footprint == "measured":
+            model.version, model.peaks = e.version, dict(e.peaks)
+            self._room_may_exist(now)
+
+    def _measured(self, e: Measured, now: float) -> None:
+        """A charge is corrected to what was seen. Peaks never shrink: what a model took once, it may take again."""
+        model = self._of(e.worker)
+        charge = self.ledger.of(e.worker)
+        if model is None or charge is None or self.config.footprint == "declared":
+            return
+        seen = float(math.ceil(e.mb - EPSILON_MB))  # whole megabytes: not every page is worth a decision
+        if model.state is State.EVICTING:  # on its way out, and its model may have other weights by now
+            need = max(charge.mb, seen)
+        else:
+            known = model.peaks.get(model.device, Peak(0.0))
+            peak = Peak(max(known.mb, seen), known.worked or e.worked)
+            if peak != known:
+                model.peaks[model.device] = peak
+                self.learnt += 1
+            need = model.need_mb(model.device)
+        if need == charge.mb:
+            return
+        self.ledger.recharge(e.worker, need)
+        model.mb = need
+        self.story.tell(
+            now, model.name,
+            f"measured: uses {seen:g} MB on {model.device}, charged {need:g} instead of {charge.mb:g} MB "
+            f"(declared {model.config.vram_mb:g})",
+        )  # fmt: skip
+        self._room_may_exist(now)
+
+    def _device_seen(self, e: DeviceSeen, now: float) -> None:
+        if self.config.footprint == "declared" or e.device not in self.ledger.devices:
+            return
+        before, budget = self.ledger.limit_mb(e.device), self.ledger.devices[e.device].budget_mb
+        self.ledger.allow(e.device, max(0.0, e.total_mb - e.others_mb - self.config.reserve_mb))
+        limit = self.ledger.limit_mb(e.device)
+        if (before < budget) != (limit < budget):
+            self.story.tell(
+                now, "",
+                f"other programs use {e.others_mb:g} of {e.device}'s {e.total_mb:g} MB, {self.config.reserve_mb:g} are "
+                f"kept free: {limit:g} of the budget's {budget:g} MB may be charged",
+            )  # fmt: skip
+        if limit != before:
+            self._room_may_exist(now)
 
     def _memory_back(self, e: MemoryBack, now: float) -> None:
         charge = self.ledger.release(e.worker)
@@ -822,12 +892,14 @@ class Scheduler(Room):
         return {
             "vram_budget_mb": round(budget, 3),
             "vram_used_mb": round(used, 3),
-            "vram_available_mb": round(budget - used, 3),
+            "vram_available_mb": round(max(0.0, budget - used), 3),
             "vram_utilization_percent": round(100 * used / budget, 2) if budget else 0.0,
             "loaded_models": [
                 {
                     "name": m.name,
                     "vram_mb": m.mb,
+                    "declared_mb": m.config.vram_mb,
+                    "measured_mb": m.measured_mb(m.device),
                     "priority": m.config.priority.name,
                     "last_used": m.last_used,
                 }
@@ -841,7 +913,10 @@ class Scheduler(Room):
                     "kind": d.kind,
                     "budget_mb": round(d.budget_mb, 3),
                     "used_mb": round(self.ledger.used_mb(d.name), 3),
-                    "free_mb": round(self.ledger.free_mb(d.name), 3),
+                    "limit_mb": round(self.ledger.limit_mb(d.name), 3),
+                    "free_mb": round(max(0.0, self.ledger.free_mb(d.name)), 3),
+                    "overrun_mb": round(self.ledger.overrun_mb(d.name), 3),
+                    "unreturned_mb": round(self.unreturned_mb(d.name), 3),
                 }
                 for d in self.ledger.devices.values()
             ],
@@ -861,6 +936,8 @@ class Scheduler(Room):
                 "worker": worker,
                 "device": m.device,
                 "vram_mb": m.mb,
+                "declared_mb": m.config.vram_mb,
+                "measured_mb": m.measured_mb(m.device),
                 "priority": m.config.priority.name,
                 "pinned": m.pinned,
                 "leases": len(m.leases),

@@ -167,6 +167,30 @@ class WorkerExited(_Record):
     how: str
 
 
+class Remembered(_Record):
+    """What was measured of the model's weights as they are now (device → `residency.Peak`); replaces what was known."""
+
+    model: str
+    version: str
+    peaks: dict[str, Any]
+
+
+class Measured(_Record):
+    """What the worker's process uses on its device. `worked`: it has run a request."""
+
+    worker: int
+    mb: float
+    worked: bool = False
+
+
+class DeviceSeen(_Record):
+    """The size of a device, and what of it is used by others than our workers."""
+
+    device: str
+    others_mb: float
+    total_mb: float
+
+
 class MemoryBack(_Record):
     """The device shows the worker's memory free."""
 
@@ -201,6 +225,9 @@ Event = (
     | WorkerDone
     | WorkerSaid
     | WorkerExited
+    | Remembered
+    | Measured
+    | DeviceSeen
     | MemoryBack
     | MemoryStuck
     | Tick
