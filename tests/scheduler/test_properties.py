@@ -297,6 +297,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 QUIET = list(HealthCheck)
 
 
+@pytest.mark.timeout(600)
 def test_the_invariants_hold_whatever_happens() -> None:
     run_state_machine_as_test(
         SchedulerMachine,
