@@ -432,8 +432,8 @@ class World:
         }  # the removed are forgotten
         for action in actions:
             self._take(event, action)
-        declared = self.config.footprint == "declared"  # else the same event may show that it never fits, and others
-        if declared and any(isinstance(a, Refuse) and a.code == "model_too_large" for a in actions):
+        only_asked = isinstance(event, Asked)  # a measurement or a new budget may tell one and evict another
+        if only_asked and any(isinstance(a, Refuse) and a.code == "model_too_large" for a in actions):
             assert not any(isinstance(a, KillWorker) for a in actions), "evicted for what can never fit"
         if isinstance(event, Tick):
             late = [n for n, q in self.questions.items() if not q.answers and q.event.deadline <= self.now]
