@@ -41,7 +41,6 @@ class Ledger:
         if not devices:
             raise ValueError("a ledger wants at least one device")
         self.devices = {d.name: d for d in devices}
-        self.largest_budget_mb = max(d.budget_mb for d in devices)
         self._charges: dict[int, Charge] = {}
         self._sums = {d.name: 0.0 for d in devices}
         self._allowed = {d.name: math.inf for d in devices}
@@ -62,6 +61,9 @@ class Ledger:
         charge = self._charges[worker]
         self._charges[worker] = msgspec.structs.replace(charge, mb=mb)
         self._add_up(charge.device)
+
+    def set_budget(self, device: str, mb: float) -> None:
+        self.devices[device] = msgspec.structs.replace(self.devices[device], budget_mb=mb)
 
     def allow(self, device: str, mb: float) -> None:
         """What other programs leave of the device."""
@@ -86,6 +88,10 @@ class Ledger:
 
     def used_mb(self, device: str) -> float:
         return self._sums[device]
+
+    @property
+    def largest_budget_mb(self) -> float:
+        return max(d.budget_mb for d in self.devices.values())
 
     def limit_mb(self, device: str) -> float:
         """What may be charged: the budget, or what other programs leave of the device if that is less."""

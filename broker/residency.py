@@ -107,10 +107,15 @@ class Residency:
         blocked, blocked_by: what it waits for, in words and as a key that changes when the reason does.
         yielding: takes no further work, so that a model that has waited long enough gets its room.
         failed_load: how the current eviction ends: in FAILED instead of UNLOADED.
+        number: never used twice, though a name may be.
+        removed: config.toml has it no more; it is forgotten when nobody holds it.
+        outdated: its process was started with settings that have changed since.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, number: int) -> None:
         self.config = config
+        self.number = number
+        self.removed = self.outdated = False
         self.name = config.name
         self.mb = config.vram_mb
         self.version = ""
@@ -174,6 +179,11 @@ class Residency:
     @property
     def waiting(self) -> int:
         return self.queue.live + self.later.live
+
+    @property
+    def leaving(self) -> bool:
+        """Removed or disabled while it may have been in use: it takes on nobody new."""
+        return self.removed or not self.config.enabled
 
     @property
     def referenced(self) -> bool:

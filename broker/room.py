@@ -45,7 +45,8 @@ class Room:
     def __init__(self, config: BrokerConfig, devices: list[Device], models: list[ModelConfig]) -> None:
         self.config = config
         self.ledger = Ledger(devices)
-        self.models = {m.name: Residency(m) for m in models}
+        self._model_numbers = itertools.count(1)
+        self.models = {m.name: Residency(m, next(self._model_numbers)) for m in models}
         self.story = Story()
         self.timers = Timers()
         self.stopping = False
@@ -323,7 +324,7 @@ class Room:
         model.move(Move.START)
         model.worker, model.device, model.started_at = worker, device, now
         model.watched = worker
-        model.failed_load = model.yielding = model.unload_when_loaded = False
+        model.failed_load = model.yielding = model.unload_when_loaded = model.outdated = False
         model.claim = 0
         model.blocked = model.blocked_by = ""
         self._workers[worker] = model

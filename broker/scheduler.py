@@ -39,6 +39,7 @@ from broker.states import (
     MemoryStuck,
     Move,
     Pinned,
+    Reconfigured,
     Refuse,
     Released,
     Remembered,
@@ -84,8 +85,7 @@ class Scheduler(Room):
         super().__init__(config, devices, models)
         self.sessions: dict[bytes, _Session] = {}
         self.requests: dict[int, Request] = {}
-        self._list = list(self.models.values())
-        self._index = {m.name: i for i, m in enumerate(self._list)}
+        self._numbered = {m.number: m for m in self.models.values()}
         self._leases: dict[int, Residency] = {}
         self._running = 0  # answered or not, requests that a worker reads
         self._lease_ids = itertools.count(1)
@@ -93,6 +93,7 @@ class Scheduler(Room):
         self._drained = False
         self._grace_ends = 0.0
         self._stopped = False
+        self._leaving = False  # some model takes on nobody new, or did
         self.learnt = 0  # counts changes of any model's peaks
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Asked: self._asked,
@@ -109,6 +110,7 @@ class Scheduler(Room):
             Remembered: self._remembered,
             Measured: self._measured,
             DeviceSeen: self._device_seen,
+            Reconfigured: self._reconfigured,
             MemoryBack: self._memory_back,
             MemoryStuck: self._memory_stuck,
             Tick: self._tick,
@@ -146,7 +148,7 @@ class Scheduler(Room):
     def _asked(self, e: Asked, now: float) -> None:
         model = self.models.get(e.model)
         warm = model is not None and model.state is State.LOADED and not model.queue.live and e.deadline > now
-        if not warm or self.stopping:
+        if not warm or self.stopping or self._leaving:
             refusal = self._why_not(e, model, now)
             if refusal is not None:
                 self._out.append(refusal)
@@ -191,13 +193,14 @@ class Scheduler(Room):
 
         if self.stopping:
             return no("broker_unreachable", "the broker is shutting down", 1.0)
-        if model is None:
+        held = model is not None and model.state is State.LOADED and bool(model.leases) and e.kind is Kind.INFER
+        if model is None or (model.removed and e.kind is not Kind.UNLOAD and not held):
             near = difflib.get_close_matches(e.model, self.models, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "; `zoo ls` lists the models"
             return no("model_not_found", f"there is no model {e.model!r}{hint}")
         if e.kind is Kind.UNLOAD:
             return None
-        if not model.config.enabled:
+        if not model.config.enabled and not held:
             return no("model_disabled", f"{model.name} has enabled = false in config.toml")
         if e.problem is not None and self.is_cold(model.name):
             return no("model_unavailable", e.problem)
@@ -364,12 +367,13 @@ class Scheduler(Room):
         model = self._leases.pop(lease)
         model.leases.pop(lease, None)
         model.last_used = now
+        self._retire(model, now)
         if model.state is State.LOADED and not model.leases and not model.inflight and not model.queue.live:
             self._became_idle(model, now)
 
     def _pinned(self, e: Pinned, now: float) -> None:
         model = self.models.get(e.model)
-        if model is None or model.pinned == e.on:
+        if model is None or model.removed or model.pinned == e.on:
             return
         model.pinned = e.on
         self.story.tell(now, model.name, "pinned: it will not be evicted" if e.on else "unpinned")
@@ -381,6 +385,7 @@ class Scheduler(Room):
             self._serve(model, now)
         elif not e.on and model.state is State.LOADED:
             self._serve(model, now)
+            self._retire(model, now)
         self._room_may_exist(now)
 
     def _withdrawn(self, e: Withdrawn, now: float) -> None:
@@ -477,7 +482,7 @@ class Scheduler(Room):
     def _arm_idle(self, model: Residency, when: float) -> None:
         if when < model.idle_at:
             model.idle_at = when
-            self.timers.add(when, Due.IDLE, self._index[model.name])
+            self.timers.add(when, Due.IDLE, model.number)
 
     def _idle_limit(self, model: Residency) -> float:
         if model.keep_alive is not None:
@@ -500,7 +505,7 @@ class Scheduler(Room):
         """Which models `IdleCleanup` would evict now."""
         return [
             m.name
-            for m in self._list
+            for m in self.models.values()
             if m.state is State.LOADED and not m.referenced and not m.queue.live and now - m.last_used >= idle_seconds
         ]
 
@@ -728,6 +733,7 @@ class Scheduler(Room):
         self._next_life(model)
         for request in list(model.unloads):
             self._finish(request, Answer(request.id, True))
+        self._retire(model, now)
         if model.queue.live:
             self._wanted.setdefault(model.name, model)
             if model.retry_at > now:
@@ -742,7 +748,7 @@ class Scheduler(Room):
         if due == Due.WATCH:
             return key not in self._workers
         if due == Due.IDLE:
-            return when != self._list[key].idle_at
+            return key not in self._numbered or when != self._numbered[key].idle_at
         return due == Due.LOOK and when != self._look_at
 
     def _dispatch_timeout(self, model: Residency) -> float:
@@ -764,7 +770,7 @@ class Scheduler(Room):
             elif due == Due.WATCH:
                 self._watch(key, now)
             elif due == Due.IDLE:
-                self._idle_timer(self._list[key], now)
+                self._idle_timer(self._numbered[key], now)
             elif due == Due.LOOK:
                 look = True
         for model in lost.values():
@@ -804,6 +810,8 @@ class Scheduler(Room):
             limit = self.config.load_timeout
             if now >= model.started_at + limit:
                 self._fail_load(model, "load_failed", f"it took longer than load_timeout ({limit:g} s)", Move.KILL, now)
+            else:  # there is more time than there was
+                self.timers.add(model.started_at + limit, Due.WATCH, worker)
         elif model.state in (State.LOADED, State.DRAINING):
             model.watched = 0
             if not model.inflight:
@@ -833,6 +841,75 @@ class Scheduler(Room):
         if model.waiting:
             self._wanted.setdefault(model.name, model)
         self._room_may_exist(now)
+
+    # ------------------------------------------------------------ live changes
+
+    def _reconfigured(self, e: Reconfigured, now: float) -> None:
+        """Takes over a new configuration. Nobody in use is ended for it: what has to go, goes when it is let go."""
+        if self.stopping:
+            return
+        for name, text in e.changes:
+            self.story.tell(now, name, text)
+        self.config = e.broker
+        for device, mb in e.budgets.items():
+            self.ledger.set_budget(device, mb)
+        given = {config.name: config for config in e.models}
+        for model in list(self.models.values()):
+            config = given.pop(model.name, None)
+            if config is None:
+                model.removed, model.pinned = True, False
+            else:
+                self._take_over(model, config, restart=model.name in e.restart)
+        for name, config in given.items():
+            model = self.models[name] = Residency(config, next(self._model_numbers))
+            self._numbered[model.number] = model
+        self._leaving = False
+        for model in list(self.models.values()):
+            self._retire(model, now)
+            self._leaving = self._leaving or model.leaving
+            if model.state is State.LOADED and not model.queue.live:
+                self._became_idle(model, now)  # by the new idle_seconds
+        for worker, model in self._workers.items():
+            began = model.started_at if model.state is State.LOADING else model.dispatched_at
+            limit = self.config.load_timeout if model.state is State.LOADING else self._dispatch_timeout(model)
+            self.timers.add(max(now, began + limit), Due.WATCH, worker)
+        self._room_may_exist(now)
+
+    def _take_over(self, model: Residency, config: ModelConfig, *, restart: bool) -> None:
+        before, model.config = model.config, config
+        config.available = before.available
+        model.removed = False
+        if config.pinned != before.pinned or not config.enabled:
+            model.pinned = config.pinned and config.enabled
+        if restart:
+            model.outdated = bool(model.worker)
+            model.failures, model.failure, model.retry_at = 0, "", 0.0  # the mistake may have been there
+            model.quarantine.clear()
+        charge = self.ledger.of(model.worker)
+        if charge is not None and model.state is not State.EVICTING:
+            model.mb = model.need_mb(model.device)
+            self.ledger.recharge(model.worker, model.mb)
+
+    def _retire(self, model: Residency, now: float) -> None:
+        """A model that is not to go on as it is goes, unless somebody holds it: what it has accepted is finished."""
+        if not model.leaving and not model.outdated:
+            return
+        if model.state is State.LOADED and not (model.leases or model.pinned):
+            why = (
+                "removed from config.toml" if model.removed else "disabled" if model.leaving else "its settings changed"
+            )
+            self._drain(model, why, now)
+        elif model.state is State.LOADING:
+            model.unload_when_loaded = True
+        if model.leaving:
+            code = "model_not_found" if model.removed else "model_disabled"
+            rest = [] if model.state in (State.LOADED, State.DRAINING) else model.queue.all()
+            for request in [*rest, *model.later.all()]:
+                self._refuse(request, code, f"{model.name} is not in config.toml any more, or disabled there")
+        if model.removed and not model.leases and model.state in (State.UNLOADED, State.FAILED):
+            del self.models[model.name], self._numbered[model.number]
+            self._wanted.pop(model.name, None)
+            self._yielding.discard(model.name)
 
     # ------------------------------------------------------------ the end
 
@@ -886,8 +963,8 @@ class Scheduler(Room):
         """Counts and megabytes; the names are public (see DESIGN)."""
         budget = sum(d.budget_mb for d in self.ledger.devices.values())
         used = sum(self.ledger.used_mb(name) for name in self.ledger.devices)
-        loaded = [m for m in self._list if m.state in (State.LOADED, State.DRAINING)]
-        pending = [m.name for m in self._list if m.state is State.LOADING]
+        loaded = [m for m in self.models.values() if m.state in (State.LOADED, State.DRAINING)]
+        pending = [m.name for m in self.models.values() if m.state is State.LOADING]
         pending += [name for name in self._wanted if name not in pending]
         return {
             "vram_budget_mb": round(budget, 3),

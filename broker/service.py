@@ -46,6 +46,7 @@ from broker.states import (
     MemoryStuck,
     Outcome,
     Pinned,
+    Reconfigured,
     Refuse,
     Released,
     Remembered,
@@ -62,9 +63,9 @@ from broker.states import (
     WorkerReady,
     WorkerSaid,
 )
-from zoo import catalogue, protocol, wire
+from zoo import catalogue, changes, protocol, wire
 from zoo.channel import Channel
-from zoo.config import MB_PER_GB, ZooConfig
+from zoo.config import MB_PER_GB, ZooConfig, load_config
 from zoo.errors import ConfigError, InvalidInput, ModelNotFound, ProtocolMismatch, ZooError
 from zoo.launch import Launch
 
@@ -138,8 +139,9 @@ def devices_of(config: ZooConfig) -> list[Device]:
 class Service:
     """One broker. `run()` returns when it has been told to stop and everything has ended."""
 
-    def __init__(self, config: ZooConfig) -> None:
-        self.config = config
+    def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
+        self._endpoint_given = endpoint_given  # it stands over what the file says
+        self.config = self._with_endpoint(config)
         devices = devices_of(config)
         try:
             self.meters = meters.open_devices(devices)
@@ -201,6 +203,7 @@ class Service:
             protocol.CleanupIdle: self._cleanup_idle,
             protocol.Query: self._query,
             protocol.Cancel: self._cancel,
+            protocol.Reload: self._reload,
             protocol.Ping: lambda *_: None,
             protocol.Bye: lambda _i, session, _m, _p: self._end_session(session),
         }
@@ -229,7 +232,7 @@ class Service:
         poller.register(self._epoll.fileno(), zmq.POLLIN)
         epoll_fd = self._epoll.fileno()
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
         log.info("serving on %s, %s", self.config.endpoint, self._describe())
         front, receive = self._front, wire.receive
@@ -307,6 +310,11 @@ class Service:
             if any(n in (signal.SIGTERM, signal.SIGINT) for n in numbers):
                 again = self.scheduler.stopping
                 self._handle(ShutDown(0.0 if again else self.config.broker.drain_seconds))
+            elif signal.SIGHUP in numbers:
+                try:
+                    self.reload()
+                except ConfigError as e:
+                    log.error("the configuration stays as it is: %s", e)
 
     def close(self) -> None:
         """Leaves nothing behind, also when it is called in the middle of something."""
@@ -450,10 +458,14 @@ class Service:
         self._ask(identity, session, m.rid, m.model, Kind.UNLOAD, m.timeout_ms)
 
     def _pin(self, identity: bytes, session: _Session, m: protocol.Pin, _: list[bytes]) -> None:
-        if m.model not in self.scheduler.models:
+        model = self.scheduler.models.get(m.model)
+        if model is None or model.removed:
             raise ModelNotFound(f"there is no model {m.model!r}; `zoo ls` lists the models")
         self._handle(Pinned(m.model, m.on))
         self._to_client(identity, protocol.Value(m.rid))
+
+    def _reload(self, identity: bytes, session: _Session, m: protocol.Reload, _: list[bytes]) -> None:
+        self._to_client(identity, protocol.Value(m.rid, self.reload()))
 
     def _cleanup_idle(self, identity: bytes, session: _Session, m: protocol.CleanupIdle, _: list[bytes]) -> None:
         if not 0 <= m.idle_seconds < math.inf:
@@ -629,6 +641,34 @@ class Service:
             if now >= worker.term_until and worker.child is not None:
                 self._terminating.discard(number)
                 worker.child.signal(signal.SIGKILL)
+
+    # ------------------------------------------------------------ configuration
+
+    def _with_endpoint(self, config: ZooConfig) -> ZooConfig:
+        if self._endpoint_given:
+            config.broker.endpoint = self._endpoint_given
+        return config
+
+    def reload(self) -> list[str]:
+        """Reads the file again; gives what has changed.
+
+        Raises:
+            ConfigError: it is not valid, and nothing was changed.
+        """
+        if self.config.file is None:
+            raise ConfigError("this broker was started without a config.toml: there is nothing to read again")
+        found = changes.compare(self.config, self._with_endpoint(load_config(self.config.file)))
+        if not found.lines:
+            return []
+        self.config = found.config
+        broker, budgets = self.config.broker, {d.name: d.budget_gb * MB_PER_GB for d in self.config.devices}
+        if not budgets:
+            budgets = dict.fromkeys(self.meters, broker.vram_budget_gb * MB_PER_GB)
+        self._handle(Reconfigured(broker, budgets, self.config.models, found.restart, found.lines))
+        for name in list(self.scheduler.models):
+            if self.scheduler.is_cold(name):
+                self._recall(name)
+        return found.text()
 
     # ------------------------------------------------------------ memory
 
@@ -879,7 +919,8 @@ class Service:
 
     def _result_arena(self, model: str) -> int:
         """The arena of the model's worker; its offer lies on the lifeline when it is not known yet."""
-        worker = self._workers.get(self.scheduler.models[model].worker)
+        found = self.scheduler.models.get(model)
+        worker = self._workers.get(found.worker) if found is not None else None
         if worker is None:
             return 0
         if not worker.arena and worker.line is not None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from zoo.config import BrokerConfig, ModelConfig
+
 
 class State(enum.Enum):
     """Where a model is. `docs/design.md` has the glossary and the picture."""
@@ -191,6 +193,24 @@ class DeviceSeen(_Record):
     total_mb: float
 
 
+class Reconfigured(_Record):
+    """config.toml has changed.
+
+    Attributes:
+        broker: the settings from now on.
+        budgets: device → MB; the devices themselves stay.
+        models: all that are registered from now on.
+        restart: names of those whose running process has been overtaken by the change.
+        changes: (model or "", what changed), for the story.
+    """
+
+    broker: BrokerConfig
+    budgets: dict[str, float]
+    models: list[ModelConfig]
+    restart: set[str]
+    changes: list[tuple[str, str]]
+
+
 class MemoryBack(_Record):
     """The device shows the worker's memory free."""
 
@@ -228,6 +248,7 @@ Event = (
     | Remembered
     | Measured
     | DeviceSeen
+    | Reconfigured
     | MemoryBack
     | MemoryStuck
     | Tick

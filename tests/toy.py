@@ -70,13 +70,16 @@ class Toy:
             case (
                 "fork-away"
             ):  # a grandchild that leaves the group and lives on, memory and all, until the flag is there
-                if os.fork() == 0:
+                child = os.fork()
+                if child == 0:
                     os.setsid()
                     for _ in range(3000):
                         if Path(o["flag"]).exists():
                             break
                         time.sleep(0.01)
                     os._exit(0)
+                while os.getpgid(child) == os.getpgid(0):
+                    time.sleep(0.001)
             case "grow":
                 self.ballast = np.concatenate([self.ballast, np.ones(int(o["mb"] * (1 << 20)), np.uint8)])
             case "babble":  # nonsense on whatever stream there is: the channel to the broker

@@ -126,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     add("pin", _pin, "keep a model from being evicted").add_argument("model")
     add("unpin", _pin, "let a model be evicted again").add_argument("model")
 
+    add("reload", _reload, "have the broker read its config.toml again, and tell what has changed",
+        "A file that is not valid changes nothing. A model that is in use goes on until it is let go.")  # fmt: skip
+
     infer = add("infer", _infer, "send one image to a model and print the answer")
     infer.add_argument("model")
     infer.add_argument("image", help="a JPEG or PNG file; - reads standard input")
@@ -454,6 +457,16 @@ def _pin(args: argparse.Namespace) -> int:
     with _client(args, LOOK_S) as zoo:
         (zoo.pin if on else zoo.unpin)(args.model)
     return _done(args, f"{args.model} is {'pinned' if on else 'not pinned any more'}", pinned=on)
+
+
+def _reload(args: argparse.Namespace) -> int:
+    with _client(args, LOOK_S) as zoo:
+        lines = zoo.reload()
+    if args.json:
+        _print_json(lines)
+    else:
+        print("\n".join(lines) if lines else "nothing has changed")
+    return OK
 
 
 def _done(args: argparse.Namespace, said: str, **values: Any) -> int:

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from broker.ledger import Device
 from broker.scheduler import Scheduler
 from broker.states import (
@@ -30,6 +32,7 @@ from broker.states import (
     MemoryStuck,
     Outcome,
     Pinned,
+    Reconfigured,
     Refuse,
     Released,
     SessionClosed,
@@ -179,9 +182,35 @@ class World:
         self.emit(SessionClosed(client))
 
     def pin(self, name: str, on: bool = True) -> None:
-        if name in self.s.models:
+        if name in self.s.models and not self.s.models[name].removed:
             (self.pins.add if on else self.pins.discard)(name)
         self.emit(Pinned(name, on))
+
+    def reconfigure(
+        self,
+        models: list[ModelConfig] | None = None,
+        *budgets: float,
+        restart: frozenset[str] | set[str] = frozenset(),
+        **broker: Any,
+    ) -> None:
+        """A new configuration: all of its models, and budgets or settings where they change."""
+        was = {name: m.config for name, m in self.s.models.items() if not m.removed}
+        given = list(was.values()) if models is None else models
+        for config in given:
+            before = was.get(config.name)
+            if not config.enabled or (before is not None and config.pinned != before.pinned):
+                (self.pins.add if config.pinned and config.enabled else self.pins.discard)(config.name)
+            elif before is None and config.name not in self.s.models and config.pinned:
+                self.pins.add(config.name)
+        self.pins &= {config.name for config in given}
+        self.config = msgspec.structs.replace(self.config, **broker)
+        for i, mb in enumerate(budgets):
+            self.devices[i] = msgspec.structs.replace(self.devices[i], budget_mb=mb)
+        declared = {config.name: config.vram_mb for config in given}
+        for p in self.processes.values():
+            if p.model in declared and not p.killed and not p.exited:
+                p.mb = self.need_mb(p.model, p.device, declared[p.model])
+        self.emit(Reconfigured(self.config, {d.name: d.budget_mb for d in self.devices}, given, set(restart), []))
 
     def cleanup(self, idle_seconds: float = 0.0) -> list[Action]:
         return self.emit(IdleCleanup(idle_seconds))
@@ -250,9 +279,9 @@ class World:
 
     # ------------------------------------------------------------ what a meter shows
 
-    def need_mb(self, name: str, device: str) -> float:
+    def need_mb(self, name: str, device: str, declared: float | None = None) -> float:
         """What a process of the model is to be charged, by the world's own books."""
-        declared = self.s.models[name].config.vram_mb
+        declared = self.s.models[name].config.vram_mb if declared is None else declared
         seen, worked = self.peaks.get((name, device), (0.0, False))
         return seen if worked else max(seen, declared)
 
@@ -398,10 +427,13 @@ class World:
 
     def _after(self, event: Event, actions: list[Action]) -> None:
         self.actions += actions
+        self.peaks = {
+            at: peak for at, peak in self.peaks.items() if at[0] in self.s.models
+        }  # the removed are forgotten
         for action in actions:
             self._take(event, action)
-        declared = self.config.footprint == "declared"  # else the same event may show that it never fits, and others
-        if declared and any(isinstance(a, Refuse) and a.code == "model_too_large" for a in actions):
+        only_asked = isinstance(event, Asked)  # a measurement or a new budget may tell one and evict another
+        if only_asked and any(isinstance(a, Refuse) and a.code == "model_too_large" for a in actions):
             assert not any(isinstance(a, KillWorker) for a in actions), "evicted for what can never fit"
         if isinstance(event, Tick):
             late = [n for n, q in self.questions.items() if not q.answers and q.event.deadline <= self.now]
@@ -545,7 +577,7 @@ class World:
 
     def _check_overrun(self, event: Event, actions: list[Action]) -> None:
         """More is charged than may be only by what was measured, is said, only shrinks, and holds everything else."""
-        measured = isinstance(event, Measured | DeviceSeen)
+        measured = isinstance(event, Measured | DeviceSeen | Reconfigured)
         for row in self.s.status(self.now)["devices"]:
             device = next(d for d in self.devices if d.name == row["name"])
             over = sum(p.mb for p in self.processes.values() if p.device == device.name) - self.limit_mb(device)
