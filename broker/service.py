@@ -611,10 +611,11 @@ class Service:
         self._look_for_memory(time.monotonic())
 
     def _hear_out(self, number: int) -> None:
-        """What a worker said before it ended comes before its end: also that it had a channel, or a lifeline."""
-        self._accept()
-        for line in list(self.handoff.lines.values()):
-            if not line.key or line is self._workers[number].line:
+        """What a worker said before it ended comes before its end, even if its lifeline still waits at the door."""
+        worker = self._workers[number]
+        if worker.channel is None:
+            self._accept()
+            for line in [line for line in self.handoff.lines.values() if not line.key or line is worker.line]:
                 self._read_line(line)
         while self._read_channel(number):
             pass

@@ -335,9 +335,9 @@ def test_a_deadline_cuts_the_event_short_and_everything_goes_back(broker: Start)
 
 
 def test_what_was_not_asked_in_time_is_missing_too(broker: Start) -> None:
-    clock = {"do": "clock", "seconds": 0.4}
     models = [finder(name) for name in "abc"]
-    client = broker(text(models, [rule("a", "b", "c", options=clock)], parallel=1, timeout=0.6)).client()
+    rules = [rule("a", options=LOOK), rule("b", options={"do": "sleep", "seconds": 2.5}), rule("c", options=LOOK)]
+    client = broker(text(models, rules, parallel=1, timeout=2.0)).client()
     for name in "abc":
         client.get_model(name)
     (car,) = client.enrich(street(), [CAR]).detections
@@ -373,14 +373,32 @@ def test_a_broker_that_dies_in_the_middle_leaves_what_was_there(broker: Start) -
 # ---------------------------------------------------------------- nothing is left behind
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT means KeyboardInterrupt, also where the tests run in the background of a shell that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_event_withdraws_its_requests(broker: Start) -> None:
-    client = broker(SLOW).client()
+    running = broker(SLOW)
+    client = running.client()
     client.get_model("slow")
-    threading.Timer(0.4, signal.raise_signal, [signal.SIGINT]).start()
-    with pytest.raises(KeyboardInterrupt):
-        client.enrich(street(), [CAR])
-    wait_until(lambda: settled(client), 5.0, "the slot is given back")
+    watcher = running.client()
+
+    def interrupt() -> None:
+        wait_until(lambda: any(row["inflight"] for row in watcher.processes() if row["name"] == "slow"))
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            client.enrich(street(), [CAR])
+        sent.result()
     wait_until(lambda: client.get_status()["requests"] == 0)
+    wait_until(lambda: settled(client), 10.0, "the slot is given back")
 
 
 def test_a_cancelled_event_withdraws_its_requests(broker: Start) -> None:
@@ -419,7 +437,8 @@ def test_hundreds_of_events_leave_nothing_behind(chain: Running) -> None:
     frame = street()
     with Client(chain.endpoint, timeout=20.0) as zoo, zoo.frame(frame.shape) as shared:
         shared.array[:] = frame
-        check_street(zoo.enrich(shared, [CAR, TRUCK]), frame)
+        for number in range(3):  # every worker has shared its arena then
+            check_street(zoo.enrich(_some_form(frame, shared, number), [CAR, TRUCK]), frame)
         before = len(os.listdir("/proc/self/fd"))
         for number in range(200):
             check_street(zoo.enrich(_some_form(frame, shared, number), [CAR, TRUCK]), frame)

@@ -575,7 +575,7 @@ def test_frames_that_lie_about_where_they_are(target: Target) -> None:
     assert isinstance(attacker.infer(InferBody((fine,)), arenas=ids), protocol.Result)
     own.memory[:4] = b"\xff\xd8\xff\xe0"  # begins like a JPEG
     for data in (Frame(own.id, 0, (100,), "|u1", "encoded"), Frame(own.id, 8, (100,), "|u1", "encoded")):
-        assert "cannot be read" in ask(data)
+        assert "not an image" in ask(data)
 
 
 def test_nobody_sees_an_arena_that_is_not_his(target: Target) -> None:
@@ -727,3 +727,41 @@ def test_whoever_never_reads_is_cut_off(handed: Any) -> None:
         assert len(line.unsent) <= handoff.MAX_UNSENT
     with pytest.raises(ConnectionError):
         list(made.receive(line))
+
+
+STEPPED = """
+import os, select, sys
+from pathlib import Path
+import zmq
+from broker.service import Service
+from zoo import protocol, wire
+from zoo.config import load_config
+
+service = Service(load_config(Path(sys.argv[1])))
+key = bytes(protocol.SESSION_BYTES)
+sock = zmq.Context.instance().socket(zmq.DEALER)
+sock.setsockopt(zmq.ROUTING_ID, key)
+sock.connect(service.config.endpoint)
+sock.send(protocol.pack(protocol.Hello(key, 1, "")))
+service._from_client(wire.receive(service._front))
+sock.recv()
+sock.send(protocol.pack(protocol.Load(1, "toy", 20_000)))
+service._from_client(wire.receive(service._front))
+while not service._workers[1].child:
+    service._started()
+select.select([service._workers[1].child.sentinel], [], [])
+service._ended(1)  # while its lifeline, and with it its channel, has not even been accepted
+print(protocol.unpack_from_broker(sock.recv_multipart()[0]).message, flush=True)
+service.close()
+os._exit(0)
+"""
+
+
+def test_the_last_words_of_a_worker_are_heard_though_it_ended_before_it_was_met(zoo_dir: Path) -> None:
+    file = zoo_dir / "config.toml"
+    models = [toy(options={"load": "raise"})]
+    file.write_text(support.config_text(models, endpoint=f"ipc://{zoo_dir}/b", device="cpu"))
+    env = {**os.environ, "PYTHONPATH": str(support.ROOT)}
+    command = [sys.executable, "-c", STEPPED, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
+    assert "made of cheese" in done.stdout, done.stderr

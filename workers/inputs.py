@@ -112,11 +112,7 @@ def _frame(frame: payload.Frame, buffers: list[bytes], find: Callable[[int], are
     if array.size == 0:
         raise InvalidInput(f"frame: it is empty, shape {array.shape}")
     if array.ndim == 3 and array.dtype == np.uint8:
-        height, width = array.shape[:2]
-        if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
-            raise InvalidInput(
-                f"frame: {width}x{height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS} in all are taken"
-            )
+        _check_size(array.shape[1], array.shape[0])
         if frame.color == "bgr" and array.shape[2] == 3:
             return array[..., ::-1]
     if frame.color not in ("rgb", "bgr"):
@@ -125,20 +121,42 @@ def _frame(frame: payload.Frame, buffers: list[bytes], find: Callable[[int], are
 
 
 def decode(encoded: np.ndarray) -> np.ndarray:
-    """JPEG, PNG (or another of `FORMATS`) as HxWx3 RGB uint8, turned upright as its EXIF says.
+    """A picture in one of `FORMATS` as HxWx3 RGB uint8, turned upright as its EXIF says; of several, the first.
+
+    Grey is repeated, a palette looked up, CMYK converted without its profile, transparency dropped. Of 16 bits the
+    upper 8 are kept: Pillow does so itself where there are colours, and cuts off at 255 where there are none.
 
     Raises:
-        InvalidInput: not an image, cut off, or too large.
+        InvalidInput: not such a picture, cut off, too large, or of numbers without a common range.
     """
     try:
-        with Image.open(io.BytesIO(encoded.tobytes()), formats=FORMATS) as image:
-            if max(image.size) > MAX_SIDE or image.size[0] * image.size[1] > MAX_PIXELS:
-                raise InvalidInput(f"frame: the encoded image has {image.size[0]}x{image.size[1]} pixels")
-            upright = ImageOps.exif_transpose(image)
-            array = np.array(upright.convert("RGB"))
+        image = Image.open(io.BytesIO(encoded.tobytes()), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise InvalidInput(f"frame: the encoded image is too large; at most {MAX_PIXELS} pixels are taken") from None
+    except Exception:  # not Pillow's own where ultralytics is loaded: it puts its hand in between
+        raise InvalidInput(f"frame: not an image, or damaged: these bytes are none of {', '.join(FORMATS)}") from None
+    _check_size(*image.size)
+    try:
+        with image:
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I;16"):
+                upper = (np.asarray(image) >> 8).astype(np.uint8)
+                array = np.repeat(upper[..., np.newaxis], 3, axis=2)
+            elif image.mode in ("I", "F"):
+                raise InvalidInput("frame: the encoded image has 32 bits per channel; 8 and 16 are taken")
+            else:
+                image.info.pop("transparency", None)  # dropped without the warning
+                array = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except InvalidInput:
         raise
     except Exception as e:  # Pillow's plugins meet damaged data with whatever it leads them to
         raise InvalidInput(f"frame: the encoded image cannot be read: {type(e).__name__}: {e}") from None
     array.flags.writeable = False
     return array
+
+
+def _check_size(width: int, height: int) -> None:
+    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+        raise InvalidInput(
+            f"frame: {width}x{height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS} in all are taken"
+        )

@@ -24,7 +24,7 @@ from zoo.errors import BrokerUnreachable, DeadlineExceeded, InvalidInput, ZooErr
 from zoo.event import Event
 from zoo.frames import Boxes, Frame
 
-WITHDRAW_S = 0.3  # the broker's answer to a Cancel is waited for at most this long
+WITHDRAW_S = 2.0  # the broker's answer to a Cancel is waited for at most this long
 
 T = TypeVar("T")
 _Pending = dict[int, tuple[str, frames.Outgoing | None]]  # by rid: the model asked, and what its answer sets free
