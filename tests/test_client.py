@@ -243,6 +243,13 @@ def test_more_large_results_than_the_arena_holds_come_inline(zoo: Client) -> Non
     assert [int(a[0, 0]) for a in kept] == list(range(12))
 
 
+@pytest.mark.parametrize(("how", "field"), [({"height": 22_000}, "frame"), ({"boxes": [(0, 0, 2, 2)] * 25}, "boxes")])
+def test_an_answer_that_no_message_carries_is_refused_by_name(zoo: Client, how: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidInput, match=f"{field}: the answer has more than"):
+        zoo.infer("toy", FRAME, do="large", **how)
+    assert (zoo.infer("toy", FRAME, do="large")["map"] == FRAME[0, 0, 0]).all()
+
+
 def test_a_large_result_outlives_its_worker_and_its_client(broker: Start) -> None:
     running = broker()
     client = running.client()

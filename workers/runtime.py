@@ -242,12 +242,21 @@ class Worker:
     def _pack(self, task: Task) -> tuple[bytes, tuple[int, ...]]:
         """The result's bytes and the slots that they refer to; nothing for a task that failed, or fails here."""
         placed: list[int] = []
+        inline = 0
 
         def place(value: np.ndarray) -> int | None:
+            nonlocal inline
             offset = None if task.job.inline else self._lifeline.place(value)
             if offset is not None:
                 placed.append(offset)
-            return offset
+                return offset
+            inline += value.nbytes
+            if inline > MAX_RESULT_BYTES:  # before it is copied: the parts of a depth map cost nothing until then
+                raise InvalidInput(
+                    f"{'frame' if task.given.corners is None else 'boxes'}: the answer has more than the "
+                    f"{MAX_RESULT_BYTES >> 20} MB that can be sent; ask about less at once"
+                )
+            return None
 
         if task.error is not None:
             return b"", ()

@@ -13,9 +13,14 @@ from PIL import Image
 classify = pytest.importorskip("workers.models.classify")
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import AutoImageProcessor, AutoModelForImageClassification  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    ConvNextImageProcessor,
+    ViTImageProcessor,
+)
 
-from workers.models import standins  # noqa: E402
+from workers.models import pictures, standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
 
@@ -110,6 +115,38 @@ def test_a_wrong_option_is_named(models, bus, options, field):
 @pytest.mark.parametrize("shape", [(1, 1, 3), (3, 900, 3), (900, 2, 3)])
 def test_the_smallest_pictures_are_answered(models, name, shape):
     assert ask(models[name], np.full(shape, 7, np.uint8))[0].scores.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_of_a_strip_only_what_reaches_the_network_is_scaled(models, bus):
+    """ResNet's processor scales the shorter side to 256 and keeps the middle: of 1x16384 it would make gigabytes."""
+    strip = np.tile(bus[500:501], (1, 20, 1))[:, :16200]
+    (found,) = ask(models["pet-classifier"], strip)
+    (middle,) = ask(models["pet-classifier"], strip[:, 8092:8108])
+    assert as_dict(found) == as_dict(middle)
+    (whole,) = ask(models["vit-age-classifier"], strip)  # it sees all of any picture
+    (part,) = ask(models["vit-age-classifier"], strip[:, 8092:8108])
+    assert as_dict(whole) != pytest.approx(as_dict(part), abs=1e-3)
+
+
+def test_a_strip_is_what_the_library_makes_of_it(models, folders, bus):
+    """Up to 16 times as long as wide exactly; beyond, all but what the scaling moves by less than a pixel."""
+    processor = AutoImageProcessor.from_pretrained(folders["pet-classifier"])
+    model = AutoModelForImageClassification.from_pretrained(folders["pet-classifier"]).eval()
+    for strip, tolerance in ((bus[:1072, 400:467], 1e-5), (bus[:, 400:420], 0.02)):
+        (found,) = ask(models["pet-classifier"], strip)
+        with torch.inference_mode():
+            logits = model(**processor(Image.fromarray(strip), return_tensors="pt")).logits[0]
+        expected = {model.config.id2label[i]: p for i, p in enumerate(logits.softmax(-1).tolist())}
+        assert as_dict(found) == pytest.approx(expected, abs=tolerance)
+
+
+def test_a_processor_that_scales_all_of_a_picture_gets_all_of_it():
+    def keeps(**how) -> bool:
+        return pictures.keeps_middle(ConvNextImageProcessor(**how))
+
+    assert keeps(size={"shortest_edge": 224})
+    assert not keeps(size={"shortest_edge": 384})
+    assert not pictures.keeps_middle(ViTImageProcessor())
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 4), (0, 8, 3)])

@@ -106,7 +106,7 @@ def test_strided_and_read_only_views(judge, bus):
     assert ask(judge, bgr[100:500, 50:600])[0].score != found.score
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (64, 64, 4), (0, 64, 3), (31, 64, 3)])
+@pytest.mark.parametrize("shape", [(8, 8), (64, 64, 4), (0, 64, 3), (31, 64, 3), (4320, 7680, 3)])
 def test_what_cannot_be_judged_is_refused(judge, shape):
     with pytest.raises(InvalidInput, match="frame"):
         ask(judge, np.zeros(shape, np.uint8))

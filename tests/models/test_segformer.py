@@ -133,6 +133,13 @@ def test_a_picture_whose_scores_would_take_gigabytes_is_refused(segmenter):
         ask(segmenter, np.zeros((4096, 4096, 3), np.uint8))
 
 
+def test_boxes_whose_masks_would_take_gigabytes_are_refused(segmenter):
+    frame = np.zeros((2048, 4096, 3), np.uint8)
+    box = (0, 0, 4096, 2048)
+    with pytest.raises(InvalidInput, match="boxes: together"):
+        segmenter.predict([Input(frame, {}, whole=frame, box=box)] * 17)
+
+
 def test_more_classes_than_a_mask_can_tell_apart(folder, tmp_path):
     path = tmp_path / "model"
     shutil.copytree(folder, path)

@@ -16,6 +16,7 @@ from ultralytics.data.augment import LetterBox  # noqa: E402
 from ultralytics.utils import nms, ops  # noqa: E402
 
 from workers.inputs import crop_box  # noqa: E402
+from workers.models import predictor as yolo_predictor  # noqa: E402
 from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
 from zoo import weights as weights_of  # noqa: E402
@@ -163,6 +164,33 @@ def test_max_batch(detector, passes, bus):
     ask(detector, *frames, imgsz=96, max_batch=2)
     assert passes == [2, 2, 1]
     assert detector.max_batch == 8
+
+
+def test_a_request_gets_no_more_room_than_the_configuration(weights, bus):
+    """`max_batch` frames of `imgsz`: larger ones share it, in smaller batches or not at all."""
+    model = load(weights["detect"], imgsz=64, max_batch=4)
+    passes: list[int] = []
+    model._network.model.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    square = bus[:64, :64]
+    with pytest.raises(InvalidInput, match="max_batch: 5 is more than the 4"):
+        ask(model, square, max_batch=5)
+    ask(model, *[square] * 3, imgsz=64)
+    ask(model, *[square] * 3, imgsz=96)
+    ask(model, *[square] * 2, imgsz=128)
+    assert passes == [3, 1, 1, 1, 1, 1]
+    ask(model, bus[:64, :32], imgsz=160)  # 160x96 of the network's pixels
+    with pytest.raises(InvalidInput, match="imgsz: 160x160"):
+        ask(model, square, imgsz=160)
+
+
+def test_masks_that_nobody_could_be_sent_are_not_made(segmenter, bus, monkeypatch):
+    monkeypatch.setattr(yolo_predictor, "MAX_MASKS", 4 * bus.shape[0] * bus.shape[1])
+    for frames in ([bus] * 2, [bus[:540], bus[540:]] * 2):
+        assert all(len(found.masks) for found in ask(segmenter, *frames, max_det=2))
+    for frames, count in (([bus], 5), ([bus] * 2, 3), ([bus[:540]] * 3, 3)):
+        with pytest.raises(InvalidInput, match=rf"max_det: {count} masks over 810x"):
+            ask(segmenter, *frames, max_det=count)
+    assert len(ask(segmenter, bus, max_det=4)[0].masks) == 4
 
 
 @pytest.mark.parametrize("kind", ["detector", "poser", "segmenter"])
@@ -321,6 +349,13 @@ def test_a_checkpoint_for_another_task_fails_the_load(tmp_path):
     YOLO("yolo11n-cls.yaml").save(tmp_path / "best.pt")
     with pytest.raises(LoadFailed, match="classify"):
         load(tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize(("kind", "category"), [("detect", "pose"), ("segment", "pose"), ("pose", "detection")])
+def test_a_checkpoint_that_would_answer_otherwise_than_its_category_fails_the_load(weights, kind, category):
+    spec = Spec(name="it", path=weights[kind], category=category, trust_pickle=True)
+    with pytest.raises(LoadFailed, match=f"'{kind}'.*category = '{category}'"):
+        yolo.Detector().load(spec, "cpu")
 
 
 def test_a_state_dict_is_no_ultralytics_checkpoint(tmp_path):

@@ -207,6 +207,15 @@ def test_half_an_encoder_fails_the_load(weights, alone, gone):
         load(alone)
 
 
+def test_a_tokenizer_that_cannot_pad_fails_the_load(weights, alone):
+    folder = alone.parent / "text_encoder"
+    shutil.copytree(weights.parent / "text_encoder", folder)
+    weights_of.marker(folder).unlink()
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(LoadFailed, match=r"text_encoder has no padding token.*tokenizer_config\.json"):
+        load(alone)
+
+
 def test_an_encoder_of_another_width_fails_the_load(weights, alone):
     folder = alone.parent / "text_encoder"
     shutil.copytree(weights.parent / "text_encoder", folder)

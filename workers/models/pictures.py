@@ -1,28 +1,41 @@
-"""Frames on their way into an image processor that scales the shorter side and keeps the square in the middle."""
+"""Frames on their way into an image processor of transformers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 MAX_RATIO = 16
+SQUEEZES_FROM = 384
 
 
-def preprocess(processor: Any, frames: list[np.ndarray], device: str) -> Any:
+def preprocess(processor: Any, frames: Sequence[np.ndarray], device: str) -> Any:
     """The network's input for `frames` (HxWx3 uint8, any strides), by a transformers image processor.
 
     The copy is the one that the processor would make: it works on 3xHxW. Made here it takes a read-only or backward
     (BGR) view, which torch does not, and costs the same for both. The order of the axes is said, because a frame three
     pixels high could be taken either way.
     """
+    if keeps_middle(processor):
+        frames = [middle(frame) for frame in frames]
     return processor(
-        [torch.from_numpy(middle(frame).transpose(2, 0, 1).copy()) for frame in frames],
+        [torch.from_numpy(frame.transpose(2, 0, 1).copy()) for frame in frames],
         input_data_format="channels_first",
         return_tensors="pt",
         device=device,
     )["pixel_values"]
+
+
+def keeps_middle(processor: Any) -> bool:
+    """Whether it scales the shorter side and then cuts the square in the middle out, as CLIP's and ResNet's do."""
+    shorter = dict(getattr(processor, "size", None) or {}).get("shortest_edge")
+    if shorter is None:
+        return False
+    # ConvNeXt's, which ResNets use as well, has `crop_pct` and does so below a size; from there on it scales all of it.
+    return bool(processor.do_center_crop) or (hasattr(processor, "crop_pct") and shorter < SQUEEZES_FROM)
 
 
 def middle(frame: np.ndarray) -> np.ndarray:

@@ -1,10 +1,12 @@
 """An ultralytics network: its checkpoint opened, and frames run through it by the library's own predictor.
 
-The adapters of YOLO and YOLO-World share this. Two things are done before the library would do them its way:
+The adapters of YOLO and YOLO-World share this. Three things are done before the library would do them its way:
 
 * **Letterboxing.** Asked for pictures of different sizes at once, ultralytics pads them all to a square, and the answer
   for one would depend on its company. Here each is scaled into its own smallest rectangle, as it would be alone, and
   those whose rectangles agree share a pass.
+* **Memory.** What config.toml gives the model, `max_batch` frames of `imgsz`, is the most that goes through the network
+  at once, whatever a request asks for; and masks are counted before they are made.
 * **Colours.** ultralytics expects OpenCV's order. The scaled picture is turned round, not the whole frame.
 
 Checkpoints are pickles of whole model objects: see `base.require_trust`.
@@ -31,9 +33,9 @@ from ultralytics.models.yolo.segment import SegmentationPredictor
 from ultralytics.nn.autobackend import AutoBackend
 
 from workers.models.base import Spec, chunks, require_trust
-from zoo.errors import LoadFailed, ModelUnavailable
+from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
 
-PREDICTORS = {"detect": DetectionPredictor, "segment": SegmentationPredictor, "pose": PosePredictor}
+MAX_MASKS = 128 << 20  # bytes of all masks of one call
 STRIDE = 32  # the coarsest grid of every published checkpoint; sizes are rounded up to it
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -69,6 +71,29 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return height, width
 
 
+class CountedMasks(SegmentationPredictor):  # type: ignore[misc]
+    """Counts the masks of a call before it makes them: 300 of an 8K frame would be 10 GB.
+
+    Attributes:
+        room: bytes that are left, a byte per pixel and mask.
+    """
+
+    room = MAX_MASKS
+
+    def construct_result(self, rows: Any, pixels: Any, frame: np.ndarray, *rest: Any) -> Any:
+        height, width = frame.shape[:2]
+        self.room -= len(rows) * height * width
+        if self.room < 0:
+            raise InvalidInput(
+                f"options: max_det: {len(rows)} masks over {width}x{height} pixels are too many: all of an answer may "
+                f"have {MAX_MASKS >> 20} MB; ask for fewer, or of smaller boxes"
+            )
+        return super().construct_result(rows, pixels, frame, *rest)
+
+
+PREDICTORS = {"detect": DetectionPredictor, "segment": CountedMasks, "pose": PosePredictor}
+
+
 class Network:
     """One checkpoint on its device, its normalisation folded into its convolutions.
 
@@ -78,8 +103,12 @@ class Network:
         names: the checkpoint's own labels, by class number.
     """
 
-    def __init__(self, spec: Spec, device: str, *, half: bool) -> None:
-        """Raises ModelUnavailable without weights, LoadFailed when they are not trusted, damaged or of another kind."""
+    def __init__(self, spec: Spec, device: str, settings: Settings) -> None:
+        """Raises ModelUnavailable without weights, LoadFailed when they are not trusted, damaged or of another kind.
+
+        Args:
+            settings: of config.toml.
+        """
         # First, or every small operation of the load is split over all cores: three times slower where those are busy.
         torch.set_num_threads(spec.threads)
         model = _open(spec)
@@ -102,7 +131,7 @@ class Network:
         predictor.model = AutoBackend(model, torch.device(device), verbose=False, end2end=predictor.args.nms is False)
         predictor.device = predictor.model.device
         predictor.pre_transform = self._letterboxed
-        if half:  # not asked of AutoBackend, which ignores it on a CPU
+        if settings.half:  # not asked of AutoBackend, which ignores it on a CPU
             predictor.model.backend.model.half()
             predictor.model.backend.fp16 = True
             finish = predictor.postprocess
@@ -110,6 +139,8 @@ class Network:
             predictor.postprocess = lambda found, *rest: finish(_single(found), *rest)
         self.model: Any = predictor.model.backend.model
         self._predictor = predictor
+        height, width = settings.rectangle
+        self._room = settings.max_batch * height * width
 
     def warm_up(self, settings: Settings) -> None:
         """One empty frame. On a GPU a whole one, so that kernels are chosen and the memory of a prediction is seen
@@ -124,16 +155,26 @@ class Network:
 
         Args:
             classes: only these class numbers; None for all.
+
+        Raises:
+            InvalidInput: the network would need more room for one frame, or all masks for theirs, than there is.
         """
         args = self._predictor.args
         args.conf, args.iou, args.max_det, args.classes = settings.conf, settings.iou, settings.max_det, classes
         args.imgsz = list(settings.rectangle)
+        self._predictor.room = MAX_MASKS
         alike: dict[tuple[int, int], list[int]] = {}
         for i, frame in enumerate(frames):
             alike.setdefault(_input_shape(self._letterbox(args.imgsz), frame), []).append(i)
         found: dict[int, Any] = {}
-        for members in alike.values():
-            for some in chunks(members, settings.max_batch):
+        for (height, width), members in alike.items():
+            most = self._room // (height * width)
+            if not most:
+                raise InvalidInput(
+                    f"options: imgsz: {width}x{height} is more at once than the {self._room} pixels that config.toml "
+                    "gives this model (max_batch frames of its imgsz)"
+                )
+            for some in chunks(members, min(settings.max_batch, most)):
                 found.update(zip(some, self._predictor([frames[i] for i in some]), strict=True))
         return [found[i] for i in range(len(frames))]
 

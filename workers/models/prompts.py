@@ -89,12 +89,18 @@ class TextEncoder:
     features: Callable[[tuple[str, ...]], Any]
 
     def __init__(self, spec: Spec, model: Any, what: str) -> None:
-        """Raises ModelUnavailable without a tokenizer in the folder, LoadFailed when it is not this model's."""
+        """Raises ModelUnavailable without a tokenizer in the folder, LoadFailed when it cannot serve the model."""
         self._model = model
         require_tokenizer(spec)
         self._tokenizer: Any = folder.open_processor(spec, AutoTokenizer, f"the tokenizer of {what}")
         self._config = getattr(model.config, "text_config", model.config)  # a text half alone has no other
         check_vocabulary(spec, len(self._tokenizer), self._config.vocab_size)
+        if self._tokenizer.pad_token is None:  # prompts of unequal lengths go through the encoder together
+            raise LoadFailed(
+                f"{spec.name}: the tokenizer in {spec.path} has no padding token; tokenizer_config.json names it; "
+                f"fetch it again with: zoo pull {spec.name}",
+                retryable=False,
+            )
         self.features = lru_cache(PROMPT_SETS)(self._encode)
 
     def _encode(self, texts: tuple[str, ...]) -> Any:

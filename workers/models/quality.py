@@ -35,6 +35,10 @@ from zoo.results import Quality
 
 MIN_SIDE = 32  # the 7x7 window has to mean something at half size too
 
+# It computes in double precision, at two sizes: 60 bytes per pixel, 500 MB for a 4K frame. What is larger would not
+# stay within a worker's share of the memory.
+MAX_PIXELS = 1 << 23
+
 Points = Annotated[float, msgspec.Meta(ge=0, le=100)]
 
 
@@ -88,8 +92,8 @@ class Brisque:
         """Scores are clamped to 0..100.
 
         Raises:
-            InvalidInput: a frame under 32x32, or of one flat colour (a covered lens): it has no structure whose
-                naturalness could be judged, and the formula divides nothing by nothing.
+            InvalidInput: a frame under 32x32 or over `MAX_PIXELS`, or of one flat colour (a covered lens): it has no
+                structure whose naturalness could be judged, and the formula divides nothing by nothing.
         """
         todo = [(require_image(item), read_options(self._configured, item.options, Options)) for item in inputs]
         return [self._judge(frame, options) for frame, options in todo]
@@ -98,6 +102,8 @@ class Brisque:
         height, width = frame.shape[:2]
         if min(height, width) < MIN_SIDE:
             raise InvalidInput(f"frame: {width}x{height} is too small to judge; {MIN_SIDE}x{MIN_SIDE} is the least")
+        if height * width > MAX_PIXELS:
+            raise InvalidInput(f"frame: {width}x{height} is too large to judge; at most {MAX_PIXELS} pixels are taken")
         # skimage.color.rgb2gray's weights on 0..1, which the regressor was trained with.
         gray = cv2.transform(frame.astype(np.float64), np.array([[0.2125, 0.7154, 0.0721]]) / 255)
         if np.ptp(gray) == 0:

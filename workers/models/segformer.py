@@ -21,6 +21,7 @@ from transformers.models.segformer.modeling_segformer import SegformerForSemanti
 
 from workers.models import folder
 from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
+from workers.models.pictures import preprocess
 from zoo.errors import InvalidInput, LoadFailed
 from zoo.results import Segmentation
 
@@ -30,6 +31,7 @@ MAX_CLASSES = 256  # of an 8-bit mask
 # The library scales the scores of all classes to the picture's size before it takes the best: 18 of them cost 72 bytes
 # per pixel, 600 MB for a 4K frame. What is larger would not stay within the model's share of the budget.
 MAX_PIXELS = 1 << 23
+MAX_MASKS = 1 << 27  # pixels, and bytes, of all masks of one call
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,7 +68,7 @@ class Segmenter:
         """All inputs in one forward pass, or in as few as `max_batch` allows.
 
         Raises:
-            InvalidInput: a picture has more than `MAX_PIXELS` pixels.
+            InvalidInput: a picture has more than `MAX_PIXELS` pixels, or all together more than `MAX_MASKS`.
         """
         asked = [read_options(self._configured, item.options, Options, fixed=("half",)) for item in inputs]
         frames = images(inputs)
@@ -76,6 +78,9 @@ class Segmenter:
                 raise InvalidInput(
                     f"frame: {width}x{height} pixels are too many; at most {MAX_PIXELS} are taken: send a crop (boxes)"
                 )
+        total = sum(frame.shape[0] * frame.shape[1] for frame in frames)
+        if total > MAX_MASKS:
+            raise InvalidInput(f"boxes: together they have {total} pixels; at most {MAX_MASKS} are taken at once")
         size = min((options.max_batch for options in asked), default=1)
         masks = [mask for some in chunks(frames, size) for mask in self._forward(some)]
         return [
@@ -92,12 +97,7 @@ class Segmenter:
 
     def _forward(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(h, w) uint8 for each of the frames."""
-        pixels = self._processor(
-            [torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1))) for frame in frames],
-            input_data_format="channels_first",
-            return_tensors="pt",
-            device=self._device,
-        )["pixel_values"]
+        pixels = preprocess(self._processor, frames, self._device)
         with torch.inference_mode():
             logits = self._model(pixel_values=pixels.to(self._device, self._model.dtype)).logits.float()
             # One at a time, for the library keeps the enlarged scores of all that it is given together.

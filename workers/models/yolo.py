@@ -33,7 +33,13 @@ class Detector:
         options = load_options(spec, Options)
         self._configured = spec.options
         self.max_batch = options.max_batch
-        self._network = Network(spec, device, half=options.half)
+        self._network = Network(spec, device, options)
+        task, category = self._network.task, spec.category
+        if category in ("detection", "pose") and (category == "pose") != (task == "pose"):
+            raise LoadFailed(
+                f"{spec.name}: {spec.path} is a checkpoint for {task!r}; config.toml says category = {category!r}",
+                retryable=False,
+            )
         self._numbers = {name: i for i, name in self._network.names.items()}
         self._keypoint_names = _keypoint_names(self._network.model)
         try:

@@ -63,7 +63,7 @@ class OpenVocabularyDetector:
         options = load_options(spec, Options)
         self._configured = spec.options
         self.max_batch = options.max_batch
-        self._network = Network(spec, device, half=options.half)
+        self._network = Network(spec, device, options)
         own = getattr(self._network.model, "txt_feats", None)  # (1, classes, d)
         if own is None or own.shape[1] != len(self._network.names):
             raise LoadFailed(f"{spec.name}: {spec.path} is not a YOLO-World checkpoint", retryable=False)
