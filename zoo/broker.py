@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
                 problem = "tcp:// needs curve_dir in config.toml; make keys with `python -m zoo.curve DIR`"
             if problem:
                 raise ConfigError(f"--endpoint: {problem}")
-        service = Service(config, args.endpoint or "")
+            config.broker.endpoint = args.endpoint
+        service = Service(config)
     except ConfigError as e:
         print(e, file=sys.stderr)
         return 2

@@ -121,13 +121,7 @@ class Bye(Message, tag=11):
     """Ends a session without a lifeline; there is no answer."""
 
 
-class Reload(Message, tag=12):
-    """Reads config.toml again."""
-
-    rid: Rid
-
-
-FromClient = Hello | Infer | Load | Release | Unload | Pin | CleanupIdle | Query | Cancel | Ping | Bye | Reload
+FromClient = Hello | Infer | Load | Release | Unload | Pin | CleanupIdle | Query | Cancel | Ping | Bye
 
 # ---------------------------------------------------------------- broker → client
 
