@@ -1,10 +1,23 @@
-"""Real photographs, HxWx3 RGB uint8 and read-only: those inside the ultralytics package."""
+"""What the tests of models share: photographs, stand-ins, and a broker that has all 21 models.
+
+The photographs are real ones, HxWx3 RGB uint8 and read-only: those inside the ultralytics package.
+"""
 
 from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests import support
+from tests.support import Running
+
+CONFIG = (support.ROOT / "config.toml").read_text()
 
 
 def photograph(name: str) -> np.ndarray:
@@ -21,3 +34,36 @@ def bus() -> np.ndarray:
 @pytest.fixture(scope="session")
 def zidane() -> np.ndarray:
     return photograph("zidane.jpg")
+
+
+@pytest.fixture(scope="session")
+def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `standin` puts them, each in its place."""
+    return tmp_path_factory.mktemp("standins")
+
+
+@pytest.fixture(scope="session")
+def standin(weights_dir: Path) -> Callable[[str], Path]:
+    """`standin(name)` is the path of the catalogue's stand-in of that name, made once for all tests. Copy it to change
+    it.
+    """
+    from workers.models import standins
+
+    return functools.cache(lambda name: standins.make(name, weights_dir))
+
+
+@pytest.fixture(scope="session")
+def whole_zoo(standin: Callable[[str], Path], weights_dir: Path) -> Iterator[Running]:
+    """A broker with all models of the shipped config.toml, on stand-ins, and room for a fifth of them at a time."""
+    from workers.models.standins import STANDINS
+
+    for name in STANDINS:
+        standin(name)
+    folder = Path(tempfile.mkdtemp(prefix="zoo-t-", dir="/tmp"))
+    models = CONFIG[CONFIG.index("[[models]]") :]
+    running = Running(folder, models, weights_dir=weights_dir, vram_budget_gb=2.75, dispatch_timeout=60).start()
+    yield running
+    try:
+        running.close()
+    finally:
+        support.remove(folder)
