@@ -11,14 +11,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import zoo
+from broker.meters import unique_mb
 
 RESULTS = Path(__file__).parent / "results"
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 @contextlib.contextmanager
@@ -49,16 +50,41 @@ def broker(config: str, where: str) -> Iterator[tuple[str, int]]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
+    """User and system time of a process so far, by its own clock: /proc counts in hundredths of a second."""
+    return time.clock_gettime((~pid << 3) | 2)  # clock_getcpuclockid(3), which the standard library lacks
 
 
 def resident_mb(pid: int) -> float:
+    return _status_mb(pid, "VmRSS")
+
+
+def private_peak_mb(pid: int) -> float:
+    """The most that a process has had to itself: its largest resident set less the pages that it shares now."""
+    unique = unique_mb(pid)
+    if unique is None:
+        raise LookupError(pid)
+    return _status_mb(pid, "VmHWM") - (_status_mb(pid, "VmRSS") - unique)
+
+
+def _status_mb(pid: int, key: str) -> float:
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
+        if line.startswith(key):
             return int(line.split()[1]) / 1024
     raise LookupError(pid)
+
+
+@contextlib.contextmanager
+def on_cores(pids: list[int], cores: Collection[int]) -> Iterator[None]:
+    """Every thread of these processes on these cores alone, and afterwards on all that this one may use now."""
+    before = os.sched_getaffinity(0)
+    tasks = [int(task.name) for pid in pids for task in Path(f"/proc/{pid}/task").iterdir()]
+    try:
+        for task in tasks:
+            os.sched_setaffinity(task, cores)
+        yield
+    finally:
+        for task in tasks:
+            os.sched_setaffinity(task, before)
 
 
 def machine() -> dict[str, Any]:
