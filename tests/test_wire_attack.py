@@ -100,11 +100,11 @@ class Raw:
         return answer
 
     def refused(self, *args: Any, **kw: Any) -> str:
-        """The message of the InvalidInput that `infer` must get."""
+        """The message of the InvalidInput that `infer` must get, without the name of the model that a worker adds."""
         answer = self.infer(*args, **kw)
         assert isinstance(answer, protocol.Error), answer
         assert answer.code == "invalid_input", answer
-        return answer.message
+        return answer.message.removeprefix("toy: ")
 
     def die(self) -> None:
         """As the kernel would do it: everything closed, nothing said."""

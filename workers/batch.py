@@ -34,12 +34,12 @@ class Task:
         self.error: tuple[str, str] | None = None
 
     def fail(self, error: Exception, model: str) -> None:
-        """Takes note of what went wrong; an error that is not one of the zoo's is a bug of the adapter's."""
+        """Takes note of what went wrong with which model; what is no error of the zoo's is a bug of the adapter's."""
         if not isinstance(error, ZooError):
             traceback.print_exception(error)
-            error = InferenceFailed(f"{model}: the adapter raised {cause(error)}")
+            error = InferenceFailed(f"the adapter raised {cause(error)}")
         self.answers = []
-        self.error = (error.code, str(error)[:MAX_CAUSE])
+        self.error = (error.code, f"{model}: {error}"[:MAX_CAUSE])
 
 
 def predict(model: Model, name: str, tasks: list[Task]) -> None:

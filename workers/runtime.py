@@ -231,9 +231,7 @@ class Worker:
             if dispatch.suspect or dispatch.refuse:
                 digest = fingerprint(given)
                 if digest in dispatch.refuse:
-                    raise Quarantined(
-                        f"this input killed two processes of {self._launch.model} and is not run again"
-                    )  # fmt: skip
+                    raise Quarantined("this input killed two processes and is not run again")
                 if dispatch.suspect:
                     self._lifeline.say_digest(job.id, digest)
         except Exception as e:
@@ -271,7 +269,7 @@ class Worker:
                 ]
             raw, offsets = payload.pack_result(payload.ResultBody(answers, corners is not None), place)
             if len(raw) > MAX_RESULT_BYTES:
-                raise InferenceFailed(f"{self._launch.model}: a result of {len(raw) >> 20} MB is too large to send")
+                raise InferenceFailed(f"a result of {len(raw) >> 20} MB is too large to send")
         except Exception as e:
             self._lifeline.take_back(placed)
             task.fail(e, self._launch.model)
