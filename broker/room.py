@@ -15,7 +15,8 @@ import itertools
 import math
 from typing import Any
 
-from broker import eviction
+from broker.adaptive import Adaptive
+from broker.eviction import ByPriority, Candidate, Policy
 from broker.ledger import EPSILON_MB, Device, Ledger
 from broker.residency import Residency
 from broker.states import Action, KillWorker, Move, StartWorker, State
@@ -30,6 +31,7 @@ class Room:
     """The models, what they are charged, and who waits for room. `Scheduler` adds requests and workers.
 
     Attributes:
+        policy: who goes.
         evictions: (model, priority) → how often.
         _workers: living workers, from the decision to start until the memory is back (or written off).
         _wanted: models that somebody waits for and that are not there, in the order in which they became so.
@@ -44,6 +46,7 @@ class Room:
         self.models = {m.name: Residency(m) for m in models}
         self.story = Story()
         self.timers = Timers()
+        self.policy: Policy = Adaptive() if config.eviction == "adaptive" else ByPriority()
         self.stopping = False
         self.evictions: dict[tuple[str, str], int] = {}
         self._workers: dict[int, Residency] = {}
@@ -154,19 +157,18 @@ class Room:
         plans = []
         for device in free:
             needed = model.mb - spare[device]
-            idle = self._candidates(device, spoken_for, busy=False)
-            victims = eviction.choose(needed, idle, model.config.priority)
+            idle = self._candidates(device, spoken_for, model, now, busy=False)
+            victims = self.policy.choose(needed, idle, model.config.priority)
             if victims is not None:
-                dearest = min(v.priority for v in victims)
-                plans.append(((-dearest, sum(v.mb for v in victims)), device, needed, victims))
+                spared = [c for c in idle if c not in victims]
+                plans.append((self.policy.loss(victims), device, needed, victims, spared))
         if plans:
-            _, device, needed, victims = min(plans, key=lambda plan: plan[0])
+            _, device, needed, victims, spared = min(plans, key=lambda plan: plan[0])
             for victim in victims:
                 self._evict(
                     self.models[victim.model],
                     f"{model.name} needs {model.mb:g} MB, {needed:g} MB short of "
-                    f"{self.ledger.devices[device].budget_mb:g}; {victim.priority.name}, unused for "
-                    f"{now - victim.last_used:.1f} s",
+                    f"{self.ledger.devices[device].budget_mb:g}; {self.policy.why(victim, spared, now)}",
                     now,
                 )
             if model.mb <= self.ledger.free_mb(device) + EPSILON_MB:  # what comes back is for an older claim
@@ -196,10 +198,12 @@ class Room:
                 coming += charge.mb if charge else 0.0
         return coming
 
-    def _candidates(self, device: str, spoken_for: set[str], *, busy: bool) -> list[eviction.Candidate]:
+    def _candidates(
+        self, device: str, spoken_for: set[str], wanted: Residency, now: float, *, busy: bool
+    ) -> list[Candidate]:
         """Models on the device that may go; with `busy`, also those that would be free once they stop taking work."""
-        return [
-            eviction.Candidate(m.name, m.mb, m.config.priority, m.last_used)
+        candidates = [
+            Candidate(m.name, m.mb, m.config.priority, m.last_used, m.load_seconds)
             for m in self._workers.values()
             if m.state is State.LOADED
             and m.device == device
@@ -208,6 +212,7 @@ class Room:
             and m.name not in spoken_for
             and (busy or (not m.inflight and (not m.queue.live or m.yielding)))
         ]
+        return self.policy.valued(candidates, wanted.name, now)
 
     def _ask_to_yield(
         self, model: Residency, now: float, spare: dict[str, float], spoken_for: set[str], yielding: set[str]
@@ -216,9 +221,8 @@ class Room:
         patience = self.config.patience_seconds
         head = model.queue.head()
         for device, mb in spare.items():
-            victims = eviction.choose(
-                model.mb - mb, self._candidates(device, spoken_for, busy=True), model.config.priority
-            )
+            candidates = self._candidates(device, spoken_for, model, now, busy=True)
+            victims = self.policy.choose(model.mb - mb, candidates, model.config.priority)
             if victims is None or head is None:
                 continue
             busy = [self.models[v.model] for v in victims]
@@ -245,11 +249,10 @@ class Room:
     def _no_room(self, model: Residency, devices: list[str]) -> str:
         parts = []
         for device in devices:
-            users = [
-                f"{m.name} {m.mb:g} MB ({m.config.priority.name}, {m.reasons()})"
-                for m in self._workers.values()
-                if m.device == device and m.mb > 0
-            ]
+            there = [m for m in self._workers.values() if m.device == device and m.mb > 0]
+            users = [f"{m.name} {m.mb:g} MB ({m.config.priority.name}, {m.reasons()})" for m in there]
+            if there and all(m.pinned or m.leases for m in there):
+                users[0] = f"all pinned or leased: {users[0]}"
             parts.append(
                 f"needs {model.mb:g} MB on {device}, {self.ledger.free_mb(device):g} of "
                 f"{self.ledger.devices[device].budget_mb:g} MB are free and nobody may go: "

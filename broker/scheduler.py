@@ -146,6 +146,7 @@ class Scheduler(Room):
         if e.kind is Kind.UNLOAD:
             self._ask_unload(request, now)
             return
+        self.policy.asked(model.name, now)
         if model.state is State.LOADED:
             if e.kind is not Kind.INFER:
                 self._grant(request, now)
