@@ -6,10 +6,9 @@ reload would cost, times how much its next use is to be expected, times a weight
     worth = weight * load seconds * (often ** 0.3 * 60 / (60 + seconds unused) + 30 * follows)
 
 `often` and `follows` are told in `habits.py`; `follows` is how probably the model is asked for soon after the one that
-needs the room. The victims are those who together are worth least, except that what they free beyond the need is not
-lost either: it is credited at 80 % of the going price, the worth per megabyte of the cheapest candidate. Without that
-credit, memory is freed in pieces too small for whoever comes next; with all of it, a big model goes for a small need.
-The constants were found by replaying camera traces (docs/eviction.md), where none of them is critical.
+needs the room. The victims are those who together are worth least, except that what they free beyond the need is
+credited at 80 % of the going price, the worth per megabyte of the cheapest candidate, because whoever comes next may
+use it. The constants were found by replaying camera traces; docs/eviction.md says how much each matters.
 
 CRITICAL is as protected as by priority: it goes only for CRITICAL, and when nobody else's going would do.
 """
