@@ -327,6 +327,7 @@ def test_a_thousand_bad_requests_leave_nothing(target: Target, whole_zoo: Runnin
         (person, {"florble": 1}),
         (person, {"max_batch": "many", "prompts": ["a"] * 10_000}),
         (person, {"prompts": ["a" * 10_000]}),
+        (person, {"prompts": ["b" * 150]}),
         ([person, person[..., 0]], {}),
     ]
 
@@ -338,10 +339,8 @@ def test_a_thousand_bad_requests_leave_nothing(target: Target, whole_zoo: Runnin
 
     pids = (target.pid, whole_zoo.pid)
     ask(300)
-    target.check()
     before = [Usage(pid) for pid in pids]
-    ask(1000)
-    target.check()
+    ask(1000)  # and no good one between: where its pictures come to lie moves a process by some megabytes
     for was, now in zip(before, (Usage(pid) for pid in pids), strict=True):
         assert now.descriptors <= was.descriptors
         assert now.threads <= was.threads
