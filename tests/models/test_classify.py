@@ -185,3 +185,86 @@ def test_a_checkpoint_without_its_head_is_not_served_with_a_random_one(folders, 
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(LoadFailed, match="classifier"):
         load(path)
+
+
+@pytest.fixture
+def unnamed(folders, tmp_path) -> Path:
+    """A folder whose config.json names none of its two classes."""
+    path = tmp_path / "model"
+    shutil.copytree(folders["pet-classifier"], path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k not in ("id2label", "label2id")})
+    )
+    return path
+
+
+def test_a_checkpoint_without_names_is_not_served_under_made_up_ones(unnamed, bus):
+    with pytest.raises(LoadFailed, match="names none of its 2 classes"):
+        load(unnamed)
+    with pytest.raises(LoadFailed, match="names none of its 2 classes"):
+        load(unnamed, labels=["cat"])
+    (found,) = ask(load(unnamed, labels=["cat", "dog"]), bus)
+    assert sorted(found.labels) == ["cat", "dog"]
+
+
+def test_names_of_the_configuration_do_not_replace_those_of_the_checkpoint(folders, bus):
+    model = load(folders["pet-classifier"], labels=["day", "night"])
+    assert sorted(ask(model, bus)[0].labels) == ["cat", "dog"]
+    with pytest.raises(InvalidInput, match="labels is set in config"):
+        ask(model, bus, labels=["day", "night"])
+
+
+# ---------------------------------------------------------------- weights under timm's names
+
+
+@pytest.fixture
+def timms(folders, tmp_path) -> tuple[Path, torch.nn.Module]:
+    """A folder whose weights timm has saved, and the network of timm's that they are of."""
+    timm = pytest.importorskip("timm")
+    path = tmp_path / "model"
+    shutil.copytree(folders["vit-age-classifier"], path)
+    config = json.loads((path / "config.json").read_text())
+    with standins.common.repeatable(0):
+        network = timm.models.VisionTransformer(
+            embed_dim=config["hidden_size"],
+            depth=config["num_hidden_layers"],
+            num_heads=config["num_attention_heads"],
+            mlp_ratio=config["intermediate_size"] / config["hidden_size"],
+            num_classes=len(config["id2label"]),
+        )
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    save_file(network.state_dict(), path / "model.safetensors", metadata={"format": "pt"})
+    return path, network.eval()
+
+
+def test_weights_that_timm_saved_answer_as_in_timm(timms, bus):
+    path, network = timms
+    pixels = AutoImageProcessor.from_pretrained(path)(Image.fromarray(bus), return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        probabilities = network(pixels).softmax(-1)[0].tolist()
+    labels = json.loads((path / "config.json").read_text())["id2label"]
+    expected = {labels[str(i)]: p for i, p in enumerate(probabilities)}
+    assert max(probabilities) - min(probabilities) > 0.1
+    assert as_dict(ask(load(path), bus)[0]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_weights_that_timm_saved_as_a_pickle_want_trust(timms, bus):
+    path, network = timms
+    (found,) = ask(load(path), bus)
+    (path / "model.safetensors").unlink()
+    torch.save(network.state_dict(), path / "pytorch_model.bin")
+    with pytest.raises(LoadFailed, match="trust_pickle"):
+        load(path)
+    model = classify.ImageClassifier()
+    model.load(Spec(name="it", path=path, threads=1, trust_pickle=True), "cpu")
+    assert as_dict(ask(model, bus)[0]) == pytest.approx(as_dict(found), abs=1e-6)
+
+
+def test_weights_that_timm_saved_have_to_be_all_there(timms):
+    path, network = timms
+    kept = {name: value for name, value in network.state_dict().items() if name != "blocks.1.mlp.fc1.weight"}
+    save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(LoadFailed, match=r"lacks weights for vit.*fc1"):
+        load(path)

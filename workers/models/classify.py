@@ -1,10 +1,12 @@
 """Image classifiers from a local transformers folder: ViT, SigLIP, ResNet and whatever else its config names.
 
 Importing this module imports the model code of the catalogue's families and runs no tensor operation: the nursery
-preloads it. Other families work too and are imported during the load. Labels are the checkpoint's `id2label`.
+preloads it. Other families work too and are imported during the load. Labels are the checkpoint's `id2label`. A ViT may
+have timm's names for its weights: see `timm_vit.py`.
 
 Options: `top_k`, how many labels to answer with, the most probable first, all of them without it; `max_batch`, most
-pictures in one forward pass. In config.toml alone: `half`, to run in half precision.
+pictures in one forward pass. In config.toml alone: `half`, to run in half precision; `labels`, for a checkpoint that
+names none.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ import transformers.models.siglip.image_processing_siglip
 import transformers.models.siglip.modeling_siglip
 import transformers.models.vit.image_processing_vit
 import transformers.models.vit.modeling_vit  # noqa: F401
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
-from workers.models import folder
+from workers.models import folder, timm_vit
 from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
 from workers.models.pictures import preprocess
 from zoo.results import Classification
@@ -33,11 +35,19 @@ WHAT = "an image classifier"
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k`: how many labels to answer with; None for all. `max_batch`: pictures in one pass. `half`: precision."""
+    """What config.toml may say, and a request but for `half` and `labels`.
+
+    Attributes:
+        top_k: how many labels to answer with; None for all.
+        max_batch: pictures in one pass.
+        half: in half precision.
+        labels: what to call the classes of a checkpoint that names none, in order.
+    """
 
     top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
     half: bool = False
+    labels: tuple[str, ...] | None = None
 
 
 class ImageClassifier:
@@ -49,15 +59,21 @@ class ImageClassifier:
         self._configured = spec.options
         self.max_batch = options.max_batch
         self._device = device
-        self._model: Any = folder.open_model(spec, device, AutoModelForImageClassification, WHAT, half=options.half)
+        config = folder.open_processor(spec, AutoConfig, WHAT)
+        kind, tensors = AutoModelForImageClassification, None
+        if config.model_type == "vit" and (tensors := timm_vit.read(spec)) is not None:
+            kind, config.layer_norm_eps = ViTForImageClassification, timm_vit.EPSILON
+        self._model: Any = folder.open_model(
+            spec, device, kind, WHAT, half=options.half, tensors=tensors, config=config
+        )
         self._processor: Any = folder.open_processor(spec, AutoImageProcessor, WHAT)
-        self._labels = folder.labels_of(self._model.config)
+        self._labels = folder.labels_of(spec, self._model.config, options.labels or ())
         # Kernels are chosen while the load is being measured.
         require_numbers(spec, self._forward([np.zeros((224, 224, 3), np.uint8)]))
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""
-        asked = [read_options(self._configured, item.options, Options, fixed=("half",)) for item in inputs]
+        asked = [read_options(self._configured, item.options, Options, fixed=("half", "labels")) for item in inputs]
         frames = images(inputs)
         size = min((options.max_batch for options in asked), default=1)
         rows = [row for some in chunks(frames, size) for row in self._forward(some)]

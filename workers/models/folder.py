@@ -6,6 +6,7 @@ Weights are read from safetensors; a pickled `pytorch_model.bin` only with `trus
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,16 @@ get_checkpoint_conversion_mapping("")  # compiles a thousand regular expressions
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
-def open_model(spec: Spec, device: str, kind: Any, what: str, *, half: bool = False, **more: Any) -> Any:
+def open_model(
+    spec: Spec, device: str, kind: Any, what: str, *, half: bool = False, tensors: Any = None, **more: Any
+) -> Any:
     """The model in the folder `spec.path`, on the device, in evaluation mode.
 
     Args:
         kind: a transformers class with `from_pretrained`, such as AutoModelForImageClassification.
         what: the same in words, for messages: "an image classifier".
         half: in half precision. Otherwise in the checkpoint's own precision on a GPU, and in single on a CPU.
+        tensors: the weights by name, where they have been read already; `config` has to be among `more` then.
         more: for `from_pretrained`.
 
     Raises:
@@ -42,7 +46,8 @@ def open_model(spec: Spec, device: str, kind: Any, what: str, *, half: bool = Fa
     dtype: Any = torch.float16 if half else torch.float32 if device == "cpu" else "auto"
     try:
         model, report = kind.from_pretrained(
-            path,
+            path if tensors is None else None,
+            state_dict=tensors,
             use_safetensors=any(path.glob("*.safetensors")),
             dtype=dtype,
             output_loading_info=True,
@@ -111,14 +116,29 @@ def _folder(spec: Spec) -> Path:
     return path
 
 
-def labels_of(config: Any) -> list[str]:
+def labels_of(spec: Spec, config: Any, unless: Sequence[str] = ()) -> list[str]:
     """The checkpoint's labels in order, from `config.id2label` (whose keys transformers makes integers).
 
+    Args:
+        unless: what to call the classes of a checkpoint that names none.
+
     Raises:
-        LoadFailed: there are none, or one is missing.
+        LoadFailed: there are none and `unless` has not as many, or one is missing.
     """
     names = dict(getattr(config, "id2label", None) or {})
-    missing = [i for i in range(int(config.num_labels)) if i not in names]
+    count = int(config.num_labels)
+    missing = [i for i in range(count) if i not in names]
+    fillers = [f"LABEL_{i}" for i in range(count)]  # which transformers makes up
     if missing or not names:
-        raise LoadFailed(f"the checkpoint has no label for class {missing[0] if missing else 0}", retryable=False)
-    return [str(names[i]) for i in range(int(config.num_labels))]
+        which = missing[0] if missing else 0
+        raise LoadFailed(f"{spec.name}: {spec.path}: config.json has no label for class {which}", retryable=False)
+    found = [str(names[i]) for i in range(count)]
+    if found != fillers:
+        return found
+    if len(unless) != count:
+        raise LoadFailed(
+            f"{spec.name}: {spec.path}: config.json names none of its {count} classes (id2label); write them there, "
+            f"or fetch it again with: zoo pull {spec.name}",
+            retryable=False,
+        )
+    return list(unless)

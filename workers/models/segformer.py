@@ -61,7 +61,7 @@ class Segmenter:
             spec, device, SegformerForSemanticSegmentation, WHAT, half=options.half, config=config
         )
         self._processor: Any = folder.open_processor(spec, SegformerImageProcessor, WHAT)
-        self._labels = folder.labels_of(config)
+        self._labels = folder.labels_of(spec, config)
         self._forward([np.zeros((512, 512, 3), np.uint8)])  # kernels are chosen while the load is being measured
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:

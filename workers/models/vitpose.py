@@ -62,7 +62,8 @@ class PoseEstimator:
         )
         self._processor: Any = folder.open_processor(spec, VitPoseImageProcessor, WHAT)
         self._has_experts = config.backbone_config.num_experts > 1
-        self._names = _names(config)
+        unnamed = keypoints.unnamed(int(config.num_labels))
+        self._names = [keypoints.spelled(name) for name in folder.labels_of(spec, config, unnamed)]
         # Kernels are chosen while the load is being measured.
         ((_, scores),) = self._forward([(np.zeros((256, 192, 3), np.uint8), (0, 0, 192, 256))])
         require_numbers(spec, scores)
@@ -120,11 +121,3 @@ class PoseEstimator:
         matrix = get_warp_matrix(0, center * 2.0, np.array((width, height)) - 1.0, scale * 200.0)
         cut: np.ndarray = scipy_warp_affine(frame, matrix, (height, width))
         return cut
-
-
-def _names(config: Any) -> list[str]:
-    """The checkpoint's names; for one that has none but transformers' fillers (`LABEL_0`), the usual ones."""
-    names = folder.labels_of(config)
-    if names == [f"LABEL_{i}" for i in range(len(names))]:
-        return keypoints.unnamed(len(names))
-    return [keypoints.spelled(name) for name in names]
