@@ -22,7 +22,7 @@ from transformers import (  # noqa: E402
 
 from workers.models import pictures, standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
-from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
+from zoo.errors import InvalidInput, LoadFailed  # noqa: E402
 
 pytestmark = pytest.mark.models
 
@@ -30,9 +30,8 @@ NAMES = ["vit-age-classifier", "weather-classification", "pet-classifier"]  # Vi
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    directory = tmp_path_factory.mktemp("weights")
-    return {name: standins.make(name, directory) for name in NAMES}
+def folders(standin) -> dict[str, Path]:
+    return {name: standin(name) for name in NAMES}
 
 
 def load(path: Path, **options) -> object:
@@ -149,32 +148,12 @@ def test_a_processor_that_scales_all_of_a_picture_gets_all_of_it():
     assert not pictures.keeps_middle(ViTImageProcessor())
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 4), (0, 8, 3)])
-def test_what_is_no_picture_is_refused(models, shape):
-    with pytest.raises(InvalidInput, match="frame"):
-        ask(models["pet-classifier"], np.zeros(shape, np.uint8))
-
-
-def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(ModelUnavailable, match="zoo pull"):
-        load(tmp_path / "nothing")
-
-
 def test_pickled_weights_are_refused(folders, tmp_path):
     path = tmp_path / "model"
     shutil.copytree(folders["pet-classifier"], path)
     torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
     (path / "model.safetensors").unlink()
     with pytest.raises(LoadFailed, match="trust_pickle"):
-        load(path)
-
-
-def test_truncated_weights_fail_the_load(folders, tmp_path):
-    path = tmp_path / "model"
-    shutil.copytree(folders["pet-classifier"], path)
-    whole = (path / "model.safetensors").read_bytes()
-    (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(LoadFailed, match=str(path)):
         load(path)
 
 

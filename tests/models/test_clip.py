@@ -34,13 +34,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
+def folders(standin, tmp_path_factory) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("weights")
     return {
-        "embedder": standins.make("clip-vit-l", directory),
-        "transformers": standins.make("fashion-clip", directory),
+        "embedder": standin("clip-vit-l"),
+        "transformers": standin("fashion-clip"),
         "open_clip": standins.place(standins.clip.open_clip, directory / "marqo", "fashion-clip"),
-        "vit": standins.make("vit-age-classifier", directory),
+        "vit": standin("vit-age-classifier"),
     }
 
 
@@ -365,22 +365,9 @@ def test_a_strip_is_what_the_library_makes_of_it(embedder, folders, bus):
     assert ask(embedder, narrow)[0].vector @ direct_vector(folders["embedder"], narrow) > 0.999
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 4), (0, 8, 3)])
-def test_what_is_no_picture_is_refused(classifier, embedder, shape):
-    for model in (classifier, embedder):
-        with pytest.raises(InvalidInput, match="frame"):
-            ask(model, np.zeros(shape, np.uint8))
-
-
 # ---------------------------------------------------------------- folders that cannot be served
 
 KINDS = {"embedder": clip.ClipEmbedder, "transformers": clip.PromptClassifier, "open_clip": clip.PromptClassifier}
-
-
-@pytest.mark.parametrize("kind", KINDS.values())
-def test_a_folder_that_is_not_there(kind, tmp_path):
-    with pytest.raises(ModelUnavailable, match="zoo pull"):
-        load(kind, tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -399,12 +386,6 @@ def test_truncated_weights_fail_the_load(name, copied):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(LoadFailed, match=str(path)):
         load(KINDS[name], path)
-
-
-@pytest.mark.parametrize("kind", [clip.ClipEmbedder, clip.PromptClassifier])
-def test_another_architecture_fails_the_load(kind, folders):
-    with pytest.raises(LoadFailed, match="'vit'"):
-        load(kind, folders["vit"])
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -525,13 +506,13 @@ def test_its_tokenizer_does_not_collect_words(classifiers, bus):
 EMPTY = {"transformers.models.aimv2", "transformers.models.clip.tokenization_clip_fast"}  # names that come without code
 
 
-def test_a_load_imports_nothing(folders, tmp_path):
+def test_a_load_imports_nothing(folders, standin):
     """The nursery has imported everything before it forks."""
     served = [
         ("clip", "ClipEmbedder", folders["embedder"], {}),
         ("clip", "PromptClassifier", folders["transformers"], {"prompts": CLOTHES}),
         ("clip", "PromptClassifier", folders["open_clip"], {"prompts": CLOTHES}),
-        ("xclip", "ActionRecognizer", standins.make("xclip-base", tmp_path), {"prompts": CLOTHES}),
+        ("xclip", "ActionRecognizer", standin("xclip-base"), {"prompts": CLOTHES}),
     ]
     code = f"""
 import sys, numpy as np

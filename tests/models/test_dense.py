@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from ultralytics.utils import ASSETS
 from workers.models import standins
 from workers.models.base import Input, Spec
 from zoo import load_config, weights
-from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
+from zoo.errors import InvalidInput, LoadFailed
 
 pytestmark = pytest.mark.models
 
@@ -33,9 +32,8 @@ CONFIGURED = {model.name: model for model in load_config(ROOT / "config.toml").m
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    directory = tmp_path_factory.mktemp("weights")
-    return {name: standins.make(name, directory) for name in NAMES}
+def folders(standin) -> dict[str, Path]:
+    return {name: standin(name) for name in NAMES}
 
 
 def load(name: str, path: Path, **options) -> object:
@@ -137,51 +135,12 @@ def test_a_share_is_one(name, field, value, folders, models, crop):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("frame", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3))])
-def test_what_is_no_picture_is_refused(name, models, frame):
-    with pytest.raises(InvalidInput, match="frame"):
-        ask(models[name], frame)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_folder_that_is_not_there(name, tmp_path):
-    with pytest.raises(ModelUnavailable, match=f"zoo pull {name}"):
-        load(name, tmp_path / "nothing")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_weights_that_are_not_there(name, copied):
-    path = copied(name)
-    (path / "model.safetensors").unlink()
-    with pytest.raises(ModelUnavailable, match=f"zoo pull {name}"):
-        load(name, path)
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "preprocessor_config.json"])
-def test_damaged_files_fail_the_load(name, file, copied):
-    path = copied(name)
-    whole = (path / file).read_bytes()
-    (path / file).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(LoadFailed, match=str(path)) as told:
-        load(name, path)
-    assert not told.value.retryable
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_a_checkpoint_without_its_head_is_not_served_with_a_random_one(name, copied):
     path = copied(name)
     kept = {k: v for k, v in load_file(path / "model.safetensors").items() if not k.startswith(HEADS[name])}
     save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(LoadFailed, match=HEADS[name]):
         load(name, path)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_checkpoint_of_another_architecture_is_not_served(name, folders):
-    other = NAMES[NAMES.index(name) - 1]
-    with pytest.raises(LoadFailed, match=json.loads((folders[other] / "config.json").read_text())["model_type"]):
-        load(name, folders[other])
 
 
 @pytest.mark.parametrize("name", NAMES)

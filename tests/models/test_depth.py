@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation  # noqa: E402
 
 from workers import inputs  # noqa: E402
-from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
 from zoo import payload  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed  # noqa: E402
@@ -28,8 +27,8 @@ PIXELS = [(50, 395, 245, 905), (222, 405, 345, 860), (0, 100, 101, 1080)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return standins.make("depth-anything-v2-small", tmp_path_factory.mktemp("weights"))
+def folder(standin) -> Path:
+    return standin("depth-anything-v2-small")
 
 
 def load(path: Path, **options) -> object:

@@ -13,8 +13,6 @@ predictor = pytest.importorskip("workers.models.predictor")
 import torch  # noqa: E402
 from torchvision.models import resnet50  # noqa: E402
 
-from workers.models import standins  # noqa: E402
-
 pytestmark = pytest.mark.models
 
 ROOT = Path(__file__).parents[2]
@@ -39,15 +37,15 @@ print(*(set(sys.modules) - before))
 """
 
 
-def test_a_load_imports_nothing_more(tmp_path):
+def test_a_load_imports_nothing_more(standin, tmp_path):
     vehicles = tmp_path / "vehicles"
     vehicles.mkdir()
     torch.save(resnet50(num_classes=2).state_dict(), vehicles / "pytorch_model.bin")
     (vehicles / "classes.txt").write_text("car\nbus\n")
     served = {
         "vehicle:VehicleClassifier": [vehicles],
-        "osnet:PersonEmbedder": [standins.make("osnet-x0-25", tmp_path)],
-        "yolo_world:OpenVocabularyDetector": [standins.make("yolo-world-s", tmp_path)],
+        "osnet:PersonEmbedder": [standin("osnet-x0-25")],
+        "yolo_world:OpenVocabularyDetector": [standin("yolo-world-s")],
         "yolo:Detector": [tmp_path / f"{kind}.pt" for kind in ("yolo11n", "yolo11n-pose", "yolo11n-seg")],
     }
     for path in served["yolo:Detector"]:

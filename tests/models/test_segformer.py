@@ -16,7 +16,6 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation  #
 from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers import inputs  # noqa: E402
-from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
 from zoo import payload  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed  # noqa: E402
@@ -27,8 +26,8 @@ PEOPLE = [(50, 395, 245, 905), (222, 405, 345, 860), (670, 380, 810, 880)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return standins.make("segformer-b2-clothes", tmp_path_factory.mktemp("weights"))
+def folder(standin) -> Path:
+    return standin("segformer-b2-clothes")
 
 
 def load(path: Path, **options) -> object:

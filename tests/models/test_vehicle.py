@@ -15,17 +15,16 @@ from safetensors.torch import save_file  # noqa: E402
 from torchvision import models as torchvision_models  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
-from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
-from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
+from zoo.errors import InvalidInput, LoadFailed  # noqa: E402
 from zoo.results import Classification  # noqa: E402
 
 pytestmark = pytest.mark.models
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return standins.make("vehicle-segment-classification", tmp_path_factory.mktemp("weights"))
+def folder(standin) -> Path:
+    return standin("vehicle-segment-classification")
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +140,6 @@ def test_the_smallest_pictures_are_answered(classifier, shape):
     assert ask(classifier, np.full(shape, 7, np.uint8))[0].scores.sum() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 4), (0, 8, 3)])
-def test_what_is_no_picture_is_refused(classifier, shape):
-    with pytest.raises(InvalidInput, match="frame"):
-        ask(classifier, np.zeros(shape, np.uint8))
-
-
 @pytest.mark.parametrize(
     "wrapped",
     [
@@ -158,12 +151,6 @@ def test_what_is_no_picture_is_refused(classifier, shape):
 def test_what_a_training_script_puts_around_the_tensors_is_taken_off(classifier, labelled, tensors, bus, wrapped):
     torch.save(wrapped(tensors), labelled / "pytorch_model.bin")
     assert as_dict(ask(load(labelled), bus)[0]) == as_dict(ask(classifier, bus)[0])
-
-
-def test_weights_that_are_not_there(tmp_path):
-    for path in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(ModelUnavailable, match="zoo pull"):
-            load(path)
 
 
 def test_a_pickle_is_read_only_when_it_is_trusted_and_runs_no_code_even_then(folder, labelled):
@@ -195,13 +182,6 @@ def test_what_is_no_resnet50_fails_the_load(labelled, content, reason):
     file = labelled / "pytorch_model.bin"
     file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
     with pytest.raises(LoadFailed, match=reason):
-        load(labelled)
-
-
-def test_a_cut_off_checkpoint_fails_the_load(folder, labelled):
-    whole = (folder / "pytorch_model.bin").read_bytes()
-    (labelled / "pytorch_model.bin").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(LoadFailed, match="damaged"):
         load(labelled)
 
 

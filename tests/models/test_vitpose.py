@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, VitPoseForPoseEstimation  # noqa: E
 from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers import inputs  # noqa: E402
-from workers.models import keypoints, standins  # noqa: E402
+from workers.models import keypoints  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
 from workers.models.posture import posture  # noqa: E402
 from zoo import payload  # noqa: E402
@@ -28,8 +28,8 @@ PEOPLE = [(50, 395, 245, 905), (222, 405, 345, 860), (670, 380, 860, 880), (100,
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return standins.make("vitpose-small", tmp_path_factory.mktemp("weights"))
+def folder(standin) -> Path:
+    return standin("vitpose-small")
 
 
 def load(path: Path, **options) -> object:

@@ -26,10 +26,10 @@ ACTIONS = ["walking", "running", "climbing a fence", "opening a door", "falling 
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[int, Path]:
+def folders(standin, tmp_path_factory) -> dict[int, Path]:
     directory = tmp_path_factory.mktemp("weights")
     return {
-        8: standins.make("xclip-base", directory),
+        8: standin("xclip-base"),
         16: standins.place(standins.clip.xclip(16), directory / "sixteen", "xclip-base"),
     }
 
@@ -227,11 +227,6 @@ def copied(folders, tmp_path) -> Path:
     return shutil.copytree(folders[8], tmp_path / "model")
 
 
-def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(ModelUnavailable, match="zoo pull"):
-        load(tmp_path / "nothing")
-
-
 def test_pickled_weights_want_trust(copied, models, film):
     torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
     (copied / "model.safetensors").unlink()
@@ -239,18 +234,6 @@ def test_pickled_weights_want_trust(copied, models, film):
         load(copied)
     trusted = load(copied, trust_pickle=True, prompts=ACTIONS)
     assert as_dict(ask(trusted, film[:8])[0]) == as_dict(ask(models[8], film[:8])[0])
-
-
-def test_truncated_weights_fail_the_load(copied):
-    file = copied / "model.safetensors"
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(LoadFailed, match=str(copied)):
-        load(copied)
-
-
-def test_another_architecture_fails_the_load(tmp_path):
-    with pytest.raises(LoadFailed, match="'clip'"):
-        load(standins.make("fashion-clip", tmp_path))
 
 
 def test_a_network_with_a_part_missing_is_not_served(copied):

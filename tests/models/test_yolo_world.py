@@ -13,7 +13,6 @@ import torch  # noqa: E402
 from transformers import AutoTokenizer, CLIPTextModelWithProjection  # noqa: E402
 from ultralytics import YOLO, YOLOWorld  # noqa: E402
 
-from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
 from zoo import weights as weights_of  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
@@ -26,8 +25,8 @@ LOW = {"conf": 0.01, "max_det": 20}
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    return standins.make("yolo-world-s", tmp_path_factory.mktemp("weights"))
+def weights(standin) -> Path:
+    return standin("yolo-world-s")
 
 
 def load(path: Path, *, trust: bool = True, **options):
