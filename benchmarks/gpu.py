@@ -4,6 +4,8 @@ a. A killed worker gives its device memory back, all of it; `del model; empty_ca
 b. Workers forked from the nursery before CUDA was initialised compute, and compute right.
 c. A swap, part by part, as `benchmarks.swap` measures it.
 d. The processes of a full zoo stay within its budget.
+e. Megabytes of each model of config.toml, context included, in single and in half precision, and how far its answers
+   are from those on the CPU: of networks of the published sizes with random weights (`benchmarks.footprint`).
 
 The tests in tests/gpu hold the same figures to their limits.
 """
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 
 import zoo
-from benchmarks import common, swap
+from benchmarks import common, footprint, swap
 
 DEVICE = "cuda:0"
 MODULE = "benchmarks.adapters"
@@ -148,6 +150,21 @@ def within_budget(weights: Path) -> dict[str, Any]:
     return {"budget_mb": budget, "charged_mb": max(charged), "used_mb": max(used)}
 
 
+def models(weights: Path) -> dict[str, dict[str, float]]:
+    """e. By model: `footprint.measure`, the same in half precision, and the distance of both from the CPU's answers."""
+    meter = Meter()
+    figures: dict[str, dict[str, float]] = footprint.measure(weights, meter)
+    halves = footprint.measure(weights, meter, half=True)
+    on_cpu = footprint.answers(weights, "cpu")
+    single, half = (footprint.answers(weights, "cuda", half=how) for how in (False, True))
+    for name, row in figures.items():
+        row["distance"] = footprint.distance(single[name], on_cpu[name])
+        if name in footprint.NETWORKS:
+            row["half_answered_mb"] = halves[name]["answered_mb"]
+            row["half_distance"] = footprint.distance(half[name], on_cpu[name])
+    return figures
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer turns, and nothing is written")
@@ -155,14 +172,17 @@ def main(argv: list[str] | None = None) -> int:
     if reason := reason_not_to_run():
         print(f"nothing to measure: {reason}")
         return 0
-    with common.folder() as folder:
+    with common.folder() as folder, common.folder() as large:
         weights = Path(folder)
         swap.make_weights(weights)
+        if not args.quick:
+            footprint.make_weights(Path(large))
         figures: dict[str, Any] = {
             "memory": memory_back(weights),
             "forks": forks(),
             "swap": swap.summary(swap.measure(weights, 3 if args.quick else 9, DEVICE)),
             "budget": within_budget(weights),
+            "models": {} if args.quick else models(Path(large)),
         }
     print(tables(figures))
     if not args.quick:
@@ -183,7 +203,10 @@ def tables(figures: dict[str, Any]) -> str:
         ("budget / most charged / most used (MB)",
          f"{budget['budget_mb']:.0f} / {budget['charged_mb']:.0f} / {budget['used_mb']:.0f}"),
     ]  # fmt: skip
-    return common.table(rows) + "\n\n" + swap.tables(figures["swap"])
+    parts = [common.table(rows), swap.tables(figures["swap"])]
+    if figures["models"]:
+        parts.append(footprint.table(figures["models"]))
+    return "\n\n".join(parts)
 
 
 if __name__ == "__main__":

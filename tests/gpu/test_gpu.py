@@ -5,11 +5,16 @@ NVML decides whether there is one: collecting these tests imports no model libra
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks import gpu, swap
+from benchmarks import footprint, gpu, swap
+from zoo import results
 
 REASON = gpu.reason_not_to_run()
 needs_cuda = [pytest.mark.gpu, pytest.mark.timeout(600), pytest.mark.skipif(REASON is not None, reason=str(REASON))]
@@ -47,6 +52,42 @@ class TestOnTheDevice:
         assert found["used_mb"] <= found["budget_mb"]
 
 
+Answers = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def all_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every stand-in, made in a process of its own."""
+    folder = tmp_path_factory.mktemp("all")
+    subprocess.run([sys.executable, "-m", "workers.models.standins", str(folder)], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_cpu(all_weights: Path) -> Answers:
+    return footprint.answers(all_weights, "cpu")
+
+
+@pytest.fixture(scope="module", params=["single", "half"])
+def on_the_device(request: pytest.FixtureRequest, all_weights: Path) -> Answers:
+    return footprint.answers(all_weights, "cuda", half=request.param == "half")
+
+
+class TestEveryModel:
+    pytestmark = needs_cuda
+
+    @pytest.mark.parametrize("name", footprint.MODELS)
+    def test_it_answers_as_on_a_cpu(self, name: str, on_the_device: Answers, on_cpu: Answers) -> None:
+        """Within the tolerances of `benchmarks.footprint`."""
+        assert footprint.distance(on_the_device[name], on_cpu[name]) <= 1
+
+    def test_each_gives_all_of_its_memory_back(self, all_weights: Path) -> None:
+        for name, row in footprint.measure(all_weights, gpu.Meter()).items():
+            assert row["left_mb"] <= LEFT_MB, name
+            if name in footprint.NETWORKS:
+                assert row["loaded_mb"] > 100, f"{name} was not seen to load: is somebody else using this device?"
+
+
 # ---------------------------------------------------------------- what needs no device
 
 
@@ -74,10 +115,53 @@ def test_tables_show_medians_of_ratios() -> None:
             "forks": {"turns": 10, "processes": 10, "wrong": 0},
             "budget": {"budget_mb": 2400.0, "charged_mb": 2400.0, "used_mb": 1000.0},
             "swap": figures,
+            "models": {
+                "osnet-x0-25": {
+                    "declared_mb": 100.0,
+                    "loaded_mb": 420.0,
+                    "answered_mb": 433.0,
+                    "left_mb": 0.0,
+                    "distance": 0.03,
+                }
+            },
         }
     )
     assert "15.0x" in shown
     assert "310" in shown
+    assert shown.splitlines()[-1].split() == ["osnet-x0-25", "100", "420", "433", "0", "0.03"]
+
+
+def detections(*boxes: tuple[float, float, float, float]) -> results.Detections:
+    n = len(boxes)
+    return results.Detections(
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        scores=np.ones(n, np.float32),
+        class_ids=np.zeros(n, np.int32),
+        labels=["it"] * n,
+    )
+
+
+def test_answers_that_agree_are_near_and_others_far() -> None:
+    rows = [(10.0 * i, 0.0, 10.0 * i + 100, 50.0) for i in range(0, 80, 10)]
+    moved = [(x1 + 2, y1, x2 + 2, y2) for x1, y1, x2, y2 in rows]
+    found = detections(*rows)
+    assert footprint.distance(found, detections(*moved)) == 0
+    assert footprint.distance(found, detections(*rows[:6])) == pytest.approx(1)
+    assert footprint.distance(detections(*rows[:5]), found) > 1
+    assert footprint.distance(found, detections()) > 1
+    assert footprint.distance(detections(), detections()) == 0
+
+    unit = np.eye(4, dtype=np.float32)
+    assert footprint.distance(results.Embedding(vector=unit[0]), results.Embedding(vector=unit[0])) == 0
+    assert footprint.distance(results.Embedding(vector=unit[0]), results.Embedding(vector=unit[1])) > 1
+
+    def classified(score: float) -> results.Classification:
+        return results.Classification(labels=["cat", "dog"], scores=np.array([score, 1 - score], np.float32))
+
+    assert footprint.distance(classified(0.7), classified(0.72)) < 1
+    assert footprint.distance(classified(0.7), classified(0.8)) > 1
+    assert footprint.distance(results.OcrText(text="A", lines=[], scores=unit[0]),
+                              results.OcrText(text="B", lines=[], scores=unit[0])) > 1  # fmt: skip
 
 
 @pytest.mark.skipif(REASON is None, reason="there is a CUDA device")
