@@ -10,6 +10,7 @@ installed is skipped: its models then fail to load with that very ImportError as
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import os
@@ -41,4 +42,5 @@ if os.environ.get("ZOO_NURSERY_OF"):
     die_with_parent(int(os.environ.pop("ZOO_NURSERY_OF")))
     os.setsid()  # signals meant for the broker's process group are the broker's to handle
     set_name("zoo-nursery")
+    atexit.register(os._exit, 0)  # without the libraries' farewells: a line for each object that one of them has leaked
     warm_up(["workers.runtime", *filter(None, os.environ.get("ZOO_PRELOAD", "").split(","))])
