@@ -345,13 +345,14 @@ def test_a_box_that_a_model_made_up_costs_its_chain_alone() -> None:
     assert found.detections[0].missing.keys() == ON_A_FACE
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize(("turned", "size"), [(1, (64, 48)), (6, (48, 64)), (8, (48, 64))])
-def test_the_size_of_an_encoded_picture_is_that_of_it_upright(turned: int, size: tuple[int, int]) -> None:
+def test_the_size_of_an_encoded_picture_is_that_of_it_upright(turned: int, size: tuple[int, int], kind: str) -> None:
     out = io.BytesIO()
     image = Image.new("RGB", (64, 48))
     exif = image.getexif()
     exif[0x0112] = turned
-    image.save(out, "JPEG", exif=exif)
+    image.save(out, kind, exif=exif)
     assert Event(out.getvalue(), []).size == size
     _, asked = enriched([("person", (0, 0, 1000, 1000))], frames=out.getvalue())
     assert asked["osnet-x0-25"].boxes == ((0, 0, *size),)

@@ -261,7 +261,8 @@ def size_of(part: Any) -> tuple[float, float]:
     if isinstance(part, bytes | bytearray | memoryview):
         try:
             with Image.open(io.BytesIO(part)) as image:
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                # Of a TIFF, Pillow gives the size as it is going to be.
+                turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
                 return (image.height, image.width) if turned else image.size
         except Exception:  # damaged data leads Pillow's plugins anywhere; what it means, the worker says
             return math.inf, math.inf
