@@ -173,13 +173,13 @@ def test_what_is_no_rgb_frame(target: Target) -> None:
         assert "16384 a side" in target.refused(np.zeros((height, width, 3), np.uint8), "frame")
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 195), (510, 1)])
-def test_the_smallest_frames(target: Target, shape: tuple[int, int]) -> None:
-    frame = np.ascontiguousarray(target.person[: shape[0], : shape[1]])
-    if target.name in LEAST_SIDE or (target.name in LONGEST and max(shape) > 8):
-        target.refused(frame, "frame")
-    else:
-        assert type(target.ask(frame)) is type(target.answer)
+def test_the_smallest_frames(target: Target) -> None:
+    for height, width in ((1, 1), (1, 195), (510, 1)):
+        frame = np.ascontiguousarray(target.person[:height, :width])
+        if target.name in LEAST_SIDE or (target.name in LONGEST and height != width):
+            target.refused(frame, "frame")
+        else:
+            assert type(target.ask(frame)) is type(target.answer)
 
 
 def test_a_crop_of_an_8k_frame(target: Target, eight_k: Any) -> None:
