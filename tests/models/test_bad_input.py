@@ -169,6 +169,8 @@ def test_what_is_no_rgb_frame(target: Target) -> None:
         rgb[0, 0],
     ):
         assert str(array.dtype) in target.refused(array, "frame")
+    with pytest.raises(InvalidInput, match=f"^{target.name}: frame: "):
+        target.ask(rgb[0])
     for width, height in ((16385, 1), (1, 16385)):
         assert "16384 a side" in target.refused(np.zeros((height, width, 3), np.uint8), "frame")
 
