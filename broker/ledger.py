@@ -1,10 +1,14 @@
 """The ledger: which worker is charged how many megabytes on which device.
 
 A worker is charged from the decision to start it until its process is gone and the device shows its memory
-free. The sum of charges of a device never exceeds its budget: `charge` raises rather than let it.
+free. No new charge ever takes a device past what may be charged on it: `charge` raises rather than let it. What
+may be charged is the budget, or less while other programs use the device (`allow`). A charge that turns out to be
+too small is corrected (`recharge`) whatever that leads to: an overrun is stated, never hidden.
 """
 
 from __future__ import annotations
+
+import math
 
 import msgspec
 
@@ -37,28 +41,44 @@ class Ledger:
         if not devices:
             raise ValueError("a ledger wants at least one device")
         self.devices = {d.name: d for d in devices}
-        self.largest_budget_mb = max(d.budget_mb for d in devices)
         self._charges: dict[int, Charge] = {}
         self._sums = {d.name: 0.0 for d in devices}
+        self._allowed = {d.name: math.inf for d in devices}
 
     def charge(self, worker: int, model: str, device: str, mb: float) -> None:
         if mb > self.free_mb(device) + EPSILON_MB:
             raise OverBudget(
                 f"{model} wants {mb:g} MB on {device}, {self.free_mb(device):g} MB are free of "
-                f"{self.devices[device].budget_mb:g}"
+                f"{self.limit_mb(device):g}"
             )
         if worker in self._charges:
             raise ValueError(f"worker {worker} is charged already")
         self._charges[worker] = Charge(worker, model, device, mb)
         self._sums[device] += mb
 
+    def recharge(self, worker: int, mb: float) -> None:
+        """Sets a charge right. It may then be more than fits: see `overrun_mb`."""
+        charge = self._charges[worker]
+        self._charges[worker] = msgspec.structs.replace(charge, mb=mb)
+        self._add_up(charge.device)
+
+    def set_budget(self, device: str, mb: float) -> None:
+        self.devices[device] = msgspec.structs.replace(self.devices[device], budget_mb=mb)
+
+    def allow(self, device: str, mb: float) -> None:
+        """What other programs leave of the device."""
+        self._allowed[device] = mb
+
     def release(self, worker: int) -> Charge | None:
         """Ends a charge; None when there is none (any more)."""
         charge = self._charges.pop(worker, None)
         if charge is not None:
-            rest = [c.mb for c in self._charges.values() if c.device == charge.device]
-            self._sums[charge.device] = sum(rest)  # not subtracted: floats would drift over the months
+            self._add_up(charge.device)
         return charge
+
+    def _add_up(self, device: str) -> None:
+        """Not added or subtracted: floats would drift over the months."""
+        self._sums[device] = sum(c.mb for c in self._charges.values() if c.device == device)
 
     def of(self, worker: int) -> Charge | None:
         return self._charges.get(worker)
@@ -69,5 +89,19 @@ class Ledger:
     def used_mb(self, device: str) -> float:
         return self._sums[device]
 
+    @property
+    def largest_budget_mb(self) -> float:
+        return max(d.budget_mb for d in self.devices.values())
+
+    def limit_mb(self, device: str) -> float:
+        """What may be charged: the budget, or what other programs leave of the device if that is less."""
+        return min(self.devices[device].budget_mb, self._allowed[device])
+
     def free_mb(self, device: str) -> float:
-        return self.devices[device].budget_mb - self._sums[device]
+        """What may still be charged; negative in an overrun."""
+        return self.limit_mb(device) - self._sums[device]
+
+    def overrun_mb(self, device: str) -> float:
+        """By how much more is charged than may be; 0 when it fits."""
+        over = -self.free_mb(device)
+        return over if over > EPSILON_MB else 0.0

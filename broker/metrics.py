@@ -72,6 +72,20 @@ class Metrics(Collector):
         for (name, priority), count in list(scheduler.evictions.items()):
             evictions.add_metric([name, priority], count)
         yield evictions
+        declared = GaugeMetricFamily("zoo_model_declared_bytes", "vram_mb of config.toml", labels=["model_name"])
+        measured = GaugeMetricFamily("zoo_model_measured_bytes", "Most seen in use", labels=["model_name", "device"])
+        for m in models:
+            declared.add_metric([m.name], m.config.vram_mb * MB)
+            for device, peak in list(m.peaks.items()):
+                measured.add_metric([m.name, device], peak.mb * MB)
+        limit = GaugeMetricFamily("zoo_device_limit_bytes", "What may be charged now", labels=["device"])
+        overrun = GaugeMetricFamily("zoo_device_overrun_bytes", "Charged beyond that", labels=["device"])
+        lost = GaugeMetricFamily("zoo_device_unreturned_bytes", "Held by ended processes", labels=["device"])
+        for device in list(ledger.devices):
+            limit.add_metric([device], ledger.limit_mb(device) * MB)
+            overrun.add_metric([device], ledger.overrun_mb(device) * MB)
+            lost.add_metric([device], scheduler.unreturned_mb(device) * MB)
+        yield from (declared, measured, limit, overrun, lost)
         requests = CounterMetricFamily("zoo_requests", "Inferences that a worker finished", labels=["model_name"])
         errors = CounterMetricFamily("zoo_request_errors", "Requests answered with an error", labels=["model_name"])
         crashes = CounterMetricFamily("zoo_worker_crashes", "Processes that died or hung", labels=["model_name"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -13,6 +13,17 @@ from broker.states import TRANSITIONS, Kind, Move, State
 from zoo.config import ModelConfig
 
 QUARANTINE = 64  # fingerprints remembered per model
+MOST_MB = 1e9  # of what anybody could have measured
+
+
+class Peak(msgspec.Struct, frozen=True):
+    """The most that a model's process has been seen to use on a device.
+
+    `worked`: it had run a request by then. Until one has, the peak is what a load takes, and says nothing about work.
+    """
+
+    mb: Annotated[float, msgspec.Meta(ge=0, le=MOST_MB)]
+    worked: bool = False
 
 
 class Request(msgspec.Struct, eq=False):
@@ -83,6 +94,8 @@ class Residency:
     """A registered model and where it is.
 
     Attributes:
+        mb: what its process is charged, or was last.
+        version: of its weights and options, opaque; `peaks`: device → the most that these have been seen to use.
         queue: what waits for this life of the model; `later`: what came while it drained, for the next life.
         unloads: UNLOAD requests to answer once it is gone.
         inflight: the batch its worker is running (also after it was answered, until the worker lets go).
@@ -94,12 +107,19 @@ class Residency:
         blocked, blocked_by: what it waits for, in words and as a key that changes when the reason does.
         yielding: takes no further work, so that a model that has waited long enough gets its room.
         failed_load: how the current eviction ends: in FAILED instead of UNLOADED.
+        number: never used twice, though a name may be.
+        removed: config.toml has it no more; it is forgotten when nobody holds it.
+        outdated: its process was started with settings that have changed since.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, number: int) -> None:
         self.config = config
+        self.number = number
+        self.removed = self.outdated = False
         self.name = config.name
         self.mb = config.vram_mb
+        self.version = ""
+        self.peaks: dict[str, Peak] = {}
         self.pinned = config.pinned
         self.state = State.UNLOADED
         self.worker = 0
@@ -141,9 +161,29 @@ class Residency:
         """Changes state by the table; an illegal move is a bug and raises KeyError."""
         self.state = TRANSITIONS[self.state, move]
 
+    def need_mb(self, device: str) -> float:
+        """What a process of the model is charged on the device.
+
+        The declared megabytes, until one has been seen at work there; from then on the most that was ever seen.
+        """
+        peak = self.peaks.get(device)
+        if peak is None:
+            return self.config.vram_mb
+        return peak.mb if peak.worked else max(peak.mb, self.config.vram_mb)
+
+    def measured_mb(self, device: str) -> float | None:
+        """The most that was seen on the device; None where nothing was."""
+        peak = self.peaks.get(device)
+        return peak.mb if peak is not None else None
+
     @property
     def waiting(self) -> int:
         return self.queue.live + self.later.live
+
+    @property
+    def leaving(self) -> bool:
+        """Removed or disabled while it may have been in use: it takes on nobody new."""
+        return self.removed or not self.config.enabled
 
     @property
     def referenced(self) -> bool:

@@ -6,6 +6,9 @@ that nobody uses, kills them, and remembers (as a claim) that the room coming ba
 unless it makes the difference. A model that is busy but neither leased nor pinned is never killed, but after `patience`
 it stops taking new work from its queue (it *yields*), becomes idle by itself, and can then be chosen.
 
+What is charged is made true at once when a worker turns out to use more, or other programs leave less (`_make_true`):
+by evicting whoever is idle, and where that does not do, by saying so and starting nothing on that device.
+
 Pure, like all of the scheduler: time comes in, actions go out.
 """
 
@@ -21,7 +24,7 @@ from broker.residency import Residency
 from broker.states import Action, KillWorker, Move, StartWorker, State
 from broker.story import Story
 from broker.timers import Due, Timers
-from zoo.config import BrokerConfig, ModelConfig
+from zoo.config import BrokerConfig, ModelConfig, ModelPriority
 
 MOST_LOOKS = 8  # two or three settle it; the bound is against a bug, not a need
 
@@ -35,13 +38,15 @@ class Room:
         _wanted: models that somebody waits for and that are not there, in the order in which they became so.
         _yielding: names of models that take no new work, so that somebody gets their room.
         _contested: somebody waits for models in use, so that whoever uses another one may decide which have to go.
+        _overdrawn: devices that are charged more than they may be, while nobody on them may go.
         _out: actions of the event at hand.
     """
 
     def __init__(self, config: BrokerConfig, devices: list[Device], models: list[ModelConfig]) -> None:
         self.config = config
         self.ledger = Ledger(devices)
-        self.models = {m.name: Residency(m) for m in models}
+        self._model_numbers = itertools.count(1)
+        self.models = {m.name: Residency(m, next(self._model_numbers)) for m in models}
         self.story = Story()
         self.timers = Timers()
         self.stopping = False
@@ -50,6 +55,7 @@ class Room:
         self._wanted: dict[str, Residency] = {}
         self._yielding: set[str] = set()
         self._contested = False
+        self._overdrawn: set[str] = set()
         self._look_at = math.inf
         self._worker_ids = itertools.count(1)
         self._claims = itertools.count(1)
@@ -57,6 +63,10 @@ class Room:
 
     def _serve(self, model: Residency, now: float) -> None:
         """Gives the model's worker what waits for it: the scheduler's part."""
+        raise NotImplementedError
+
+    def _outgrown(self, model: Residency) -> None:
+        """It has turned out to need more than any device has: whoever waits for it is told, by the scheduler."""
         raise NotImplementedError
 
     def _evict(self, model: Residency, why: str, now: float) -> None:
@@ -71,7 +81,37 @@ class Room:
         if model.waiting:
             self._wanted.setdefault(model.name, model)
 
+    @property
+    def _tense(self) -> bool:
+        """Whoever becomes idle, or does not stay so, may change what others wait for."""
+        return self._contested or bool(self._overdrawn)
+
+    def _make_true(self, now: float) -> None:
+        """Where more is charged than may be, idle models go, CRITICAL last, until it fits or nobody else may go."""
+        if self.stopping:
+            return
+        for device in self.ledger.devices:
+            short = -self._coming_mb(device) if self.ledger.overrun_mb(device) else 0.0
+            if short > EPSILON_MB:
+                idle = [c for c in self._candidates(device, set(), busy=False) if c.mb > 0]
+                victims = eviction.choose(short, idle, ModelPriority.CRITICAL)
+                for victim in idle if victims is None else victims:
+                    model = self.models[victim.model]
+                    self._evict(model, f"{self._overrun(device)}; unused for {now - victim.last_used:.1f} s", now)
+                short = 0.0 if victims is not None else short - sum(c.mb for c in idle)
+            if short > EPSILON_MB and device not in self._overdrawn:
+                self._overdrawn.add(device)
+                why = f"{self._overrun(device)}, and nobody may go: {self._users(device)}"
+                self.story.tell(now, "", f"{why}; nothing is loaded there until it fits")
+            elif short <= EPSILON_MB and device in self._overdrawn:
+                self._overdrawn.discard(device)
+                self.story.tell(now, "", f"what {device} is charged fits again, or will when what is ending is gone")
+
+    def _overrun(self, device: str) -> str:
+        return f"{device} is charged {self.ledger.used_mb(device):g} MB, {self.ledger.limit_mb(device):g} may be"
+
     def _room_may_exist(self, now: float) -> None:
+        self._make_true(now)
         if self._wanted or self._contested:
             self._advance(now)
 
@@ -125,10 +165,11 @@ class Room:
         """Memory that was coming back has got stuck: whoever it no longer reaches waits like those without a claim."""
         coming = {name: self._coming_mb(name) for name in self.ledger.devices}
         for model in sorted((m for m in self._wanted.values() if m.claim), key=lambda m: m.claim):
-            if model.mb > coming[model.claim_on] + EPSILON_MB:
+            need = model.need_mb(model.claim_on)
+            if need > coming[model.claim_on] + EPSILON_MB:
                 model.claim = 0
             else:
-                coming[model.claim_on] -= model.mb
+                coming[model.claim_on] -= need
 
     def _try_to_place(
         self,
@@ -139,21 +180,25 @@ class Room:
         loading: dict[str, int],
         yielding: set[str],
     ) -> None:
-        fitting = [d.name for d in self.ledger.devices.values() if model.mb <= d.budget_mb + EPSILON_MB]
+        need = {name: model.need_mb(name) for name in self.ledger.devices}
+        fitting = [d.name for d in self.ledger.devices.values() if need[d.name] <= d.budget_mb + EPSILON_MB]
+        if not fitting:
+            self._outgrown(model)
+            return
         spare = {name: self._coming_mb(name) - claimed[name] for name in fitting}
         free = [name for name in fitting if loading[name] < self.config.concurrent_loads]
         for device in free:  # a claim takes what is coming first, and what is free only for the rest
-            if model.mb <= min(spare[device], self.ledger.free_mb(device)) + EPSILON_MB:
+            if need[device] <= min(spare[device], self.ledger.free_mb(device)) + EPSILON_MB:
                 loading[device] += 1
                 self._start(model, device, now)
                 return
         for device in [model.claim_on, *free] if model.claim else free:
-            if model.mb <= spare[device] + EPSILON_MB:
+            if need[device] <= spare[device] + EPSILON_MB:
                 self._claim(model, device, claimed)
                 return
         plans = []
         for device in free:
-            needed = model.mb - spare[device]
+            needed = need[device] - spare[device]
             idle = self._candidates(device, spoken_for, busy=False)
             victims = eviction.choose(needed, idle, model.config.priority)
             if victims is not None:
@@ -164,12 +209,12 @@ class Room:
             for victim in victims:
                 self._evict(
                     self.models[victim.model],
-                    f"{model.name} needs {model.mb:g} MB, {needed:g} MB short of "
-                    f"{self.ledger.devices[device].budget_mb:g}; {victim.priority.name}, unused for "
+                    f"{model.name} needs {need[device]:g} MB, {needed:g} MB short of "
+                    f"{self.ledger.limit_mb(device):g}; {victim.priority.name}, unused for "
                     f"{now - victim.last_used:.1f} s",
                     now,
                 )
-            if model.mb <= self.ledger.free_mb(device) + EPSILON_MB:  # what comes back is for an older claim
+            if need[device] <= self.ledger.free_mb(device) + EPSILON_MB:  # what comes back is for an older claim
                 loading[device] += 1
                 self._start(model, device, now)
             else:
@@ -183,7 +228,7 @@ class Room:
         # Free room, however, may be used by whoever fits.
 
     def _claim(self, model: Residency, device: str, claimed: dict[str, float]) -> None:
-        claimed[device] += model.mb
+        claimed[device] += model.need_mb(device)
         model.claim, model.claim_on = model.claim or next(self._claims), device
         model.blocked = model.blocked_by = ""
 
@@ -217,7 +262,7 @@ class Room:
         head = model.queue.head()
         for device, mb in spare.items():
             victims = eviction.choose(
-                model.mb - mb, self._candidates(device, spoken_for, busy=True), model.config.priority
+                model.need_mb(device) - mb, self._candidates(device, spoken_for, busy=True), model.config.priority
             )
             if victims is None or head is None:
                 continue
@@ -242,20 +287,28 @@ class Room:
             self._look_at = when
             self.timers.add(when, Due.LOOK)
 
+    def unreturned_mb(self, device: str) -> float:
+        """Charged for processes that ended long ago, whose memory the device does not show free."""
+        return sum(c.mb for c in self.ledger.charges() if c.device == device and c.worker not in self._workers)
+
     def _no_room(self, model: Residency, devices: list[str]) -> str:
-        parts = []
-        for device in devices:
-            users = [
-                f"{m.name} {m.mb:g} MB ({m.config.priority.name}, {m.reasons()})"
-                for m in self._workers.values()
-                if m.device == device and m.mb > 0
-            ]
-            parts.append(
-                f"needs {model.mb:g} MB on {device}, {self.ledger.free_mb(device):g} of "
-                f"{self.ledger.devices[device].budget_mb:g} MB are free and nobody may go: "
-                + ("; ".join(users) or "memory of ended processes has not come back")
-            )
-        return " / ".join(parts)
+        return " / ".join(
+            f"needs {model.need_mb(device):g} MB on {device}, {max(0.0, self.ledger.free_mb(device)):g} of "
+            f"{self.ledger.limit_mb(device):g} MB are free and nobody may go: {self._users(device)}"
+            for device in devices
+        )
+
+    def _users(self, device: str) -> str:
+        users = [
+            f"{m.name} {m.mb:g} MB ({m.config.priority.name}, {m.reasons()})"
+            for m in self._workers.values()
+            if m.device == device and m.mb > 0
+        ]
+        if stuck := self.unreturned_mb(device):
+            users.append(f"{stuck:g} MB of ended processes have not come back")
+        if (left := self.ledger.limit_mb(device)) < (budget := self.ledger.devices[device].budget_mb):
+            users.append(f"other programs leave {left:g} of the budget's {budget:g} MB")
+        return "; ".join(users)
 
     def _blocked(self, model: Residency, by: str, why: str, now: float) -> None:
         """`why` is kept up to date for the answer; the story hears it once for each `by`."""
@@ -266,17 +319,18 @@ class Room:
 
     def _start(self, model: Residency, device: str, now: float) -> None:
         worker = next(self._worker_ids)
+        model.mb = model.need_mb(device)
         self.ledger.charge(worker, model.name, device, model.mb)
         model.move(Move.START)
         model.worker, model.device, model.started_at = worker, device, now
         model.watched = worker
-        model.failed_load = model.yielding = model.unload_when_loaded = False
+        model.failed_load = model.yielding = model.unload_when_loaded = model.outdated = False
         model.claim = 0
         model.blocked = model.blocked_by = ""
         self._workers[worker] = model
         self._wanted.pop(model.name, None)
         self.timers.add(now + self.config.load_timeout, Due.WATCH, worker)
-        used, budget = self.ledger.used_mb(device), self.ledger.devices[device].budget_mb
+        used, budget = self.ledger.used_mb(device), self.ledger.limit_mb(device)
         self.story.tell(
             now, model.name,
             f"loading on {device}: {model.waiting} waiting; {used - model.mb:g} + {model.mb:g} = {used:g} of "

@@ -20,25 +20,29 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.ledger import EPSILON_MB, Device
-from broker.residency import Queue, Request, Residency
+from broker.residency import Peak, Queue, Request, Residency
 from broker.room import Room
 from broker.states import (
     Action,
     Answer,
     Asked,
     Deliver,
+    DeviceSeen,
     Dispatch,
     Event,
     Forget,
     IdleCleanup,
     KillWorker,
     Kind,
+    Measured,
     MemoryBack,
     MemoryStuck,
     Move,
     Pinned,
+    Reconfigured,
     Refuse,
     Released,
+    Remembered,
     SessionClosed,
     Settled,
     ShutDown,
@@ -81,8 +85,7 @@ class Scheduler(Room):
         super().__init__(config, devices, models)
         self.sessions: dict[bytes, _Session] = {}
         self.requests: dict[int, Request] = {}
-        self._list = list(self.models.values())
-        self._index = {m.name: i for i, m in enumerate(self._list)}
+        self._numbered = {m.number: m for m in self.models.values()}
         self._leases: dict[int, Residency] = {}
         self._running = 0  # answered or not, requests that a worker reads
         self._lease_ids = itertools.count(1)
@@ -90,6 +93,8 @@ class Scheduler(Room):
         self._drained = False
         self._grace_ends = 0.0
         self._stopped = False
+        self._leaving = False  # some model takes on nobody new, or did
+        self.learnt = 0  # counts changes of any model's peaks
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Asked: self._asked,
             Released: self._released,
@@ -102,6 +107,10 @@ class Scheduler(Room):
             WorkerDone: self._worker_done,
             WorkerSaid: self._worker_said,
             WorkerExited: self._worker_exited,
+            Remembered: self._remembered,
+            Measured: self._measured,
+            DeviceSeen: self._device_seen,
+            Reconfigured: self._reconfigured,
             MemoryBack: self._memory_back,
             MemoryStuck: self._memory_stuck,
             Tick: self._tick,
@@ -123,6 +132,12 @@ class Scheduler(Room):
         self.timers.sweep(self._stale)
         return self.timers.next(self._stale)
 
+    def is_measured(self, worker: int) -> bool:
+        """True when the worker's model has been measured at work on its device (advice, like `is_cold`)."""
+        model = self._workers.get(worker)
+        peak = model.peaks.get(model.device) if model is not None else None
+        return peak is not None and peak.worked
+
     def is_cold(self, name: str) -> bool:
         """True when a request for the model would need a load (advice for the caller, decides nothing)."""
         model = self.models.get(name)
@@ -133,7 +148,7 @@ class Scheduler(Room):
     def _asked(self, e: Asked, now: float) -> None:
         model = self.models.get(e.model)
         warm = model is not None and model.state is State.LOADED and not model.queue.live and e.deadline > now
-        if not warm or self.stopping:
+        if not warm or self.stopping or self._leaving:
             refusal = self._why_not(e, model, now)
             if refusal is not None:
                 self._out.append(refusal)
@@ -150,7 +165,7 @@ class Scheduler(Room):
             if e.kind is not Kind.INFER:
                 self._grant(request, now)
                 self._serve(model, now)  # a preload's keep_alive counts from now
-                if self._contested:
+                if self._tense:
                     self._room_may_exist(now)  # not from a leased model: whoever waits must look elsewhere
                 return
             self._register(request)
@@ -160,7 +175,7 @@ class Scheduler(Room):
                 model.queue.push(request)
                 if not model.ahead:  # it may have come in before a suspect, which has to wait to run alone
                     self._serve(model, now)
-            if self._contested:  # being used, it may not be the one to go any more
+            if self._tense:  # being used, it may not be the one to go any more
                 self._room_may_exist(now)
             return
         self._register(request)
@@ -178,22 +193,19 @@ class Scheduler(Room):
 
         if self.stopping:
             return no("broker_unreachable", "the broker is shutting down", 1.0)
-        if model is None:
+        held = model is not None and model.state is State.LOADED and bool(model.leases) and e.kind is Kind.INFER
+        if model is None or (model.removed and e.kind is not Kind.UNLOAD and not held):
             near = difflib.get_close_matches(e.model, self.models, 1)
             hint = f"; did you mean {near[0]!r}?" if near else "; `zoo ls` lists the models"
             return no("model_not_found", f"there is no model {e.model!r}{hint}")
         if e.kind is Kind.UNLOAD:
             return None
-        if not model.config.enabled:
+        if not model.config.enabled and not held:
             return no("model_disabled", f"{model.name} has enabled = false in config.toml")
         if e.problem is not None and self.is_cold(model.name):
             return no("model_unavailable", e.problem)
-        if model.mb > self.ledger.largest_budget_mb + EPSILON_MB:
-            return no(
-                "model_too_large",
-                f"{model.name} needs {model.mb:g} MB, the whole budget is {self.ledger.largest_budget_mb:g} MB; "
-                "nothing was evicted",
-            )
+        if self.is_cold(model.name) and not self._ever_fits(model):
+            return no("model_too_large", f"{self._too_large(model)}; nothing was evicted")
         if e.deadline <= now:
             return no("deadline_exceeded", f"the request for {model.name} had no time left when it came in")
         if now < model.retry_at and model.state in (State.FAILED, State.EVICTING):
@@ -211,6 +223,17 @@ class Scheduler(Room):
                 QUEUE_RETRY_S,
             )
         return None
+
+    def _ever_fits(self, model: Residency) -> bool:
+        return any(model.need_mb(d.name) <= d.budget_mb + EPSILON_MB for d in self.ledger.devices.values())
+
+    def _too_large(self, model: Residency) -> str:
+        need = min(model.need_mb(name) for name in self.ledger.devices)
+        return f"{model.name} needs {need:g} MB, the whole budget is {self.ledger.largest_budget_mb:g} MB"
+
+    def _outgrown(self, model: Residency) -> None:
+        for request in model.queue.all():
+            self._refuse(request, "model_too_large", self._too_large(model))
 
     def _register(self, request: Request) -> None:
         self.requests[request.id] = request
@@ -344,12 +367,13 @@ class Scheduler(Room):
         model = self._leases.pop(lease)
         model.leases.pop(lease, None)
         model.last_used = now
+        self._retire(model, now)
         if model.state is State.LOADED and not model.leases and not model.inflight and not model.queue.live:
             self._became_idle(model, now)
 
     def _pinned(self, e: Pinned, now: float) -> None:
         model = self.models.get(e.model)
-        if model is None or model.pinned == e.on:
+        if model is None or model.removed or model.pinned == e.on:
             return
         model.pinned = e.on
         self.story.tell(now, model.name, "pinned: it will not be evicted" if e.on else "unpinned")
@@ -361,6 +385,7 @@ class Scheduler(Room):
             self._serve(model, now)
         elif not e.on and model.state is State.LOADED:
             self._serve(model, now)
+            self._retire(model, now)
         self._room_may_exist(now)
 
     def _withdrawn(self, e: Withdrawn, now: float) -> None:
@@ -457,7 +482,7 @@ class Scheduler(Room):
     def _arm_idle(self, model: Residency, when: float) -> None:
         if when < model.idle_at:
             model.idle_at = when
-            self.timers.add(when, Due.IDLE, self._index[model.name])
+            self.timers.add(when, Due.IDLE, model.number)
 
     def _idle_limit(self, model: Residency) -> float:
         if model.keep_alive is not None:
@@ -480,7 +505,7 @@ class Scheduler(Room):
         """Which models `IdleCleanup` would evict now."""
         return [
             m.name
-            for m in self._list
+            for m in self.models.values()
             if m.state is State.LOADED and not m.referenced and not m.queue.live and now - m.last_used >= idle_seconds
         ]
 
@@ -563,7 +588,7 @@ class Scheduler(Room):
                 self._refuse(request, code, outcome.error[1])
         if model.state is State.LOADED or model.state is State.DRAINING:
             self._serve(model, now)
-        if not model.inflight or self._contested:  # otherwise nothing has changed for those who wait for room
+        if not model.inflight or self._tense:  # otherwise nothing has changed for those who wait for room
             self._room_may_exist(now)
 
     def _take_back_ahead(self, model: Residency) -> None:
@@ -629,6 +654,56 @@ class Scheduler(Room):
             self.story.tell(now, model.name, f"input {request.digest.hex()[:12]} killed two processes: quarantined")
         self._refuse(request, "worker_crashed", text)
 
+    # ------------------------------------------------------------ memory
+
+    def _remembered(self, e: Remembered, now: float) -> None:
+        model = self.models.get(e.model)
+        if model is not None and self.config.footprint == "measured":
+            model.version, model.peaks = e.version, dict(e.peaks)
+            self._room_may_exist(now)
+
+    def _measured(self, e: Measured, now: float) -> None:
+        """A charge is corrected to what was seen. Peaks never shrink: what a model took once, it may take again."""
+        model = self._of(e.worker)
+        charge = self.ledger.of(e.worker)
+        if model is None or charge is None or self.config.footprint == "declared":
+            return
+        seen = float(math.ceil(e.mb - EPSILON_MB))  # whole megabytes: not every page is worth a decision
+        if model.state is State.EVICTING:  # on its way out, and its model may have other weights by now
+            need = max(charge.mb, seen)
+        else:
+            known = model.peaks.get(model.device, Peak(0.0))
+            peak = Peak(max(known.mb, seen), known.worked or e.worked)
+            if peak != known:
+                model.peaks[model.device] = peak
+                self.learnt += 1
+            need = model.need_mb(model.device)
+        if need == charge.mb:
+            return
+        self.ledger.recharge(e.worker, need)
+        model.mb = need
+        self.story.tell(
+            now, model.name,
+            f"measured: uses {seen:g} MB on {model.device}, charged {need:g} instead of {charge.mb:g} MB "
+            f"(declared {model.config.vram_mb:g})",
+        )  # fmt: skip
+        self._room_may_exist(now)
+
+    def _device_seen(self, e: DeviceSeen, now: float) -> None:
+        if self.config.footprint == "declared" or e.device not in self.ledger.devices:
+            return
+        before, budget = self.ledger.limit_mb(e.device), self.ledger.devices[e.device].budget_mb
+        self.ledger.allow(e.device, max(0.0, e.total_mb - e.others_mb - self.config.reserve_mb))
+        limit = self.ledger.limit_mb(e.device)
+        if (before < budget) != (limit < budget):
+            self.story.tell(
+                now, "",
+                f"other programs use {e.others_mb:g} of {e.device}'s {e.total_mb:g} MB, {self.config.reserve_mb:g} are "
+                f"kept free: {limit:g} of the budget's {budget:g} MB may be charged",
+            )  # fmt: skip
+        if limit != before:
+            self._room_may_exist(now)
+
     def _memory_back(self, e: MemoryBack, now: float) -> None:
         charge = self.ledger.release(e.worker)
         if charge is not None:
@@ -658,6 +733,7 @@ class Scheduler(Room):
         self._next_life(model)
         for request in list(model.unloads):
             self._finish(request, Answer(request.id, True))
+        self._retire(model, now)
         if model.queue.live:
             self._wanted.setdefault(model.name, model)
             if model.retry_at > now:
@@ -672,7 +748,7 @@ class Scheduler(Room):
         if due == Due.WATCH:
             return key not in self._workers
         if due == Due.IDLE:
-            return when != self._list[key].idle_at
+            return key not in self._numbered or when != self._numbered[key].idle_at
         return due == Due.LOOK and when != self._look_at
 
     def _dispatch_timeout(self, model: Residency) -> float:
@@ -694,7 +770,7 @@ class Scheduler(Room):
             elif due == Due.WATCH:
                 self._watch(key, now)
             elif due == Due.IDLE:
-                self._idle_timer(self._list[key], now)
+                self._idle_timer(self._numbered[key], now)
             elif due == Due.LOOK:
                 look = True
         for model in lost.values():
@@ -734,6 +810,8 @@ class Scheduler(Room):
             limit = self.config.load_timeout
             if now >= model.started_at + limit:
                 self._fail_load(model, "load_failed", f"it took longer than load_timeout ({limit:g} s)", Move.KILL, now)
+            else:  # there is more time than there was
+                self.timers.add(model.started_at + limit, Due.WATCH, worker)
         elif model.state in (State.LOADED, State.DRAINING):
             model.watched = 0
             if not model.inflight:
@@ -763,6 +841,75 @@ class Scheduler(Room):
         if model.waiting:
             self._wanted.setdefault(model.name, model)
         self._room_may_exist(now)
+
+    # ------------------------------------------------------------ live changes
+
+    def _reconfigured(self, e: Reconfigured, now: float) -> None:
+        """Takes over a new configuration. Nobody in use is ended for it: what has to go, goes when it is let go."""
+        if self.stopping:
+            return
+        for name, text in e.changes:
+            self.story.tell(now, name, text)
+        self.config = e.broker
+        for device, mb in e.budgets.items():
+            self.ledger.set_budget(device, mb)
+        given = {config.name: config for config in e.models}
+        for model in list(self.models.values()):
+            config = given.pop(model.name, None)
+            if config is None:
+                model.removed, model.pinned = True, False
+            else:
+                self._take_over(model, config, restart=model.name in e.restart)
+        for name, config in given.items():
+            model = self.models[name] = Residency(config, next(self._model_numbers))
+            self._numbered[model.number] = model
+        self._leaving = False
+        for model in list(self.models.values()):
+            self._retire(model, now)
+            self._leaving = self._leaving or model.leaving
+            if model.state is State.LOADED and not model.queue.live:
+                self._became_idle(model, now)  # by the new idle_seconds
+        for worker, model in self._workers.items():
+            began = model.started_at if model.state is State.LOADING else model.dispatched_at
+            limit = self.config.load_timeout if model.state is State.LOADING else self._dispatch_timeout(model)
+            self.timers.add(max(now, began + limit), Due.WATCH, worker)
+        self._room_may_exist(now)
+
+    def _take_over(self, model: Residency, config: ModelConfig, *, restart: bool) -> None:
+        before, model.config = model.config, config
+        config.available = before.available
+        model.removed = False
+        if config.pinned != before.pinned or not config.enabled:
+            model.pinned = config.pinned and config.enabled
+        if restart:
+            model.outdated = bool(model.worker)
+            model.failures, model.failure, model.retry_at = 0, "", 0.0  # the mistake may have been there
+            model.quarantine.clear()
+        charge = self.ledger.of(model.worker)
+        if charge is not None and model.state is not State.EVICTING:
+            model.mb = model.need_mb(model.device)
+            self.ledger.recharge(model.worker, model.mb)
+
+    def _retire(self, model: Residency, now: float) -> None:
+        """A model that is not to go on as it is goes, unless somebody holds it: what it has accepted is finished."""
+        if not model.leaving and not model.outdated:
+            return
+        if model.state is State.LOADED and not (model.leases or model.pinned):
+            why = (
+                "removed from config.toml" if model.removed else "disabled" if model.leaving else "its settings changed"
+            )
+            self._drain(model, why, now)
+        elif model.state is State.LOADING:
+            model.unload_when_loaded = True
+        if model.leaving:
+            code = "model_not_found" if model.removed else "model_disabled"
+            rest = [] if model.state in (State.LOADED, State.DRAINING) else model.queue.all()
+            for request in [*rest, *model.later.all()]:
+                self._refuse(request, code, f"{model.name} is not in config.toml any more, or disabled there")
+        if model.removed and not model.leases and model.state in (State.UNLOADED, State.FAILED):
+            del self.models[model.name], self._numbered[model.number]
+            self._wanted.pop(model.name, None)
+            self._yielding.discard(model.name)
 
     # ------------------------------------------------------------ the end
 
@@ -816,18 +963,20 @@ class Scheduler(Room):
         """Counts and megabytes; the names are public (see DESIGN)."""
         budget = sum(d.budget_mb for d in self.ledger.devices.values())
         used = sum(self.ledger.used_mb(name) for name in self.ledger.devices)
-        loaded = [m for m in self._list if m.state in (State.LOADED, State.DRAINING)]
-        pending = [m.name for m in self._list if m.state is State.LOADING]
+        loaded = [m for m in self.models.values() if m.state in (State.LOADED, State.DRAINING)]
+        pending = [m.name for m in self.models.values() if m.state is State.LOADING]
         pending += [name for name in self._wanted if name not in pending]
         return {
             "vram_budget_mb": round(budget, 3),
             "vram_used_mb": round(used, 3),
-            "vram_available_mb": round(budget - used, 3),
+            "vram_available_mb": round(max(0.0, budget - used), 3),
             "vram_utilization_percent": round(100 * used / budget, 2) if budget else 0.0,
             "loaded_models": [
                 {
                     "name": m.name,
                     "vram_mb": m.mb,
+                    "declared_mb": m.config.vram_mb,
+                    "measured_mb": m.measured_mb(m.device),
                     "priority": m.config.priority.name,
                     "last_used": m.last_used,
                 }
@@ -841,7 +990,10 @@ class Scheduler(Room):
                     "kind": d.kind,
                     "budget_mb": round(d.budget_mb, 3),
                     "used_mb": round(self.ledger.used_mb(d.name), 3),
-                    "free_mb": round(self.ledger.free_mb(d.name), 3),
+                    "limit_mb": round(self.ledger.limit_mb(d.name), 3),
+                    "free_mb": round(max(0.0, self.ledger.free_mb(d.name)), 3),
+                    "overrun_mb": round(self.ledger.overrun_mb(d.name), 3),
+                    "unreturned_mb": round(self.unreturned_mb(d.name), 3),
                 }
                 for d in self.ledger.devices.values()
             ],
@@ -861,6 +1013,8 @@ class Scheduler(Room):
                 "worker": worker,
                 "device": m.device,
                 "vram_mb": m.mb,
+                "declared_mb": m.config.vram_mb,
+                "measured_mb": m.measured_mb(m.device),
                 "priority": m.config.priority.name,
                 "pinned": m.pinned,
                 "leases": len(m.leases),

@@ -23,7 +23,8 @@ from typing import Any
 import msgspec
 import zmq
 
-from broker import endpoint, meters
+from broker import endpoint, footprints, meters
+from broker.gauge import Gauge
 from broker.handoff import Handoff, Line
 from broker.ledger import Device
 from broker.metrics import Metrics
@@ -33,18 +34,22 @@ from broker.states import (
     Answer,
     Asked,
     Deliver,
+    DeviceSeen,
     Dispatch,
     Event,
     Forget,
     IdleCleanup,
     KillWorker,
     Kind,
+    Measured,
     MemoryBack,
     MemoryStuck,
     Outcome,
     Pinned,
+    Reconfigured,
     Refuse,
     Released,
+    Remembered,
     SessionClosed,
     Settled,
     ShutDown,
@@ -58,9 +63,9 @@ from broker.states import (
     WorkerReady,
     WorkerSaid,
 )
-from zoo import catalogue, protocol, wire
+from zoo import catalogue, changes, protocol, wire
 from zoo.channel import Channel
-from zoo.config import MB_PER_GB, ZooConfig
+from zoo.config import MB_PER_GB, ZooConfig, load_config
 from zoo.errors import ConfigError, InvalidInput, ModelNotFound, ProtocolMismatch, ZooError
 from zoo.launch import Launch
 
@@ -72,6 +77,7 @@ TERM_GRACE_S = 1.0
 MEMORY_BACK_POLL_S = 0.02
 MEMORY_BACK_LIMIT_S = 10.0
 HOUSEKEEPING_S = 1.0
+SAMPLING_S = 0.005  # of each HOUSEKEEPING_S goes into measuring workers, or one of them
 LONGEST_REQUEST_S = 24 * 3600.0
 
 
@@ -101,6 +107,7 @@ class _Route(msgspec.Struct, eq=False):
 class _Worker:
     __slots__ = (
         "arena", "channel", "child", "device", "key", "killed_at", "line", "model", "stand_in", "term_until", "unsent",
+        "worked",
     )  # fmt: skip
 
     def __init__(self, model: str, device: str, key: bytes) -> None:
@@ -113,6 +120,7 @@ class _Worker:
         self.arena = 0
         self.stand_in = False
         self.unsent = False
+        self.worked = False
         self.killed_at = 0.0
         self.term_until = 0.0
 
@@ -131,14 +139,18 @@ def devices_of(config: ZooConfig) -> list[Device]:
 class Service:
     """One broker. `run()` returns when it has been told to stop and everything has ended."""
 
-    def __init__(self, config: ZooConfig) -> None:
-        self.config = config
+    def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
+        self._endpoint_given = endpoint_given  # it stands over what the file says
+        self.config = self._with_endpoint(config)
         devices = devices_of(config)
         try:
             self.meters = meters.open_devices(devices)
         except LookupError as e:
             raise ConfigError(str(e)) from None
         self.scheduler = Scheduler(config.broker, devices, config.models)
+        self.gauge = Gauge(self.meters)
+        self._footprints = footprints.Store(config.state) if self._measures else None
+        self._learnt = 0
         self.boot = secrets.token_hex(8)
         self._wall = time.time() - time.monotonic()
         self._told = 0
@@ -148,7 +160,7 @@ class Service:
         self._workers: dict[int, _Worker] = {}
         self._by_key: dict[bytes, int] = {}
         self._next_request = 0
-        self._ending: dict[int, tuple[str, int, float]] = {}  # worker → device, pid, since when
+        self._ending: dict[int, float] = {}  # worker → since when; 0: reported as stuck, looked for ever after
         self._terminating: set[int] = set()
         self._nonsense = 0
         self._stop = False
@@ -180,6 +192,8 @@ class Service:
             Forget: self._do_forget,
             Stop: self._do_stop,
         }
+        for name in self.scheduler.models:
+            self._recall(name)
         self._asks: dict[type, Callable[[bytes, _Session, Any, list[bytes]], None]] = {
             protocol.Infer: self._infer,
             protocol.Load: self._load,
@@ -189,6 +203,7 @@ class Service:
             protocol.CleanupIdle: self._cleanup_idle,
             protocol.Query: self._query,
             protocol.Cancel: self._cancel,
+            protocol.Reload: self._reload,
             protocol.Ping: lambda *_: None,
             protocol.Bye: lambda _i, session, _m, _p: self._end_session(session),
         }
@@ -217,7 +232,7 @@ class Service:
         poller.register(self._epoll.fileno(), zmq.POLLIN)
         epoll_fd = self._epoll.fileno()
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
         log.info("serving on %s, %s", self.config.endpoint, self._describe())
         front, receive = self._front, wire.receive
@@ -240,7 +255,7 @@ class Service:
         """When there is something to do at the latest, whatever happens."""
         due = self.scheduler.next_wakeup()
         soonest = self._housekeeping_at if due is None or due > self._housekeeping_at else due
-        if self._ending or self._terminating:
+        if self._terminating or any(self._ending.values()):
             soonest = min(soonest, time.monotonic() + MEMORY_BACK_POLL_S)
         return soonest
 
@@ -249,10 +264,12 @@ class Service:
         self._handle(Tick())
         if self._terminating:
             self._escalate(now)
-        if self._ending:
+        if any(self._ending.values()):
             self._look_for_memory(now)
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_S
+            self._look_for_memory(now)
+            self._sample()
             for session in list(self._sessions.values()):
                 if session.line is None and now - session.heard > protocol.SESSION_TTL_S:
                     self._end_session(session)
@@ -293,12 +310,18 @@ class Service:
             if any(n in (signal.SIGTERM, signal.SIGINT) for n in numbers):
                 again = self.scheduler.stopping
                 self._handle(ShutDown(0.0 if again else self.config.broker.drain_seconds))
+            elif signal.SIGHUP in numbers:
+                try:
+                    self.reload()
+                except ConfigError as e:
+                    log.error("the configuration stays as it is: %s", e)
 
     def close(self) -> None:
         """Leaves nothing behind, also when it is called in the middle of something."""
         for worker in self._workers.values():
             if worker.child is not None:
                 worker.child.signal(signal.SIGKILL)
+        self._remember()
         self.metrics.close()
         self.pool.close()
         for worker in self._workers.values():
@@ -307,6 +330,7 @@ class Service:
         self.handoff.shut()
         for worker in self._workers.values():
             self._close_channel(worker)
+        self.gauge.close()
         self._front.close()
         endpoint.stop_security(self._context)
         self._context.term()
@@ -389,7 +413,10 @@ class Service:
             raise ModelNotFound(f"there is no model {model[:64]!r}…; names have at most 64 characters")
         now = time.monotonic()
         seconds = timeout_ms / 1000 if timeout_ms > 0 else self.config.broker.request_timeout
-        problem = self._problem(model) if self.scheduler.is_cold(model) else None
+        problem = None
+        if self.scheduler.is_cold(model):
+            problem = self._problem(model)
+            self._recall(model)
         request = self._route(identity, session, rid, model)
         self._handle(
             Asked(
@@ -431,10 +458,14 @@ class Service:
         self._ask(identity, session, m.rid, m.model, Kind.UNLOAD, m.timeout_ms)
 
     def _pin(self, identity: bytes, session: _Session, m: protocol.Pin, _: list[bytes]) -> None:
-        if m.model not in self.scheduler.models:
+        model = self.scheduler.models.get(m.model)
+        if model is None or model.removed:
             raise ModelNotFound(f"there is no model {m.model!r}; `zoo ls` lists the models")
         self._handle(Pinned(m.model, m.on))
         self._to_client(identity, protocol.Value(m.rid))
+
+    def _reload(self, identity: bytes, session: _Session, m: protocol.Reload, _: list[bytes]) -> None:
+        self._to_client(identity, protocol.Value(m.rid, self.reload()))
 
     def _cleanup_idle(self, identity: bytes, session: _Session, m: protocol.CleanupIdle, _: list[bytes]) -> None:
         if not 0 <= m.idle_seconds < math.inf:
@@ -527,11 +558,18 @@ class Service:
             except StopIteration:
                 log.warning("worker %d sent fewer results than it said", number)
                 return
+            worker = self._workers[number]
+            if self._measures and not worker.worked:
+                worker.worked = True
+                if not self.scheduler.is_measured(number):  # it may be evicted in the very next moment, unknown
+                    self._measure(number)
             self._handle(WorkerDone(number, outcomes))
         elif kind is protocol.Loaded:
             self._workers[number].stand_in = message.stand_in  # type: ignore[union-attr]
+            self.gauge.loaded(number)
             self._handle(WorkerReady(number, message.max_batch))  # type: ignore[union-attr]
             self.metrics.loaded(self._workers[number].model)
+            self._report(number)
         elif kind is protocol.LoadError:
             assert isinstance(message, protocol.LoadError)
             self._handle(WorkerLoadFailed(number, message.code, message.message))
@@ -542,6 +580,7 @@ class Service:
             if isinstance(outcome, str):
                 self._handle(WorkerExited(number, outcome))
                 self._forget_worker(number)
+                self.gauge.forget(number)
                 self._handle(MemoryBack(number))
                 continue
             if worker is None:
@@ -549,6 +588,7 @@ class Service:
                 outcome.close()
                 continue
             worker.child = outcome
+            self.gauge.born(number, outcome.pid)
             self._add(outcome.sentinel, lambda n=number: self._ended(n))  # type: ignore[misc]
             if worker.killed_at:
                 outcome.signal(signal.SIGKILL)
@@ -560,15 +600,14 @@ class Service:
         if how is None:
             return
         self._hear_out(number)
+        self.gauge.end(number, worker.line.fd if worker.line is not None else None)
         if worker.line is not None:
             self._close_line(worker.line)
         self._drop(worker.child.sentinel)
-        pid = worker.child.pid
         worker.child.close()
-        device = worker.device
         self._forget_worker(number)
         self._handle(WorkerExited(number, how))
-        self._ending[number] = (device, pid, time.monotonic())
+        self._ending[number] = time.monotonic()
         self._look_for_memory(time.monotonic())
 
     def _hear_out(self, number: int) -> None:
@@ -589,12 +628,12 @@ class Service:
             self._terminating.discard(number)
 
     def _look_for_memory(self, now: float) -> None:
-        for number, (device, pid, since) in list(self._ending.items()):
-            if self.meters[device].released(pid):
+        for number, since in list(self._ending.items()):
+            if self.gauge.back(number):
                 del self._ending[number]
                 self._handle(MemoryBack(number))
             elif since and now - since > MEMORY_BACK_LIMIT_S:
-                self._ending[number] = (device, pid, 0.0)  # reported once; looked for ever after
+                self._ending[number] = 0.0
                 self._handle(MemoryStuck(number))
 
     def _escalate(self, now: float) -> None:
@@ -603,6 +642,81 @@ class Service:
             if now >= worker.term_until and worker.child is not None:
                 self._terminating.discard(number)
                 worker.child.signal(signal.SIGKILL)
+
+    # ------------------------------------------------------------ configuration
+
+    def _with_endpoint(self, config: ZooConfig) -> ZooConfig:
+        if self._endpoint_given:
+            config.broker.endpoint = self._endpoint_given
+        return config
+
+    def reload(self) -> list[str]:
+        """Reads the file again; gives what has changed.
+
+        Raises:
+            ConfigError: it is not valid, and nothing was changed.
+        """
+        if self.config.file is None:
+            raise ConfigError("this broker was started without a config.toml: there is nothing to read again")
+        found = changes.compare(self.config, self._with_endpoint(load_config(self.config.file)))
+        if not found.lines:
+            return []
+        self.config = found.config
+        broker, budgets = self.config.broker, {d.name: d.budget_gb * MB_PER_GB for d in self.config.devices}
+        if not budgets:
+            budgets = dict.fromkeys(self.meters, broker.vram_budget_gb * MB_PER_GB)
+        self._handle(Reconfigured(broker, budgets, self.config.models, found.restart, found.lines))
+        for name in list(self.scheduler.models):
+            if self.scheduler.is_cold(name):
+                self._recall(name)
+        return found.text()
+
+    # ------------------------------------------------------------ memory
+
+    @property
+    def _measures(self) -> bool:
+        return self.config.broker.footprint == "measured"
+
+    def _measure(self, number: int) -> None:
+        """Reads what a worker uses, and tells the scheduler."""
+        self.gauge.read(number)
+        self._report(number)
+
+    def _report(self, number: int) -> None:
+        if self._measures and (mb := self.gauge.seen_mb(number)):
+            self._handle(Measured(number, mb, self._workers[number].worked and self.gauge.is_told(number)))
+
+    def _sample(self) -> None:
+        """Looks at a few workers, and at what everybody else uses."""
+        if not self._measures:
+            return
+        end = time.monotonic() + SAMPLING_S
+        for number in self.gauge.stalest():
+            if number in self._workers:
+                self._measure(number)
+            if time.monotonic() >= end:
+                break
+        for device in self.meters:
+            if (seen := self.gauge.others(device)) is not None:
+                self._handle(DeviceSeen(device, *seen))
+        self._remember()
+
+    def _recall(self, name: str) -> None:
+        """Sees to it that the scheduler knows what was measured of the weights that lie there now, and no others."""
+        if self._footprints is not None:
+            model = self.scheduler.models[name]
+            weights = footprints.version(self.config, model.config)
+            if weights != model.version:
+                self._handle(Remembered(name, weights, self._footprints.recall(name, weights)))
+
+    def _remember(self) -> None:
+        """Writes down what is new."""
+        if self._footprints is not None and self._learnt != self.scheduler.learnt:
+            self._learnt = self.scheduler.learnt
+            for model in self.scheduler.models.values():
+                if model.peaks:
+                    self._footprints.known[model.name] = footprints.Known(model.version, dict(model.peaks))
+            self._footprints.save()
 
     # ------------------------------------------------------------ lifelines
 
@@ -723,6 +837,7 @@ class Service:
         key = b"w%d-" % a.worker + secrets.token_bytes(12)
         self._workers[a.worker] = _Worker(a.model, a.device, key)
         self._by_key[key] = a.worker
+        self.gauge.start(a.worker, a.device)
         path = self.config.weights(config)
         self.pool.start(
             a.worker,
@@ -805,7 +920,8 @@ class Service:
 
     def _result_arena(self, model: str) -> int:
         """The arena of the model's worker; its offer lies on the lifeline when it is not known yet."""
-        worker = self._workers.get(self.scheduler.models[model].worker)
+        found = self.scheduler.models.get(model)
+        worker = self._workers.get(found.worker) if found is not None else None
         if worker is None:
             return 0
         if not worker.arena and worker.line is not None:
@@ -880,6 +996,7 @@ class Service:
             {
                 **catalogue.row(self.config, model.config),
                 "state": model.state.value,
+                "measured_mb": max((peak.mb for peak in model.peaks.values()), default=None),
                 "available": model.config.available,
                 "pinned": model.pinned,
             }

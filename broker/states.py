@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from zoo.config import BrokerConfig, ModelConfig
+
 
 class State(enum.Enum):
     """Where a model is. `docs/design.md` has the glossary and the picture."""
@@ -167,6 +169,48 @@ class WorkerExited(_Record):
     how: str
 
 
+class Remembered(_Record):
+    """What was measured of the model's weights as they are now (device → `residency.Peak`); replaces what was known."""
+
+    model: str
+    version: str
+    peaks: dict[str, Any]
+
+
+class Measured(_Record):
+    """What the worker's process uses on its device. `worked`: it has run a request."""
+
+    worker: int
+    mb: float
+    worked: bool = False
+
+
+class DeviceSeen(_Record):
+    """The size of a device, and what of it is used by others than our workers."""
+
+    device: str
+    others_mb: float
+    total_mb: float
+
+
+class Reconfigured(_Record):
+    """config.toml has changed.
+
+    Attributes:
+        broker: the settings from now on.
+        budgets: device → MB; the devices themselves stay.
+        models: all that are registered from now on.
+        restart: names of those whose running process has been overtaken by the change.
+        changes: (model or "", what changed), for the story.
+    """
+
+    broker: BrokerConfig
+    budgets: dict[str, float]
+    models: list[ModelConfig]
+    restart: set[str]
+    changes: list[tuple[str, str]]
+
+
 class MemoryBack(_Record):
     """The device shows the worker's memory free."""
 
@@ -201,6 +245,10 @@ Event = (
     | WorkerDone
     | WorkerSaid
     | WorkerExited
+    | Remembered
+    | Measured
+    | DeviceSeen
+    | Reconfigured
     | MemoryBack
     | MemoryStuck
     | Tick

@@ -74,7 +74,14 @@ class Running:
         self.folder = folder
         self.endpoint: str = broker_keys.pop("endpoint", f"ipc://{folder}/b")
         self.config_path = folder / "config.toml"
-        keys = {"endpoint": self.endpoint, "device": "cpu", "drain_seconds": 1.0, **broker_keys}
+        self._module = broker_keys.pop("module", "zoo.broker")
+        keys = {
+            "endpoint": self.endpoint,
+            "device": "cpu",
+            "drain_seconds": 1.0,
+            "footprint": "declared",
+            **broker_keys,
+        }
         self.config_path.write_text(config_text(models, **keys))
         self._mark = secrets.token_hex(8)
         self._clients: list[Client] = []
@@ -93,7 +100,7 @@ class Running:
         self._starts += 1
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "zoo.broker", "--config", str(self.config_path)],
+                [sys.executable, "-m", self._module, "--config", str(self.config_path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

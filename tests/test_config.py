@@ -216,13 +216,14 @@ def test_rules_are_not_blamed_for_models_that_could_not_be_read() -> None:
     assert [line.split(": ")[1] for line in complaint(text)] == ["models.vram_mb"]
 
 
-def test_measured_is_taken_or_refused_by_name() -> None:
-    """Whichever this release does, it does not pass in silence for the other."""
-    try:
-        assert parse_config('[broker]\nfootprint = "measured"').broker.footprint == "measured"
-    except ConfigError as refused:
-        text = str(refused)
-        assert "broker.footprint" in text
+def test_footprints_are_measured_and_kept_in_the_users_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_config("").broker.footprint == "measured"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    assert parse_config("").state == tmp_path / ".local/state/zoo"
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert parse_config("").state == Path("/state/zoo")
+    assert parse_config('[broker]\nstate_dir = "here"', tmp_path / "config.toml").state == tmp_path / "here"
 
 
 def test_a_file_that_cannot_be_read_is_a_config_error(tmp_path: Path) -> None:

@@ -67,6 +67,21 @@ class Toy:
                 if os.fork() == 0:
                     time.sleep(3600)
                 os.kill(os.getpid(), signal.SIGKILL)
+            case (
+                "fork-away"
+            ):  # a grandchild that leaves the group and lives on, memory and all, until the flag is there
+                child = os.fork()
+                if child == 0:
+                    os.setsid()
+                    for _ in range(3000):
+                        if Path(o["flag"]).exists():
+                            break
+                        time.sleep(0.01)
+                    os._exit(0)
+                while os.getpgid(child) == os.getpgid(0):
+                    time.sleep(0.001)
+            case "grow":
+                self.ballast = np.concatenate([self.ballast, np.ones(int(o["mb"] * (1 << 20)), np.uint8)])
             case "babble":  # nonsense on whatever stream there is: the channel to the broker
                 for fd in map(int, os.listdir("/proc/self/fd")):
                     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:

@@ -505,6 +505,14 @@ class AsyncClient:
         """Evicts what nobody has used for that long; gives the names."""
         return list(await self._call(lambda rid, _: protocol.CleanupIdle(rid, float(idle_seconds)), self.timeout))
 
+    async def reload(self) -> list[str]:
+        """Has the broker read its config.toml again; gives what has changed, a line each.
+
+        Raises:
+            ConfigError: the file is not valid, and nothing was changed.
+        """
+        return list(await self._call(lambda rid, _: protocol.Reload(rid), self.timeout))
+
     # ------------------------------------------------------------ looking
 
     async def get_status(self) -> dict[str, Any]:

@@ -33,8 +33,7 @@ def main(argv: list[str] | None = None) -> int:
                 problem = "tcp:// needs curve_dir in config.toml; make keys with `python -m zoo.curve DIR`"
             if problem:
                 raise ConfigError(f"--endpoint: {problem}")
-            config.broker.endpoint = args.endpoint
-        service = Service(config)
+        service = Service(config, args.endpoint or "")
     except ConfigError as e:
         print(e, file=sys.stderr)
         return 2

@@ -126,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     add("pin", _pin, "keep a model from being evicted").add_argument("model")
     add("unpin", _pin, "let a model be evicted again").add_argument("model")
 
+    add("reload", _reload, "have the broker read its config.toml again, and tell what has changed",
+        "A file that is not valid changes nothing. A model that is in use goes on until it is let go.")  # fmt: skip
+
     infer = add("infer", _infer, "send one image to a model and print the answer")
     infer.add_argument("model")
     infer.add_argument("image", help="a JPEG or PNG file; - reads standard input")
@@ -252,13 +255,15 @@ def _ls(args: argparse.Namespace) -> int:
                 row["category"],
                 row["priority"],
                 _mb(row["vram_mb"]),
+                _mb(row["measured_mb"]),
                 row["state"] or "-",
                 row["weights"],
                 _note(row),
             )
             for row in rows
         ]
-        _print_table(("NAME", "CATEGORY", "PRIORITY", "DECLARED", "STATE", "WEIGHTS", "NOTE"), lines, right=(3,))
+        heads = ("NAME", "CATEGORY", "PRIORITY", "DECLARED", "MEASURED", "STATE", "WEIGHTS", "NOTE")
+        _print_table(heads, lines, right=(3, 4))
     if note:
         sys.stdout.flush()
         print(f"zoo: {note}", file=sys.stderr)
@@ -277,7 +282,8 @@ def _configured() -> list[dict[str, Any]]:
     from zoo.config import load_config
 
     config = load_config()
-    return [{**catalogue.row(config, m), "state": None, "available": False, "pinned": m.pinned} for m in config.models]
+    unknown = {"state": None, "measured_mb": None, "available": False}
+    return [{**catalogue.row(config, m), **unknown, "pinned": m.pinned} for m in config.models]
 
 
 def _pull(args: argparse.Namespace) -> int:
@@ -363,6 +369,8 @@ def _ps(args: argparse.Namespace) -> int:
             row["state"] + (", pinned" if row["pinned"] else ""),
             str(row["pid"] or "-"),
             row["device"],
+            _mb(row["declared_mb"]),
+            _mb(row["measured_mb"]),
             _mb(row["vram_mb"]),
             _mb(row["used_mb"]),
             str(row["leases"]),
@@ -372,8 +380,9 @@ def _ps(args: argparse.Namespace) -> int:
         )
         for row in rows
     ]
-    heads = ("NAME", "STATE", "PID", "DEVICE", "CHARGED", "USED", "LEASES", "WAITING", "REQUESTS", "LAST USED")
-    _print_table(heads, lines, right=(2, 4, 5, 6, 7, 8, 9))
+    heads = ("NAME", "STATE", "PID", "DEVICE", "DECLARED", "MEASURED", "CHARGED", "USED", "LEASES", "WAITING",
+             "REQUESTS", "LAST USED")  # fmt: skip
+    _print_table(heads, lines, right=(2, 4, 5, 6, 7, 8, 9, 10, 11))
     return OK
 
 
@@ -394,6 +403,12 @@ def _status(args: argparse.Namespace) -> int:
             f"device     {device['name']}: {_mb(device['used_mb'])} of {_mb(device['budget_mb'])} charged;"
             f" {_mb(device['device_used_mb'])} of {_mb(device['device_total_mb'])} in use by everybody"
         )
+        if device["limit_mb"] < device["budget_mb"]:
+            print(f"           other programs leave {_mb(device['limit_mb'])} of that budget")
+        if device["overrun_mb"]:
+            print(f"           {_mb(device['overrun_mb'])} more than may be are charged: nothing is loaded there")
+        if device["unreturned_mb"]:
+            print(f"           {_mb(device['unreturned_mb'])} of ended processes have not come back")
     print(f"models     {len(status['loaded_models'])} of {len(status['registered_models'])} loaded", end="")
     print(f", loading {', '.join(status['pending_loads'])}" if status["pending_loads"] else "")
     print(f"requests   {status['running']} running, {status['requests'] - status['running']} waiting")
@@ -402,10 +417,15 @@ def _status(args: argparse.Namespace) -> int:
         print()
         now = time.time()
         lines = [
-            (row["name"], row["priority"], _mb(row["vram_mb"]), _ago(row["last_used"], now))
+            (
+                row["name"],
+                row["priority"],
+                *map(_mb, (row["declared_mb"], row["measured_mb"], row["vram_mb"])),
+                _ago(row["last_used"], now),
+            )
             for row in status["loaded_models"]
         ]
-        _print_table(("NAME", "PRIORITY", "CHARGED", "LAST USED"), lines, right=(2, 3))
+        _print_table(("NAME", "PRIORITY", "DECLARED", "MEASURED", "CHARGED", "LAST USED"), lines, right=(2, 3, 4, 5))
     return OK
 
 
@@ -437,6 +457,16 @@ def _pin(args: argparse.Namespace) -> int:
     with _client(args, LOOK_S) as zoo:
         (zoo.pin if on else zoo.unpin)(args.model)
     return _done(args, f"{args.model} is {'pinned' if on else 'not pinned any more'}", pinned=on)
+
+
+def _reload(args: argparse.Namespace) -> int:
+    with _client(args, LOOK_S) as zoo:
+        lines = zoo.reload()
+    if args.json:
+        _print_json(lines)
+    else:
+        print("\n".join(lines) if lines else "nothing has changed")
+    return OK
 
 
 def _done(args: argparse.Namespace, said: str, **values: Any) -> int:

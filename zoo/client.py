@@ -313,6 +313,17 @@ class Client:
         value, _ = self._call(lambda rid, _: protocol.CleanupIdle(rid, float(idle_seconds)), self.timeout)
         return list(value)
 
+    def reload(self) -> list[str]:
+        """Has the broker read its config.toml again; gives what has changed, a line each.
+
+        Nobody in use is ended for it: a model that is removed, or whose settings changed, goes when it is let go.
+
+        Raises:
+            ConfigError: the file is not valid, and nothing was changed.
+        """
+        value, _ = self._call(lambda rid, _: protocol.Reload(rid), self.timeout)
+        return list(value)
+
     def _release(self, number: int, link: session.Link) -> None:
         if self._closed or link.dead or link is not self._link:
             return

@@ -93,8 +93,10 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
         endpoint: "ipc://PATH" or "tcp://HOST:PORT"; "" is a socket in a private directory of the user's.
         device: "auto" takes CUDA where there is one, else host memory.
         vram_budget_gb: the budget of the one device; ignored when there are `[[devices]]`.
-        reserve_mb: kept free for other programs (used by measured footprints).
-        footprint: "declared" charges `vram_mb`.
+        reserve_mb: of each device, left free beside what other programs use (with measured footprints).
+        footprint: "measured" charges `vram_mb` until a model has been seen at work, then the most that it was seen to
+            use, and counts what other programs use of the device. "declared" charges `vram_mb` and nothing else.
+        state_dir: where measured footprints are kept; "" is $XDG_STATE_HOME/zoo or ~/.local/state/zoo.
         idle_seconds: models unused for this long are evicted.
         request_timeout: for requests that bring no deadline of their own, and the longest drain on SIGTERM is
             `drain_seconds`.
@@ -114,7 +116,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     vram_budget_gb: Annotated[float, msgspec.Meta(gt=0)] = DEFAULT_BUDGET_GB
     reserve_mb: Megabytes = 0.0
-    footprint: Literal["declared", "measured"] = "declared"
+    footprint: Literal["declared", "measured"] = "measured"
     idle_seconds: Seconds = 300.0
     request_timeout: Seconds = 30.0
     load_timeout: Seconds = 60.0
@@ -153,6 +155,13 @@ class ZooConfig(msgspec.Struct, kw_only=True):
     def weights(self, model: ModelConfig) -> Path | None:
         """Where the model's weights should be; None when it needs no file."""
         return self.resolve(self.broker.weights_dir) / Path(model.path).expanduser() if model.path else None
+
+    @property
+    def state(self) -> Path:
+        """The folder for what outlives a broker."""
+        if self.broker.state_dir:
+            return self.resolve(self.broker.state_dir)
+        return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "zoo"
 
     @property
     def endpoint(self) -> str:
@@ -234,8 +243,6 @@ def parse_config(text: str, file: Path | None = None) -> ZooConfig:
 
 def _check_broker(broker: BrokerConfig, reader: _Reader) -> None:
     here = ("broker", 0)
-    if broker.footprint == "measured":
-        reader.wrong(here, "footprint", '"measured" is not in this release yet; use "declared"')
     if broker.endpoint:
         problem = endpoint_problem(broker.endpoint)
         if problem:

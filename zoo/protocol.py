@@ -121,7 +121,13 @@ class Bye(Message, tag=11):
     """Ends a session without a lifeline; there is no answer."""
 
 
-FromClient = Hello | Infer | Load | Release | Unload | Pin | CleanupIdle | Query | Cancel | Ping | Bye
+class Reload(Message, tag=12):
+    """Reads config.toml again."""
+
+    rid: Rid
+
+
+FromClient = Hello | Infer | Load | Release | Unload | Pin | CleanupIdle | Query | Cancel | Ping | Bye | Reload
 
 # ---------------------------------------------------------------- broker → client
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import (
@@ -50,8 +51,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_queue=st.sampled_from([256, 5, 2]),
         max_batch=st.sampled_from([1, 2, 5]),
         odd=st.booleans(),
+        measured=st.booleans(),
     )
-    def begin(self, sizes, budgets, patience, loads, max_queue, max_batch, odd) -> None:
+    def begin(self, sizes, budgets, patience, loads, max_queue, max_batch, odd, measured) -> None:
         models = [model(f"m{i}", mb, p.name) for i, (mb, p) in enumerate(sizes)]
         if odd:
             models[0].idle_seconds = 2.0
@@ -60,6 +62,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.world = World(
             models, *map(float, budgets), max_batch=max_batch, patience_seconds=patience, concurrent_loads=loads,
             max_queue=max_queue, idle_seconds=30.0, load_timeout=10.0, dispatch_timeout=5.0,
+            footprint="measured" if measured else "declared", reserve_mb=30.0,
         )  # fmt: skip
         self.names = [m.name for m in models]
 
@@ -104,10 +107,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         elif how == "problem":
             self.world.ask(self.name(pick), problem="its weights are missing")
         else:
-            config = self.world.s.models[self.name(pick)].config
-            config.enabled = False
+            self.reconfigure_models(pick, "disable")
             self.world.ask(self.name(pick))
-            config.enabled = True
 
     @precondition(lambda self: self.world.leases)
     @rule(pick=PICK, stranger=st.integers(0, 4))
@@ -203,6 +204,57 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not self.world.s.stopping:  # there, any event may be the first after the end of the grace
             assert len(self.world.actions) == before
 
+    # meters
+
+    @rule(pick=PICK, times=st.sampled_from([1.0, 0.1, 0.5, 0.99, 1.3, 2.0]))
+    def a_process_is_measured(self, pick, times) -> None:
+        """And has grown or shrunk since, or has never been what was declared."""
+        if p := self.pick(pick, lambda p: not p.exited):
+            p.true_mb = min(2000.0, p.true_mb * times)
+            self.world.emit_measured(p)
+
+    @rule(pick=PICK, mb=st.sampled_from([0.0, 0.0, 100.0, 700.0, 1500.0, 3000.0]))
+    def other_programs_are_seen(self, pick, mb) -> None:
+        devices = self.world.devices
+        self.world.others_use(devices[pick % len(devices)].name, mb, 2000.0)
+
+    # live changes
+
+    def reconfigure_models(self, pick: int, how: str) -> None:
+        name = self.name(pick)
+        given = {n: msgspec.structs.replace(m.config) for n, m in self.world.s.models.items() if not m.removed}
+        if how == "remove" and len(given) > 1:
+            given.pop(name, None)
+        elif how == "back":
+            given.setdefault(name, model(name, 200))
+        elif name in given:
+            config = given[name]
+            config.enabled = how != "disable"
+            config.priority = ModelPriority(pick % 4)
+            config.vram_mb = (0.0, 150.0, 450.0, config.vram_mb)[pick % 4] if how == "size" else config.vram_mb
+            config.pinned = pick % 7 == 0 if how == "pin" else config.pinned
+            config.idle_seconds = 1.0 if how == "idle" else None
+        restart = {name} if how == "options" else set()
+        if not self.world.s.stopping:
+            self.world.reconfigure(list(given.values()), restart=restart)
+
+    @rule(
+        pick=PICK,
+        how=st.sampled_from(["remove", "back", "back", "disable", "enable", "size", "pin", "idle", "options"]),
+    )
+    def models_are_changed(self, pick, how) -> None:
+        self.reconfigure_models(pick, how)
+
+    @rule(
+        mb=st.sampled_from([200.0, 512.0, 1000.0, 1300.0]),
+        loads=st.integers(1, 2),
+        patience=st.sampled_from([0.0, 1.0]),
+    )
+    def the_budget_is_changed(self, mb, loads, patience) -> None:
+        if not self.world.s.stopping:
+            rest = [d.budget_mb for d in self.world.devices[1:]]
+            self.world.reconfigure(None, mb, *rest, patience_seconds=patience, load_timeout=10.0 + loads)
+
     # time
 
     @rule(seconds=st.sampled_from([0.01, 0.3, 1.0, 1.0, 6.0, 40.0]))
@@ -232,7 +284,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def status_can_be_read(self) -> None:
         if hasattr(self, "world"):
             status = self.world.s.status(self.world.now)
-            assert status["vram_used_mb"] <= status["vram_budget_mb"] + 1e-6
+            over = sum(row["overrun_mb"] for row in status["devices"])
+            assert status["vram_used_mb"] <= status["vram_budget_mb"] + over + 1e-2
             assert len(self.world.s.processes()) == status["workers"]
 
     def teardown(self) -> None:
@@ -244,6 +297,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 QUIET = list(HealthCheck)
 
 
+@pytest.mark.timeout(600)
 def test_the_invariants_hold_whatever_happens() -> None:
     run_state_machine_as_test(
         SchedulerMachine,
@@ -264,7 +318,7 @@ def test_the_invariants_hold_whatever_happens_for_long() -> None:
     )
 
 
-def storm(seed: int, steps: int, *, batches: bool = True) -> None:
+def storm(seed: int, steps: int, *, batches: bool = True, measured: bool = False) -> None:
     """One long life of a broker, by a random generator: reaches what hypothesis' short runs do not."""
     r = random.Random(seed)
     m = SchedulerMachine()
@@ -279,6 +333,7 @@ def storm(seed: int, steps: int, *, batches: bool = True) -> None:
         max_queue=r.choice([3, 20]),
         max_batch=seed % 3 + 1 if batches else 1,
         odd=r.random() < 0.3,
+        measured=measured,
     )
     w, calm = m.world, r.random() < 0.5  # a calm world has few accidents, so that queues and leases build up
 
@@ -335,6 +390,20 @@ def storm(seed: int, steps: int, *, batches: bool = True) -> None:
         (2, lambda: m.the_broker_is_late(r.choice([0.01, 0.6, 6.0]))),
         (1, w.settle),
     ]
+    if measured:
+        kinds = ["remove", "back", "back", "disable", "enable", "size", "pin", "idle", "options"]
+        times = (1.0, 0.2, 0.7, 0.97, 1.05, 1.4)
+        deeds += [
+            (3, lambda: m.reconfigure_models(pick(), r.choice(kinds))),
+            (
+                1,
+                lambda: m.the_budget_is_changed(
+                    r.choice([200.0, 512.0, 1000.0]), r.randint(1, 2), r.choice([0.0, 1.0])
+                ),
+            ),
+            (10, lambda: m.a_process_is_measured(pick(), r.choice(times))),
+            (2, lambda: m.other_programs_are_seen(pick(), r.choice([0.0, 0.0, 1000.0, 1400.0, 1800.0]))),
+        ]
     weights = [weight for weight, _ in deeds]
     for deed in r.choices([deed for _, deed in deeds], weights, k=steps):
         deed()
@@ -348,6 +417,19 @@ def storm(seed: int, steps: int, *, batches: bool = True) -> None:
 @pytest.mark.parametrize("seed", range(60))
 def test_the_invariants_hold_through_a_storm(seed) -> None:
     storm(seed, 250)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_invariants_hold_through_a_storm_of_sizes(seed) -> None:
+    storm(seed, 250, measured=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("block", range(10))
+def test_the_invariants_hold_through_many_storms_of_sizes(block) -> None:
+    for seed in range(5000 + 200 * block, 5200 + 200 * block):
+        storm(seed, 500, measured=True)
 
 
 @pytest.mark.slow

@@ -7,8 +7,11 @@ checks the invariants of DESIGN section 6 against them. A test that uses it asse
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from broker.ledger import Device
 from broker.scheduler import Scheduler
@@ -17,16 +20,19 @@ from broker.states import (
     Answer,
     Asked,
     Deliver,
+    DeviceSeen,
     Dispatch,
     Event,
     Forget,
     IdleCleanup,
     KillWorker,
     Kind,
+    Measured,
     MemoryBack,
     MemoryStuck,
     Outcome,
     Pinned,
+    Reconfigured,
     Refuse,
     Released,
     SessionClosed,
@@ -55,13 +61,15 @@ def model(name: str, mb: float = 300, priority: str = "MEDIUM", **more: Any) -> 
 
 @dataclass
 class Process:
-    """A worker as the operating system would see it."""
+    """A worker as the operating system would see it. `mb`: charged, as far as the world reckons; `true_mb`: real."""
 
     worker: int
     model: str
     device: str
     mb: float
     started_at: float
+    true_mb: float = 0.0
+    worked: bool = False
     loading: bool = True
     killed: bool = False
     exited: bool = False
@@ -92,12 +100,21 @@ class Question:
 
 
 class World:
-    """`World([model("a", 300), …], 512)`; several budgets make several devices. Broker settings by keyword."""
+    """`World([model("a", 300), …], 512)`; several budgets make several devices. Broker settings by keyword.
+
+    With `footprint="measured"`, `true_mb` says what a model's processes really use (name → MB; else what is declared).
+    """
 
     def __init__(
-        self, models: list[ModelConfig], *budgets: float, strict: bool = True, max_batch: int = 1, **broker: Any
+        self,
+        models: list[ModelConfig],
+        *budgets: float,
+        strict: bool = True,
+        max_batch: int = 1,
+        true_mb: dict[str, float] | None = None,
+        **broker: Any,
     ) -> None:
-        self.config = BrokerConfig(**broker)
+        self.config = BrokerConfig(**{"footprint": "declared", **broker})
         self.devices = [Device(f"gpu{i}", "cuda", mb) for i, mb in enumerate(budgets or (512.0,))]
         self.s = Scheduler(self.config, self.devices, models)
         self.now = 1000.0
@@ -107,6 +124,10 @@ class World:
         self.questions: dict[int, Question] = {}
         self.leases: dict[int, tuple[bytes, str]] = {}
         self.pins = {m.name for m in models if m.pinned}
+        self.true_mb = true_mb or {}
+        self.peaks: dict[tuple[str, str], tuple[float, bool]] = {}  # (model, device) → the most seen, and if at work
+        self.allowed = {d.name: math.inf for d in self.devices}  # what others leave
+        self.overrun = {d.name: 0.0 for d in self.devices}
         self.actions: list[Action] = []  # everything that ever came out
         self.stopped = False
         self._numbers = itertools.count(1)
@@ -161,9 +182,35 @@ class World:
         self.emit(SessionClosed(client))
 
     def pin(self, name: str, on: bool = True) -> None:
-        if name in self.s.models:
+        if name in self.s.models and not self.s.models[name].removed:
             (self.pins.add if on else self.pins.discard)(name)
         self.emit(Pinned(name, on))
+
+    def reconfigure(
+        self,
+        models: list[ModelConfig] | None = None,
+        *budgets: float,
+        restart: frozenset[str] | set[str] = frozenset(),
+        **broker: Any,
+    ) -> None:
+        """A new configuration: all of its models, and budgets or settings where they change."""
+        was = {name: m.config for name, m in self.s.models.items() if not m.removed}
+        given = list(was.values()) if models is None else models
+        for config in given:
+            before = was.get(config.name)
+            if not config.enabled or (before is not None and config.pinned != before.pinned):
+                (self.pins.add if config.pinned and config.enabled else self.pins.discard)(config.name)
+            elif before is None and config.name not in self.s.models and config.pinned:
+                self.pins.add(config.name)
+        self.pins &= {config.name for config in given}
+        self.config = msgspec.structs.replace(self.config, **broker)
+        for i, mb in enumerate(budgets):
+            self.devices[i] = msgspec.structs.replace(self.devices[i], budget_mb=mb)
+        declared = {config.name: config.vram_mb for config in given}
+        for p in self.processes.values():
+            if p.model in declared and not p.killed and not p.exited:
+                p.mb = self.need_mb(p.model, p.device, declared[p.model])
+        self.emit(Reconfigured(self.config, {d.name: d.budget_mb for d in self.devices}, given, set(restart), []))
 
     def cleanup(self, idle_seconds: float = 0.0) -> list[Action]:
         return self.emit(IdleCleanup(idle_seconds))
@@ -197,7 +244,7 @@ class World:
     def emit_done(self, p: Process, error: tuple[str, str] | None = None) -> int:
         """The batch at work is through; `error` is that of its first request, which is given back."""
         assert p.running
-        batch, p.running, p.ahead, p.dispatched_at = p.running, p.ahead, [], self.now
+        batch, p.running, p.ahead, p.dispatched_at, p.worked = p.running, p.ahead, [], self.now, True
         outcomes = [Outcome(request, f"out{request}") for request in batch]
         if error is not None:
             outcomes[0] = Outcome(batch[0], None, error)
@@ -229,6 +276,43 @@ class World:
     def emit_stuck(self, p: Process) -> None:
         p.stuck = True
         self.emit(MemoryStuck(p.worker))
+
+    # ------------------------------------------------------------ what a meter shows
+
+    def need_mb(self, name: str, device: str, declared: float | None = None) -> float:
+        """What a process of the model is to be charged, by the world's own books."""
+        declared = self.s.models[name].config.vram_mb if declared is None else declared
+        seen, worked = self.peaks.get((name, device), (0.0, False))
+        return seen if worked else max(seen, declared)
+
+    def measure(self, name: str, mb: float | None = None) -> None:
+        """The model's process is measured, and found to use `mb` (else what it used last)."""
+        p = self.process(name)
+        p.true_mb = p.true_mb if mb is None else mb
+        self.emit_measured(p)
+
+    def emit_measured(self, p: Process) -> None:
+        seen = math.ceil(p.true_mb - EPSILON)
+        if self.config.footprint == "measured" and p.killed:
+            p.mb = max(p.mb, seen)
+        elif self.config.footprint == "measured":
+            before, worked = self.peaks.get((p.model, p.device), (0.0, False))
+            self.peaks[p.model, p.device] = max(before, seen), worked or p.worked
+            p.mb = self.need_mb(p.model, p.device)
+        self.emit(Measured(p.worker, p.true_mb, p.worked))
+        if self.config.footprint == "measured" and p.worker in self.processes:
+            charge = self.s.ledger.of(p.worker)
+            assert charge is not None
+            assert charge.mb >= p.true_mb - EPSILON, "charged less than was seen"
+
+    def others_use(self, device: str, mb: float, total: float) -> None:
+        """Other programs are seen to use `mb` of the device's `total`."""
+        if self.config.footprint == "measured":
+            self.allowed[device] = max(0.0, total - mb - self.config.reserve_mb)
+        self.emit(DeviceSeen(device, mb, total))
+
+    def limit_mb(self, device: Device) -> float:
+        return min(device.budget_mb, self.allowed[device.name])
 
     def gone(self, name: str) -> None:
         """The killed process ends and its memory comes back."""
@@ -332,7 +416,7 @@ class World:
         self._after(event, actions)
         moving = any(isinstance(a, StartWorker | KillWorker) for a in actions)  # then more comes by itself
         if self.strict and not self.s.stopping and not moving:
-            self.s._advance(self.now)  # whatever could be done now must have been done
+            self.s._room_may_exist(self.now)  # whatever could be done now must have been done
             left, self.s._out = self.s._out, []
             dying = any(p.killed and not p.stuck for p in self.processes.values())
             if dying and all(isinstance(a, KillWorker) for a in left):
@@ -343,14 +427,19 @@ class World:
 
     def _after(self, event: Event, actions: list[Action]) -> None:
         self.actions += actions
+        self.peaks = {
+            at: peak for at, peak in self.peaks.items() if at[0] in self.s.models
+        }  # the removed are forgotten
         for action in actions:
             self._take(event, action)
-        if any(isinstance(a, Refuse) and a.code == "model_too_large" for a in actions):
+        only_asked = isinstance(event, Asked)  # a measurement or a new budget may tell one and evict another
+        if only_asked and any(isinstance(a, Refuse) and a.code == "model_too_large" for a in actions):
             assert not any(isinstance(a, KillWorker) for a in actions), "evicted for what can never fit"
         if isinstance(event, Tick):
             late = [n for n, q in self.questions.items() if not q.answers and q.event.deadline <= self.now]
             assert not late, f"requests {late} are past their deadline"
         self._check_victims()
+        self._check_overrun(event, actions)
         self.check_books()
 
     def _take(self, event: Event, action: Action) -> None:
@@ -415,11 +504,11 @@ class World:
         assert not self.s.stopping
         assert worker not in self.processes
         assert not self.alive(name), f"{name} is started twice"
-        mb = self.s.models[name].mb
+        mb = self.need_mb(name, device)
         loading = [p for p in self.processes.values() if p.device == device and p.busy_loading]
         assert len(loading) < self.config.concurrent_loads, "too many loads at once"
-        self.processes[worker] = Process(worker, name, device, mb, self.now)
-        budget = next(d.budget_mb for d in self.devices if d.name == device)
+        self.processes[worker] = Process(worker, name, device, mb, self.now, self.true_mb.get(name, mb))
+        budget = next(self.limit_mb(d) for d in self.devices if d.name == device)
         used = sum(p.mb for p in self.processes.values() if p.device == device)
         assert used <= budget + EPSILON, f"{used} MB on {device}, the budget is {budget}"
 
@@ -486,13 +575,33 @@ class World:
                 if self.s.models[victim].config.priority is ModelPriority.CRITICAL:
                     assert self.s.models[needer].config.priority is ModelPriority.CRITICAL
 
+    def _check_overrun(self, event: Event, actions: list[Action]) -> None:
+        """More is charged than may be only by what was measured, is said, only shrinks, and holds everything else."""
+        measured = isinstance(event, Measured | DeviceSeen | Reconfigured)
+        for row in self.s.status(self.now)["devices"]:
+            device = next(d for d in self.devices if d.name == row["name"])
+            over = sum(p.mb for p in self.processes.values() if p.device == device.name) - self.limit_mb(device)
+            over = over if over > EPSILON else 0.0
+            assert abs(row["overrun_mb"] - over) < 2e-3, "the overrun is stated as it is"
+            assert measured or over <= self.overrun[device.name] + EPSILON, f"{event} made an overrun larger: {actions}"
+            self.overrun[device.name] = over
+            ending = [p for p in self.processes.values() if p.device == device.name and (p.killed or p.exited)]
+            coming = sum(p.mb for p in ending if not p.stuck)
+            if over > coming + EPSILON and not self.s.stopping:
+                idle = [p.model for p in self.processes.values() if p.device == device.name and self._may_go(p)]
+                assert not idle, f"{device.name} is charged {over} MB too much, and {idle} could go"
+
+    def _may_go(self, p: Process) -> bool:
+        leased = any(name == p.model for _, name in self.leases.values())
+        idle = not (p.loading or p.killed or p.exited or p.running or self.s.models[p.model].queue.live)
+        return idle and p.mb > 0 and not leased and p.model not in self.pins
+
     def check_books(self) -> None:
         """The scheduler's own books agree with each other and with the world's."""
         s = self.s
         for device in self.devices:
             used = sum(p.mb for p in self.processes.values() if p.device == device.name)
             assert abs(s.ledger.used_mb(device.name) - used) < EPSILON
-            assert used <= device.budget_mb + EPSILON
         assert set(s._workers) == {p.worker for p in self.processes.values() if not p.stuck}
         assert {c.worker for c in s.ledger.charges()} == set(self.processes)
         placed: list[int] = []

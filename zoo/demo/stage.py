@@ -38,6 +38,7 @@ def write_config(name: str, budget_gb: float) -> Path:
     text = shipped.read_text()
     for old, new in (
         ("vram_budget_gb = 6.8", f"vram_budget_gb = {budget_gb}"),
+        ('footprint = "measured"', 'footprint = "declared"'),  # small stand-ins would all fit
         ('weights_dir = "weights"', f'weights_dir = "{(WORK / "weights").resolve()}"'),
     ):
         if old not in text:

@@ -1,0 +1,37 @@
+"""A broker on a device of the tests' making: `python -m tests.metered` for `python -m zoo.broker`.
+
+The device has 100,000 MB. Its workers use what they really do, other programs what the file `others` beside
+config.toml says (in MB). Memory that has not come back after 0.3 s is stuck.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from broker import meters, service
+from zoo import broker
+
+TOTAL_MB = 100_000.0
+
+
+class Meter(meters.HostMeter):
+    def __init__(self) -> None:
+        self._ours: dict[int, float] = {}
+
+    def used_mb(self, pid: int) -> float | None:
+        mb = super().used_mb(pid)
+        if mb is not None:
+            self._ours[pid] = mb
+        return mb
+
+    def device_mb(self) -> tuple[float, float]:
+        others = Path("others")
+        ours = sum(mb for pid, mb in self._ours.items() if not self.released(pid))
+        return ours + (float(others.read_text() or 0) if others.exists() else 0.0), TOTAL_MB
+
+
+if __name__ == "__main__":
+    meters.HostMeter = Meter  # type: ignore[misc]
+    service.MEMORY_BACK_LIMIT_S = 0.3
+    sys.exit(broker.main())
