@@ -161,6 +161,8 @@ class Scheduler(Room):
         if e.kind is Kind.UNLOAD:
             self._ask_unload(request, now)
             return
+        if self._habitual:
+            self.habits.asked(model.name, now)
         if model.state is State.LOADED:
             if e.kind is not Kind.INFER:
                 self._grant(request, now)
@@ -851,6 +853,7 @@ class Scheduler(Room):
         for name, text in e.changes:
             self.story.tell(now, name, text)
         self.config = e.broker
+        self._take_policy()
         for device, mb in e.budgets.items():
             self.ledger.set_budget(device, mb)
         given = {config.name: config for config in e.models}
