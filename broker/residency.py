@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Annotated, Any
 
 import msgspec
@@ -30,7 +30,7 @@ class Request(msgspec.Struct, eq=False):
     """One accepted request, until it is answered (and, if a worker still reads its frames, until that ends).
 
     In a `queue` → waiting; `running` → dispatched; neither → answered. `alone`: it was at work when a process died or
-    hung, so it is not run together with others, and blame is never in doubt.
+    hung, so it is not run together with others, and blame is never in doubt. `starved`: memory ran out under it once.
     """
 
     id: int
@@ -47,6 +47,7 @@ class Request(msgspec.Struct, eq=False):
     running: bool = False
     crashes: int = 0
     alone: bool = False
+    starved: bool = False
     digest: bytes | None = None
 
 
@@ -100,13 +101,17 @@ class Residency:
         unloads: UNLOAD requests to answer once it is gone.
         inflight: the batch its worker is running (also after it was answered, until the worker lets go).
         ahead: the batch that lies at the worker already, so that it goes on without waiting for us.
-        max_batch: how many requests its adapter takes at once.
+        short: of its queue, those that ran out of memory: nobody is served until the process may be charged for them.
+        max_batch: how many requests its adapter takes at once; `batch_limit`: how many it gets, because memory ran out
+            (0: as many as it takes), `batches`: how many of that size have gone well since.
         service_s: how long a request has taken lately, its share of the batch.
         leases: lease number → session.
         claim: room that is coming back on `claim_on` was promised to it; lower numbers first, then all without (0).
         blocked, blocked_by: what it waits for, in words and as a key that changes when the reason does.
         yielding: takes no further work, so that a model that has waited long enough gets its room.
         failed_load: how the current eviction ends: in FAILED instead of UNLOADED.
+        second_load: memory ran out in the load before: if it does again, that is the end of it.
+        shortages: "load", "batch" or "request" → how often memory ran out under one.
         number: never used twice, though a name may be.
         removed: config.toml has it no more; it is forgotten when nobody holds it.
         outdated: its process was started with settings that have changed since.
@@ -129,7 +134,10 @@ class Residency:
         self.unloads: list[Request] = []
         self.inflight: list[Request] = []
         self.ahead: list[Request] = []
+        self.short: list[Request] = []
         self.max_batch = 1
+        self.batch_limit = 0
+        self.batches = 0
         self.service_s = 0.0
         self.leases: dict[int, bytes] = {}
         self.keep_alive: float | None = None
@@ -142,6 +150,7 @@ class Residency:
         self.watched = 0  # worker whose timer is armed
         self.idle_at = math.inf
         self.failed_load = False
+        self.second_load = False
         self.failures = 0
         self.failure = ""
         self.retry_at = 0.0
@@ -155,6 +164,7 @@ class Residency:
         self.loads = 0
         self.evictions = 0
         self.crashes = 0
+        self.shortages: Counter[str] = Counter()
         self.load_seconds = 0.0
 
     def move(self, move: Move) -> None:

@@ -39,7 +39,8 @@ class Room:
         habits: who is asked for, and after whom; kept only where somebody looks at it.
         evictions: (model, priority) → how often.
         _workers: living workers, from the decision to start until the memory is back (or written off).
-        _wanted: models that somebody waits for and that are not there, in the order in which they became so.
+        _wanted: models that somebody waits for and that are not there, or not large enough (`Residency.short`), in the
+            order in which they became so.
         _yielding: names of models that take no new work, so that somebody gets their room.
         _contested: somebody waits for models in use, so that whoever uses another one may decide which have to go.
         _overdrawn: devices that are charged more than they may be, while nobody on them may go.
@@ -57,6 +58,7 @@ class Room:
         self._take_policy()
         self.stopping = False
         self.evictions: dict[tuple[str, str], int] = {}
+        self.learnt = 0  # counts changes of any model's peaks
         self._workers: dict[int, Residency] = {}
         self._wanted: dict[str, Residency] = {}
         self._yielding: set[str] = set()
@@ -79,9 +81,14 @@ class Room:
         """It has turned out to need more than any device has: whoever waits for it is told, by the scheduler."""
         raise NotImplementedError
 
+    def _starved(self, model: Residency, why: str, now: float) -> None:
+        """Nobody may go for what its process would need beyond its charge: see `shortage.py`."""
+        raise NotImplementedError
+
     def _evict(self, model: Residency, why: str, now: float) -> None:
         if model.referenced:  # the promise of the house; nothing may come here past it
             raise AssertionError(f"{model.name} is in use ({model.reasons()}) and was to be evicted")
+        self._stay_small(model)
         model.move(Move.KILL)
         model.evictions += 1
         key = (model.name, model.config.priority.name)
@@ -153,7 +160,9 @@ class Room:
             (m.claim or math.inf, head.priority, head.seq, m) for m in self._wanted.values() if (head := m.queue.head())
         ]
         for *_, model in sorted(waiting):
-            if model.state not in (State.UNLOADED, State.FAILED):
+            if model.short and model.yielding:
+                continue  # it would not be served
+            if model.state not in (State.UNLOADED, State.FAILED) and not model.short:
                 continue  # its last process is not gone yet
             if now < model.retry_at:
                 self._look_again(model.retry_at)
@@ -175,7 +184,7 @@ class Room:
         """Memory that was coming back has got stuck: whoever it no longer reaches waits like those without a claim."""
         coming = {name: self._coming_mb(name) for name in self.ledger.devices}
         for model in sorted((m for m in self._wanted.values() if m.claim), key=lambda m: m.claim):
-            need = model.need_mb(model.claim_on)
+            need = self._lacks_mb(model, model.claim_on)
             if need > coming[model.claim_on] + EPSILON_MB:
                 model.claim = 0
             else:
@@ -190,17 +199,20 @@ class Room:
         loading: dict[str, int],
         yielding: set[str],
     ) -> None:
-        need = {name: model.need_mb(name) for name in self.ledger.devices}
-        fitting = [d.name for d in self.ledger.devices.values() if need[d.name] <= d.budget_mb + EPSILON_MB]
+        devices = self.ledger.devices if not model.short else {model.device: self.ledger.devices[model.device]}
+        fitting = [d.name for d in devices.values() if model.need_mb(d.name) <= d.budget_mb + EPSILON_MB]
         if not fitting:
-            self._outgrown(model)
+            if model.short:
+                self._starved(model, self._no_room(model, list(devices)), now)
+            else:
+                self._outgrown(model)
             return
+        need = {name: self._lacks_mb(model, name) for name in fitting}
         spare = {name: self._coming_mb(name) - claimed[name] for name in fitting}
-        free = [name for name in fitting if loading[name] < self.config.concurrent_loads]
+        free = [name for name in fitting if model.short or loading[name] < self.config.concurrent_loads]
         for device in free:  # a claim takes what is coming first, and what is free only for the rest
             if need[device] <= min(spare[device], self.ledger.free_mb(device)) + EPSILON_MB:
-                loading[device] += 1
-                self._start(model, device, now)
+                self._let_in(model, device, now, loading)
                 return
         for device in [model.claim_on, *free] if model.claim else free:
             if need[device] <= spare[device] + EPSILON_MB:
@@ -219,13 +231,12 @@ class Room:
             for victim in victims:
                 self._evict(
                     self.models[victim.model],
-                    f"{model.name} needs {need[device]:g} MB, {needed:g} MB short of "
+                    f"{model.name} needs {need[device]:g} MB{' more' if model.short else ''}, {needed:g} MB short of "
                     f"{self.ledger.limit_mb(device):g}; {self.policy.why(victim, spared, now)}",
                     now,
                 )
             if need[device] <= self.ledger.free_mb(device) + EPSILON_MB:  # what comes back is for an older claim
-                loading[device] += 1
-                self._start(model, device, now)
+                self._let_in(model, device, now, loading)
             else:
                 self._claim(model, device, claimed)
             return
@@ -236,8 +247,40 @@ class Room:
         # What it waits for is not taken from under it by those who came later and would have to evict the same models.
         # Free room, however, may be used by whoever fits.
 
+    def _lacks_mb(self, model: Residency, device: str) -> float:
+        """What has to be free for it: all that its process takes, or what a process that is there lacks of that."""
+        return model.need_mb(device) - (model.mb if model.short else 0.0)
+
+    def _let_in(self, model: Residency, device: str, now: float, loading: dict[str, int]) -> None:
+        if model.short:
+            self._grow(model, now)
+        else:
+            loading[device] += 1
+            self._start(model, device, now)
+
+    def _grow(self, model: Residency, now: float) -> None:
+        """Its process may be charged what it needs, and those who waited for that are served."""
+        before, model.mb = model.mb, model.need_mb(model.device)
+        self.ledger.recharge(model.worker, model.mb)
+        self._stay_small(model)
+        used, limit = self.ledger.used_mb(model.device), self.ledger.limit_mb(model.device)
+        self.story.tell(
+            now, model.name,
+            f"charged {model.mb:g} instead of {before:g} MB on {model.device}, {used:g} of {limit:g} MB in all: what "
+            "ran out of memory is tried once more",
+        )  # fmt: skip
+        self._serve(model, now)
+
+    def _stay_small(self, model: Residency) -> None:
+        """It does not wait for more memory (any more)."""
+        if model.short:
+            model.short = []
+            model.claim = 0
+            model.blocked = model.blocked_by = ""
+            self._wanted.pop(model.name, None)
+
     def _claim(self, model: Residency, device: str, claimed: dict[str, float]) -> None:
-        claimed[device] += model.need_mb(device)
+        claimed[device] += self._lacks_mb(model, device)
         model.claim, model.claim_on = model.claim or next(self._claims), device
         model.blocked = model.blocked_by = ""
 
@@ -259,6 +302,7 @@ class Room:
             and m.device == device
             and not m.leases
             and not m.pinned
+            and m.name != wanted
             and m.name not in spoken_for
             and (busy or (not m.inflight and (not m.queue.live or m.yielding)))
         ]
@@ -272,7 +316,7 @@ class Room:
         head = model.queue.head()
         for device, mb in spare.items():
             candidates = self._candidates(device, spoken_for, model.name, now, busy=True)
-            victims = self.policy.choose(model.need_mb(device) - mb, candidates, model.config.priority)
+            victims = self.policy.choose(self._lacks_mb(model, device) - mb, candidates, model.config.priority)
             if victims is None or head is None:
                 continue
             busy = [self.models[v.model] for v in victims]
@@ -289,7 +333,10 @@ class Room:
             names = ", ".join(m.name for m in busy)
             self._blocked(model, names, f"for {names} to finish", now)
             return
-        self._blocked(model, "room", self._no_room(model, list(spare)), now)
+        if model.short:
+            self._starved(model, self._no_room(model, list(spare)), now)
+        else:
+            self._blocked(model, "room", self._no_room(model, list(spare)), now)
 
     def _look_again(self, when: float) -> None:
         if when < self._look_at:

@@ -21,7 +21,7 @@ from typing import Any
 
 from broker.ledger import EPSILON_MB, Device
 from broker.residency import Peak, Queue, Request, Residency
-from broker.room import Room
+from broker.shortage import Shortages
 from broker.states import (
     Action,
     Answer,
@@ -45,6 +45,7 @@ from broker.states import (
     Remembered,
     SessionClosed,
     Settled,
+    Shortage,
     ShutDown,
     State,
     Stop,
@@ -78,7 +79,7 @@ def _numbers(batch: list[Request]) -> str:
     return f"request{'s' if len(batch) > 1 else ''} {', '.join(str(request.id) for request in batch)}"
 
 
-class Scheduler(Room):
+class Scheduler(Shortages):
     """See the module's docstring. Not thread-safe: one caller, one event at a time."""
 
     def __init__(self, config: BrokerConfig, devices: list[Device], models: list[ModelConfig]) -> None:
@@ -94,7 +95,6 @@ class Scheduler(Room):
         self._grace_ends = 0.0
         self._stopped = False
         self._leaving = False  # some model takes on nobody new, or did
-        self.learnt = 0  # counts changes of any model's peaks
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Asked: self._asked,
             Released: self._released,
@@ -249,12 +249,14 @@ class Scheduler(Room):
         """The worker is free, or has a place for the next batch. Whoever may have killed a process runs alone."""
         running = model.inflight
         if not running:
-            return True
-        return not model.ahead and not running[0].alone and not request.alone
+            return not model.short
+        return not model.short and not model.ahead and not running[0].alone and not request.alone
 
     def _next_batch(self, model: Residency, now: float) -> list[Request]:
         """Who goes to the worker next, out of the queue: as many as the adapter takes and `BATCH_S` allows."""
         most = model.max_batch
+        if model.batch_limit:
+            most = min(most, model.batch_limit)
         if model.service_s * most > BATCH_S:
             most = max(1, int(BATCH_S / model.service_s))
         batch: list[Request] = []
@@ -308,7 +310,8 @@ class Scheduler(Room):
         model = request.model
         if request.queue is not None:
             request.queue.drop(request)
-            if not model.waiting:
+            growing, model.short = bool(model.short), [r for r in model.short if r is not request]
+            if not model.waiting or (growing and not model.short):
                 self._wanted.pop(model.name, None)
                 model.blocked = model.blocked_by = ""
                 model.claim = 0
@@ -447,6 +450,7 @@ class Scheduler(Room):
             self._room_may_exist(now)
 
     def _drain(self, model: Residency, why: str, now: float) -> None:
+        self._stay_small(model)
         model.move(Move.DRAIN)
         model.yielding = False
         self.story.tell(now, model.name, f"draining: {why} ({model.reasons()})")
@@ -532,6 +536,7 @@ class Scheduler(Room):
         model.max_batch = max(1, e.max_batch)
         model.config.available = True
         model.failures, model.failure, model.retry_at = 0, "", 0.0
+        model.second_load = False
         model.loads += 1
         model.loaded_at = model.last_used = now
         model.watched = 0
@@ -548,7 +553,11 @@ class Scheduler(Room):
 
     def _worker_load_failed(self, e: WorkerLoadFailed, now: float) -> None:
         model = self._of(e.worker)
-        if model is not None and model.state is State.LOADING:
+        if model is None or model.state is not State.LOADING:
+            return
+        if e.short is not None:
+            self._load_ran_out(model, e.short, e.message, Move.KILL, now)
+        else:
             self._fail_load(model, e.code, e.message, Move.KILL, now)
 
     def _fail_load(self, model: Residency, code: str, cause: str, move: Move, now: float) -> None:
@@ -556,6 +565,7 @@ class Scheduler(Room):
         if move is Move.KILL:
             self._out.append(KillWorker(model.worker))
         model.failed_load = True
+        model.second_load = False
         model.failures += 1
         model.failure = cause
         back_off = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (model.failures - 1))
@@ -580,17 +590,23 @@ class Scheduler(Room):
         model.service_s += (SERVICE_WEIGHT if model.service_s else 1.0) * (took - model.service_s)
         model.dispatched_at = model.last_used = now
         model.requests += len(batch)
+        if e.halved:
+            self._smaller_batches(model, len(batch), now)
+        elif model.batch_limit:
+            self._larger_batches(model, len(batch), now)
         for request, outcome in zip(batch, e.outcomes, strict=True):
             if not request.running:  # answered long ago (deadline, cancel, client gone)
                 self._out.append(Settled(request.id, e.worker, outcome.body))
             elif outcome.error is None:
                 self._finish(request, Deliver(request.id, outcome.body))
+            elif outcome.short is not None:
+                self._request_ran_out(model, request, outcome.short, outcome.error[1], now)
             else:
                 code = outcome.error[0] if outcome.error[0] in BY_CODE else "inference_failed"
                 self._refuse(request, code, outcome.error[1])
         if model.state is State.LOADED or model.state is State.DRAINING:
             self._serve(model, now)
-        if not model.inflight or self._tense:  # otherwise nothing has changed for those who wait for room
+        if not model.inflight or model.short or self._tense:  # else nothing has changed for those who wait for room
             self._room_may_exist(now)
 
     def _take_back_ahead(self, model: Residency) -> None:
@@ -621,18 +637,23 @@ class Scheduler(Room):
         batch, model.inflight = model.inflight, []
         self._running -= len(batch)
         self._take_back_ahead(model)
-        if model.state is State.LOADING:
+        if model.state is State.LOADING and e.starved:
+            self._load_ran_out(model, Shortage(), f"its process ended ({e.how})", Move.EXIT, now)
+        elif model.state is State.LOADING:
             self._fail_load(model, "load_failed", f"its process ended while loading ({e.how})", Move.EXIT, now)
         elif model.state in (State.LOADED, State.DRAINING):
+            self._stay_small(model)
             model.move(Move.EXIT)
             model.crashes += 1
             self.story.tell(
                 now, model.name,
                 f"its process ended ({e.how})" + (f" while running {_numbers(batch)}" if batch else ""),
             )  # fmt: skip
+            if e.starved:
+                self._process_ran_out(model, batch, now)
         for request in batch:
             if request.running:
-                self._crashed_under(model, request, e.how, now)
+                self._crashed_under(model, request, e, now)
             else:
                 self._out.append(Settled(request.id, e.worker))
         if model.waiting and model.state is State.EVICTING:
@@ -642,19 +663,19 @@ class Scheduler(Room):
                 self._turn_away(waiting)
         self._room_may_exist(now)
 
-    def _crashed_under(self, model: Residency, request: Request, how: str, now: float) -> None:
+    def _crashed_under(self, model: Residency, request: Request, e: WorkerExited, now: float) -> None:
         request.crashes += 1
         if request.crashes == 1 and now < request.deadline:
             request.alone = True
             self._wait_again(request)
             self.story.tell(now, model.name, f"request {request.id} is tried once more, alone, on a fresh process")
             return
-        text = f"{model.name}'s process ended under this request, {request.crashes} times ({how})"
+        text = f"{model.name}'s process ended under this request, {request.crashes} times ({e.how})"
         if request.digest is not None and request.crashes > 1:
             model.refuse_from_now_on(request.digest)
             text += "; the same input will be refused from now on"
             self.story.tell(now, model.name, f"input {request.digest.hex()[:12]} killed two processes: quarantined")
-        self._refuse(request, "worker_crashed", text)
+        self._refuse(request, "out_of_memory" if e.starved else "worker_crashed", text)
 
     # ------------------------------------------------------------ memory
 
@@ -679,7 +700,7 @@ class Scheduler(Room):
             if peak != known:
                 model.peaks[model.device] = peak
                 self.learnt += 1
-            need = model.need_mb(model.device)
+            need = min(model.need_mb(model.device), max(charge.mb, seen))  # what it is yet to get room for, it has not
         if need == charge.mb:
             return
         self.ledger.recharge(e.worker, need)
@@ -787,6 +808,8 @@ class Scheduler(Room):
             doing = f"while it was being unloaded ({model.reasons()})"
         elif request.running:
             doing = "while it was running"
+        elif model.short:
+            doing = f"while it waited for more memory: {model.blocked or 'it is coming back'}"
         elif model.state in (State.LOADED, State.DRAINING):
             doing = f"in the queue behind {model.waiting - 1} others"
         elif model.state is State.LOADING:
@@ -826,6 +849,7 @@ class Scheduler(Room):
                 self.timers.add(model.dispatched_at + limit, Due.WATCH, worker)
 
     def _hung(self, model: Residency, limit: float, now: float) -> None:
+        self._stay_small(model)
         model.move(Move.KILL)
         model.crashes += 1
         batch = model.inflight
@@ -889,7 +913,7 @@ class Scheduler(Room):
             model.failures, model.failure, model.retry_at = 0, "", 0.0  # the mistake may have been there
             model.quarantine.clear()
         charge = self.ledger.of(model.worker)
-        if charge is not None and model.state is not State.EVICTING:
+        if charge is not None and model.state is not State.EVICTING and config.vram_mb != before.vram_mb:
             model.mb = model.need_mb(model.device)
             self.ledger.recharge(model.worker, model.mb)
 
@@ -928,6 +952,9 @@ class Scheduler(Room):
             served = model.state in (State.LOADED, State.DRAINING) and request.queue is not model.later
             if request.kind is not Kind.INFER or not served:
                 self._turn_away(request)
+        for model in [m for m in self._wanted.values() if m.short]:  # as things are
+            self._stay_small(model)
+            self._serve(model, now)
         for name in sorted(self._yielding):  # nobody is waiting for their room any more
             model = self.models[name]
             model.yielding = False
@@ -968,7 +995,7 @@ class Scheduler(Room):
         used = sum(self.ledger.used_mb(name) for name in self.ledger.devices)
         loaded = [m for m in self.models.values() if m.state in (State.LOADED, State.DRAINING)]
         pending = [m.name for m in self.models.values() if m.state is State.LOADING]
-        pending += [name for name in self._wanted if name not in pending]
+        pending += [name for name, m in self._wanted.items() if not m.short and name not in pending]
         return {
             "vram_budget_mb": round(budget, 3),
             "vram_used_mb": round(used, 3),

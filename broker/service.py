@@ -52,6 +52,7 @@ from broker.states import (
     Remembered,
     SessionClosed,
     Settled,
+    Shortage,
     ShutDown,
     StartWorker,
     Stop,
@@ -552,18 +553,22 @@ class Service:
             bodies = iter(parts[1:])
             try:
                 outcomes = [
-                    Outcome(o.id, None, (o.code, o.message)) if o.code else Outcome(o.id, (o.offsets, next(bodies)))
+                    Outcome(o.id, None, (o.code, o.message), _short(o.short))
+                    if o.code
+                    else Outcome(o.id, (o.offsets, next(bodies)))
                     for o in message.outcomes  # type: ignore[union-attr]
                 ]
             except StopIteration:
                 log.warning("worker %d sent fewer results than it said", number)
                 return
             worker = self._workers[number]
-            if self._measures and not worker.worked:
-                worker.worked = True
-                if not self.scheduler.is_measured(number):  # it may be evicted in the very next moment, unknown
-                    self._measure(number)
-            self._handle(WorkerDone(number, outcomes))
+            first, worker.worked = not worker.worked, True
+            # Unknown, it may be evicted in the very next moment; grown, it holds what others may be about to be given.
+            if message.grown or (first and not self.scheduler.is_measured(number)):  # type: ignore[union-attr]
+                self._measure(number)
+            if any(outcome.short is not None for outcome in outcomes):
+                self._look_at(worker.device)
+            self._handle(WorkerDone(number, outcomes, message.halved))  # type: ignore[union-attr]
         elif kind is protocol.Loaded:
             self._workers[number].stand_in = message.stand_in  # type: ignore[union-attr]
             self.gauge.loaded(number)
@@ -572,7 +577,10 @@ class Service:
             self._report(number)
         elif kind is protocol.LoadError:
             assert isinstance(message, protocol.LoadError)
-            self._handle(WorkerLoadFailed(number, message.code, message.message))
+            if message.short is not None:
+                self._measure(number)
+                self._look_at(self._workers[number].device)
+            self._handle(WorkerLoadFailed(number, message.code, message.message, _short(message.short)))
 
     def _started(self) -> None:
         for number, outcome in self.pool.take_started():
@@ -679,8 +687,9 @@ class Service:
 
     def _measure(self, number: int) -> None:
         """Reads what a worker uses, and tells the scheduler."""
-        self.gauge.read(number)
-        self._report(number)
+        if self._measures:
+            self.gauge.read(number)
+            self._report(number)
 
     def _report(self, number: int) -> None:
         if self._measures and (mb := self.gauge.seen_mb(number)):
@@ -697,9 +706,13 @@ class Service:
             if time.monotonic() >= end:
                 break
         for device in self.meters:
-            if (seen := self.gauge.others(device)) is not None:
-                self._handle(DeviceSeen(device, *seen))
+            self._look_at(device)
         self._remember()
+
+    def _look_at(self, device: str) -> None:
+        """Reads what everybody else uses of the device, and tells the scheduler."""
+        if self._measures and (seen := self.gauge.others(device)) is not None:
+            self._handle(DeviceSeen(device, *seen))
 
     def _recall(self, name: str) -> None:
         """Sees to it that the scheduler knows what was measured of the weights that lie there now, and no others."""
@@ -1041,6 +1054,10 @@ class Service:
     def _describe(self) -> str:
         devices = ", ".join(f"{d.name} {d.budget_mb:g} MB" for d in self.scheduler.ledger.devices.values())
         return f"{len(self.scheduler.models)} models, {devices}"
+
+
+def _short(said: protocol.Shortage | None) -> Shortage | None:
+    return Shortage(said.used_mb, said.asked_mb) if said is not None else None
 
 
 def _preload(config: ZooConfig) -> list[str]:

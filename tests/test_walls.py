@@ -70,6 +70,7 @@ def test_the_scheduler_is_pure() -> None:
     for name in (
         "scheduler",
         "room",
+        "shortage",
         "states",
         "residency",
         "eviction",

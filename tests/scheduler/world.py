@@ -37,6 +37,7 @@ from broker.states import (
     Released,
     SessionClosed,
     Settled,
+    Shortage,
     ShutDown,
     StartWorker,
     State,
@@ -78,6 +79,7 @@ class Process:
     ahead: list[int] = field(default_factory=list)  # dispatched, not begun
     dispatched_at: float = 0.0
     gentle: bool = False
+    short: bool = False  # a request ran out of memory in it, and may be waiting for more
 
     @property
     def busy_loading(self) -> bool:
@@ -92,6 +94,7 @@ class Question:
     answers: list[Action] = field(default_factory=list)
     held: bool = False
     settled: int = 0
+    ran_out: bool = False
     forgettable: bool = False
 
     @property
@@ -204,11 +207,13 @@ class World:
                 self.pins.add(config.name)
         self.pins &= {config.name for config in given}
         self.config = msgspec.structs.replace(self.config, **broker)
+        sizes = {name: m.config.vram_mb for name, m in self.s.models.items()}
         for i, mb in enumerate(budgets):
             self.devices[i] = msgspec.structs.replace(self.devices[i], budget_mb=mb)
         declared = {config.name: config.vram_mb for config in given}
+        resized = {name for name, mb in declared.items() if mb != sizes.get(name)}
         for p in self.processes.values():
-            if p.model in declared and not p.killed and not p.exited:
+            if p.model in resized and not p.killed and not p.exited:
                 p.mb = self.need_mb(p.model, p.device, declared[p.model])
         self.emit(Reconfigured(self.config, {d.name: d.budget_mb for d in self.devices}, given, set(restart), []))
 
@@ -238,17 +243,59 @@ class World:
     def load_fails(self, name: str, cause: str = "no such file", code: str = "load_failed") -> None:
         self.emit(WorkerLoadFailed(self.process(name).worker, code, cause))
 
+    def load_runs_out(self, name: str, used_mb: float = 0.0, asked_mb: float = 0.0) -> None:
+        self.emit_load_runs_out(self.process(name), used_mb, asked_mb)
+
+    def emit_load_runs_out(self, p: Process, used_mb: float = 0.0, asked_mb: float = 0.0) -> None:
+        short = Shortage(used_mb, asked_mb)
+        self.ran_out(p, short)
+        self.emit(WorkerLoadFailed(p.worker, "out_of_memory", "no more memory", short))
+
+    def runs_out(self, name: str, used_mb: float = 0.0, asked_mb: float = 0.0) -> int:
+        return self.emit_runs_out(self.process(name), used_mb, asked_mb)
+
+    def emit_runs_out(self, p: Process, used_mb: float = 0.0, asked_mb: float = 0.0) -> int:
+        """The batch at work is through, but for its first request, for which memory did not suffice even alone."""
+        short, question = Shortage(used_mb, asked_mb), self.questions[p.running[0]]
+        again = self.state(p.model) is State.LOADED and not (self.s.stopping or question.answers or question.ran_out)
+        if again and self.needed_mb(p, short) <= self.budget_mb(p.device) + EPSILON:
+            self.ran_out(p, short)
+            question.ran_out = p.short = True
+        return self.emit_done(p, ("out_of_memory", "no more memory"), short, halved=len(p.running) > 1)
+
+    def needed_mb(self, p: Process, short: Shortage) -> float:
+        """What the process should have been charged, by the world's own books."""
+        if self.config.footprint == "declared":
+            return p.mb
+        if short.asked_mb:
+            return max(p.mb, math.ceil(short.used_mb + short.asked_mb - EPSILON))
+        guess = math.ceil(1.25 * max(p.mb, short.used_mb) - EPSILON)
+        return max(p.mb, min(guess, math.floor(self.budget_mb(p.device))))
+
+    def ran_out(self, p: Process, short: Shortage) -> None:
+        """Its model's next process is to be charged what this one lacked."""
+        need = self.needed_mb(p, short)
+        if not p.killed and need > self.need_mb(p.model, p.device):
+            self.peaks[p.model, p.device] = need, self.peaks.get((p.model, p.device), (0.0, False))[1]
+
     def done(self, name: str, error: tuple[str, str] | None = None) -> int:
         return self.emit_done(self.process(name), error)
 
-    def emit_done(self, p: Process, error: tuple[str, str] | None = None) -> int:
+    def emit_done(
+        self,
+        p: Process,
+        error: tuple[str, str] | None = None,
+        short: Shortage | None = None,
+        *,
+        halved: bool = False,
+    ) -> int:
         """The batch at work is through; `error` is that of its first request, which is given back."""
         assert p.running
         batch, p.running, p.ahead, p.dispatched_at, p.worked = p.running, p.ahead, [], self.now, True
         outcomes = [Outcome(request, f"out{request}") for request in batch]
         if error is not None:
-            outcomes[0] = Outcome(batch[0], None, error)
-        self.emit(WorkerDone(p.worker, outcomes))
+            outcomes[0] = Outcome(batch[0], None, error, short)
+        self.emit(WorkerDone(p.worker, outcomes, halved))
         return batch[0]
 
     def says(self, name: str, digest: bytes) -> None:
@@ -256,12 +303,14 @@ class World:
         assert p.running
         self.emit(WorkerSaid(p.worker, p.running[0], digest))
 
-    def exits(self, name: str, how: str = "signal 9") -> None:
-        self.emit_exit(self.process(name), how)
+    def exits(self, name: str, how: str = "signal 9", *, starved: bool = False) -> None:
+        self.emit_exit(self.process(name), how, starved=starved)
 
-    def emit_exit(self, p: Process, how: str = "signal 9") -> None:
+    def emit_exit(self, p: Process, how: str = "signal 9", *, starved: bool = False) -> None:
+        if starved and (p.loading or len(p.running) == 1):
+            self.ran_out(p, Shortage())
         p.exited, p.running, p.ahead, p.loading = True, [], [], False
-        self.emit(WorkerExited(p.worker, how))
+        self.emit(WorkerExited(p.worker, how, starved))
 
     def memory_back(self, name: str) -> None:
         self.emit_back(next(p for p in self.processes.values() if p.model == name and p.exited))
@@ -298,7 +347,7 @@ class World:
         elif self.config.footprint == "measured":
             before, worked = self.peaks.get((p.model, p.device), (0.0, False))
             self.peaks[p.model, p.device] = max(before, seen), worked or p.worked
-            p.mb = self.need_mb(p.model, p.device)
+            p.mb = min(self.need_mb(p.model, p.device), max(p.mb, seen))
         self.emit(Measured(p.worker, p.true_mb, p.worked))
         if self.config.footprint == "measured" and p.worker in self.processes:
             charge = self.s.ledger.of(p.worker)
@@ -310,6 +359,9 @@ class World:
         if self.config.footprint == "measured":
             self.allowed[device] = max(0.0, total - mb - self.config.reserve_mb)
         self.emit(DeviceSeen(device, mb, total))
+
+    def budget_mb(self, device: str) -> float:
+        return next(d.budget_mb for d in self.devices if d.name == device)
 
     def limit_mb(self, device: Device) -> float:
         return min(device.budget_mb, self.allowed[device.name])
@@ -438,6 +490,7 @@ class World:
         if isinstance(event, Tick):
             late = [n for n, q in self.questions.items() if not q.answers and q.event.deadline <= self.now]
             assert not late, f"requests {late} are past their deadline"
+        self._let_grow()
         self._check_victims()
         self._check_overrun(event, actions)
         self.check_books()
@@ -488,6 +541,17 @@ class World:
                 self.stopped = True
                 assert all(p.stuck for p in self.processes.values()), "stopped with workers alive"
                 assert not self.open_questions(), "stopped with requests unanswered"
+
+    def _let_grow(self) -> None:
+        """Whoever ran out of memory may be charged more, in any event, but only where there is room for it."""
+        for p in self.processes.values():
+            charge = self.s.ledger.of(p.worker)
+            if p.short and charge is not None and charge.mb != p.mb and not p.exited:
+                assert p.mb < charge.mb == self.need_mb(p.model, p.device)
+                p.mb = charge.mb
+                used = sum(other.mb for other in self.processes.values() if other.device == p.device)
+                limit = min(self.budget_mb(p.device), self.allowed[p.device])
+                assert used <= limit + EPSILON, f"{used} of {limit} MB on {p.device} after {p.model} has grown"
 
     def _is_running(self, request: int) -> bool:
         return any(request in (*p.running, *p.ahead) for p in self.processes.values())
@@ -616,7 +680,10 @@ class World:
             placed += [r.id for r in at_worker if r.running]
             assert m.inflight or not m.ahead
             assert len(at_worker) == 1 or not any(r.alone for r in at_worker), "a suspect runs alone"
-            assert (m.name in s._wanted) == (m.waiting > 0 and m.state in AWAY), f"{m.name} {m.state} {m.waiting}"
+            wanted = bool(m.short) or (m.waiting > 0 and m.state in AWAY)
+            assert (m.name in s._wanted) == wanted, f"{m.name} {m.state} {m.waiting}"
+            assert m.state is State.LOADED or not m.short
+            assert all(r.queue is m.queue and r.starved and r.alone for r in m.short)
             assert m.waiting or not m.claim
             assert (m.worker != 0) == (m.state not in (State.UNLOADED, State.FAILED))
             assert not m.later.live or m.state in (State.DRAINING, State.EVICTING)
