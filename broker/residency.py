@@ -104,7 +104,9 @@ class Residency:
         short: of its queue, those that ran out of memory: nobody is served until the process may be charged for them.
         max_batch: how many requests its adapter takes at once; `batch_limit`: how many it gets, because memory ran out
             (0: as many as it takes), `batches`: how many of that size have gone well since.
-        service_s: how long a request has taken lately, its share of the batch.
+        service_s, least_service_s: how long a request has taken lately, its share of the batch; and at the least.
+        load_seconds, least_load_s: how long its last load took; and the fastest (inf: none yet).
+        gap_s: how soon its callers usually come back when it has become idle (inf: they never have).
         leases: lease number → session.
         claim: room that is coming back on `claim_on` was promised to it; lower numbers first, then all without (0).
         blocked, blocked_by: what it waits for, in words and as a key that changes when the reason does.
@@ -138,7 +140,8 @@ class Residency:
         self.max_batch = 1
         self.batch_limit = 0
         self.batches = 0
-        self.service_s = 0.0
+        self.service_s = self.least_service_s = 0.0
+        self.gap_s = math.inf
         self.leases: dict[int, bytes] = {}
         self.keep_alive: float | None = None
         self.yielding = False
@@ -166,6 +169,7 @@ class Residency:
         self.crashes = 0
         self.shortages: Counter[str] = Counter()
         self.load_seconds = 0.0
+        self.least_load_s = math.inf
 
     def move(self, move: Move) -> None:
         """Changes state by the table; an illegal move is a bug and raises KeyError."""

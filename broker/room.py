@@ -18,16 +18,18 @@ import itertools
 import math
 from typing import Any
 
+from broker import turns
 from broker.adaptive import Adaptive
 from broker.eviction import ByPriority, Candidate, Policy
 from broker.habits import Habits
 from broker.ledger import EPSILON_MB, Device, Ledger
-from broker.residency import Residency
+from broker.residency import Request, Residency
 from broker.states import Action, KillWorker, Move, StartWorker, State
 from broker.story import Story
 from broker.timers import Due, Timers
 from zoo.config import BrokerConfig, ModelConfig, ModelPriority
 
+LOOK_EVERY_S = 0.01  # where usage alone, which changes with every request, may have changed who has to go
 MOST_LOOKS = 8  # two or three settle it; the bound is against a bug, not a need
 
 
@@ -39,6 +41,7 @@ class Room:
         habits: who is asked for, and after whom; kept only where somebody looks at it.
         evictions: (model, priority) → how often.
         _workers: living workers, from the decision to start until the memory is back (or written off).
+        _moving: those of them that are loading or going, so that a look at what comes back is not one at everybody.
         _wanted: models that somebody waits for and that are not there, or not large enough (`Residency.short`), in the
             order in which they became so.
         _yielding: names of models that take no new work, so that somebody gets their room.
@@ -60,11 +63,14 @@ class Room:
         self.evictions: dict[tuple[str, str], int] = {}
         self.learnt = 0  # counts changes of any model's peaks
         self._workers: dict[int, Residency] = {}
+        self._moving: dict[int, Residency] = {}
         self._wanted: dict[str, Residency] = {}
         self._yielding: set[str] = set()
         self._contested = False
         self._overdrawn: set[str] = set()
         self._look_at = math.inf
+        self._looked_at = -math.inf
+        self.look_every_s = LOOK_EVERY_S
         self._worker_ids = itertools.count(1)
         self._claims = itertools.count(1)
         self._out: list[Action] = []
@@ -72,6 +78,10 @@ class Room:
     def _take_policy(self) -> None:
         self._habitual = self.config.eviction == "adaptive"
         self.policy: Policy = Adaptive(self.habits) if self._habitual else ByPriority()
+
+    def _give_up_hopeless(self, model: Residency, now: float) -> None:
+        """Nobody makes room for requests whose deadline cannot be met any more: the scheduler answers them."""
+        raise NotImplementedError
 
     def _serve(self, model: Residency, now: float) -> None:
         """Gives the model's worker what waits for it: the scheduler's part."""
@@ -85,11 +95,18 @@ class Room:
         """Nobody may go for what its process would need beyond its charge: see `shortage.py`."""
         raise NotImplementedError
 
+    def _move(self, model: Residency, move: Move) -> None:
+        model.move(move)
+        if model.state is State.LOADING or model.state is State.EVICTING:
+            self._moving[model.worker] = model
+        else:
+            self._moving.pop(model.worker, None)
+
     def _evict(self, model: Residency, why: str, now: float) -> None:
         if model.referenced:  # the promise of the house; nothing may come here past it
             raise AssertionError(f"{model.name} is in use ({model.reasons()}) and was to be evicted")
         self._stay_small(model)
-        model.move(Move.KILL)
+        self._move(model, Move.KILL)
         model.evictions += 1
         key = (model.name, model.config.priority.name)
         self.evictions[key] = self.evictions.get(key, 0) + 1
@@ -127,7 +144,17 @@ class Room:
     def _overrun(self, device: str) -> str:
         return f"{device} is charged {self.ledger.used_mb(device):g} MB, {self.ledger.limit_mb(device):g} may be"
 
+    def _usage_changed(self, now: float) -> None:
+        """A request came or was answered. A look costs as much as there are models, so these share one."""
+        if not self._wanted and not self._tense:
+            return
+        if now >= self._looked_at + self.look_every_s:
+            self._room_may_exist(now)
+        else:
+            self._look_again(self._looked_at + self.look_every_s)
+
     def _room_may_exist(self, now: float) -> None:
+        self._looked_at = now
         self._make_true(now)
         if self._wanted or self._contested:
             self._advance(now)
@@ -150,14 +177,16 @@ class Room:
         claimed = dict.fromkeys(self.ledger.devices, 0.0)  # by those whose room is coming back
         spoken_for: set[str] = set()  # models whose room somebody older waits for
         loading = dict.fromkeys(self.ledger.devices, 0)
-        for model in self._workers.values():
+        for model in self._moving.values():
             if model.state is State.LOADING:
                 loading[model.device] += 1
         yielding: set[str] = set()
         workers = len(self._workers)
         # Whoever was promised room comes first: else a victim with older requests would take it right back.
         waiting = [
-            (m.claim or math.inf, head.priority, head.seq, m) for m in self._wanted.values() if (head := m.queue.head())
+            (m.claim or math.inf, head.priority, turns.due(head, self.config.request_timeout), head.seq, m)
+            for m in self._wanted.values()
+            if (head := m.queue.head())
         ]
         for *_, model in sorted(waiting):
             if model.short and model.yielding:
@@ -218,6 +247,13 @@ class Room:
             if need[device] <= spare[device] + EPSILON_MB:
                 self._claim(model, device, claimed)
                 return
+        if not model.short:  # it needs no load
+            self._give_up_hopeless(model, now)
+        head = model.queue.head()
+        if head is None:
+            return
+        if not model.short:
+            self._look_again(turns.hopeless_from(head))
         plans = []
         for device in free:
             needed = need[device] - spare[device]
@@ -228,6 +264,9 @@ class Room:
                 plans.append((self.policy.loss(victims), device, needed, victims, spared))
         if plans:
             _, device, needed, victims, spared = min(plans, key=lambda plan: plan[0])
+            if self._lingering(model, head, device, victims, now):
+                spoken_for.update(victim.model for victim in victims)
+                return
             for victim in victims:
                 self._evict(
                     self.models[victim.model],
@@ -243,9 +282,7 @@ class Room:
         if not free:
             self._blocked(model, "loading", "another model is loading", now)
             return
-        self._ask_to_yield(model, now, {name: spare[name] for name in free}, spoken_for, yielding)
-        # What it waits for is not taken from under it by those who came later and would have to evict the same models.
-        # Free room, however, may be used by whoever fits.
+        self._ask_to_yield(model, head, now, {name: spare[name] for name in free}, claimed, spoken_for, yielding)
 
     def _lacks_mb(self, model: Residency, device: str) -> float:
         """What has to be free for it: all that its process takes, or what a process that is there lacks of that."""
@@ -287,8 +324,8 @@ class Room:
     def _coming_mb(self, device: str) -> float:
         """Free now, plus what processes being killed are about to give back."""
         coming = self.ledger.free_mb(device)
-        for worker, model in self._workers.items():
-            if model.state is State.EVICTING and model.worker == worker and model.device == device:
+        for worker, model in self._moving.items():
+            if model.state is State.EVICTING and model.device == device:
                 charge = self.ledger.of(worker)
                 coming += charge.mb if charge else 0.0
         return coming
@@ -308,27 +345,54 @@ class Room:
         ]
         return self.policy.valued(candidates, wanted, now)
 
+    def _lingering(self, model: Residency, head: Request, device: str, victims: list[Candidate], now: float) -> bool:
+        """Some of them are idle for a moment only, it seems: they are given that moment."""
+        until = {
+            v.model: turns.lingers_until(self.models[v.model], model, head, self.config.patience_seconds)
+            for v in victims
+        }
+        names = [name for name, moment in until.items() if moment > now]
+        if names:
+            self._look_again(max(until.values()))
+            why = f"a moment for {', '.join(names)}, whose callers usually come right back"
+            self._blocked(model, f"lingering {names}", why, now)
+        return bool(names)
+
     def _ask_to_yield(
-        self, model: Residency, now: float, spare: dict[str, float], spoken_for: set[str], yielding: set[str]
+        self,
+        model: Residency,
+        head: Request,
+        now: float,
+        spare: dict[str, float],
+        claimed: dict[str, float],
+        spoken_for: set[str],
+        yielding: set[str],
     ) -> None:
-        """Nobody idle can make room. After `patience`, busy models of the right priority stop taking work."""
+        """Nobody idle can make room. When their turn is over (see `turns.py`), busy models stop taking work.
+
+        What it waits for is not taken from under it by those who came later and would have to evict the same models;
+        and once it has lost patience, nor is the room that is free, or small ones could hold up a big one for ever.
+        """
         patience = self.config.patience_seconds
-        head = model.queue.head()
         for device, mb in spare.items():
             candidates = self._candidates(device, spoken_for, model.name, now, busy=True)
             victims = self.policy.choose(self._lacks_mb(model, device) - mb, candidates, model.config.priority)
-            if victims is None or head is None:
+            if victims is None:
                 continue
             busy = [self.models[v.model] for v in victims]
-            since = max([head.since, *(m.loaded_at for m in busy)])
-            if now >= since + patience:
+            turn = max(turns.gives_way_at(m, model, head, patience) for m in busy)
+            if now >= turn:
                 for m in busy:
                     if not m.yielding:
                         self.story.tell(now, m.name, f"yields: {model.name} waits for its room")
                     m.yielding = True
                     yielding.add(m.name)
             else:
-                self._look_again(since + patience)
+                self._look_again(turn)
+            if now >= head.since + patience:
+                claimed[device] += self._lacks_mb(model, device)
+            else:
+                self._look_again(head.since + patience)
             spoken_for.update(m.name for m in busy)
             names = ", ".join(m.name for m in busy)
             self._blocked(model, names, f"for {names} to finish", now)
@@ -376,8 +440,8 @@ class Room:
         worker = next(self._worker_ids)
         model.mb = model.need_mb(device)
         self.ledger.charge(worker, model.name, device, model.mb)
-        model.move(Move.START)
         model.worker, model.device, model.started_at = worker, device, now
+        self._move(model, Move.START)
         model.watched = worker
         model.failed_load = model.yielding = model.unload_when_loaded = model.outdated = False
         model.claim = 0

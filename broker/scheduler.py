@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from broker import turns
 from broker.ledger import EPSILON_MB, Device
 from broker.residency import Peak, Queue, Request, Residency
 from broker.shortage import Shortages
@@ -64,7 +65,7 @@ from zoo.errors import BY_CODE
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 300.0
 QUEUE_RETRY_S = 0.1
 BATCH_S = 0.05  # a batch should take no longer than this, or one request: nobody waits long for his neighbours
-SERVICE_WEIGHT = 0.2  # of the newest batch in the average of how long a request takes
+SERVICE_WEIGHT = 0.2  # of the newest in the averages of how long a request takes, and how soon the next one comes
 
 
 class _Session:
@@ -171,6 +172,9 @@ class Scheduler(Shortages):
                     self._room_may_exist(now)  # not from a leased model: whoever waits must look elsewhere
                 return
             self._register(request)
+            if not model.inflight and not model.queue.live:
+                gap = now - model.last_used
+                model.gap_s = gap if model.gap_s == math.inf else model.gap_s + SERVICE_WEIGHT * (gap - model.gap_s)
             if not model.queue.live and not model.yielding and self._takes(model, request):
                 self._dispatch(model, [request], now)
             else:
@@ -178,7 +182,7 @@ class Scheduler(Shortages):
                 if not model.ahead:  # it may have come in before a suspect, which has to wait to run alone
                     self._serve(model, now)
             if self._tense:  # being used, it may not be the one to go any more
-                self._room_may_exist(now)
+                self._usage_changed(now)
             return
         self._register(request)
         if model.state is State.DRAINING:
@@ -237,6 +241,12 @@ class Scheduler(Shortages):
         for request in model.queue.all():
             self._refuse(request, "model_too_large", self._too_large(model))
 
+    def _give_up_hopeless(self, model: Residency, now: float) -> None:
+        while (request := model.queue.head()) is not None and now >= turns.hopeless_from(request):
+            left, fastest = request.deadline - now, model.least_load_s
+            text = f"{model.name} is not loaded, its fastest load took {fastest:.2f} s, and {left:.2f} s are left"
+            self._refuse(request, "deadline_exceeded", text)
+
     def _register(self, request: Request) -> None:
         self.requests[request.id] = request
         session = self.sessions.get(request.session)
@@ -264,7 +274,7 @@ class Scheduler(Shortages):
             if batch and request.alone:
                 break
             model.queue.pop()
-            if request.deadline <= now:
+            if request.deadline <= now + model.least_service_s:
                 self._too_late(request, f"in the queue before {model.queue.live} others", now)
                 continue
             batch.append(request)
@@ -383,7 +393,7 @@ class Scheduler(Shortages):
         model.pinned = e.on
         self.story.tell(now, model.name, "pinned: it will not be evicted" if e.on else "unpinned")
         if e.on and model.state is State.DRAINING:
-            model.move(Move.KEEP)
+            self._move(model, Move.KEEP)
             self._refuse_unloads(model)
             self._next_life(model)
             self._grant_waiting(model, now)
@@ -451,7 +461,7 @@ class Scheduler(Shortages):
 
     def _drain(self, model: Residency, why: str, now: float) -> None:
         self._stay_small(model)
-        model.move(Move.DRAIN)
+        self._move(model, Move.DRAIN)
         model.yielding = False
         self.story.tell(now, model.name, f"draining: {why} ({model.reasons()})")
         self._serve(model, now)
@@ -532,7 +542,7 @@ class Scheduler(Shortages):
         model = self._of(e.worker)
         if model is None or model.state is not State.LOADING:
             return
-        model.move(Move.READY)
+        self._move(model, Move.READY)
         model.max_batch = max(1, e.max_batch)
         model.config.available = True
         model.failures, model.failure, model.retry_at = 0, "", 0.0
@@ -541,6 +551,8 @@ class Scheduler(Shortages):
         model.loaded_at = model.last_used = now
         model.watched = 0
         model.load_seconds = now - model.started_at
+        model.least_load_s = min(model.least_load_s, model.load_seconds)
+        model.least_service_s = 0.0
         self.story.tell(now, model.name, f"loaded in {model.load_seconds:.2f} s")
         self._grant_waiting(model, now)
         unload, model.unload_when_loaded = model.unload_when_loaded, False
@@ -561,7 +573,7 @@ class Scheduler(Shortages):
             self._fail_load(model, e.code, e.message, Move.KILL, now)
 
     def _fail_load(self, model: Residency, code: str, cause: str, move: Move, now: float) -> None:
-        model.move(move)
+        self._move(model, move)
         if move is Move.KILL:
             self._out.append(KillWorker(model.worker))
         model.failed_load = True
@@ -588,6 +600,7 @@ class Scheduler(Shortages):
         self._running -= len(batch)
         took = (now - model.dispatched_at) / len(batch)
         model.service_s += (SERVICE_WEIGHT if model.service_s else 1.0) * (took - model.service_s)
+        model.least_service_s = min(model.least_service_s or took, took)
         model.dispatched_at = model.last_used = now
         model.requests += len(batch)
         if e.halved:
@@ -606,8 +619,10 @@ class Scheduler(Shortages):
                 self._refuse(request, code, outcome.error[1])
         if model.state is State.LOADED or model.state is State.DRAINING:
             self._serve(model, now)
-        if not model.inflight or model.short or self._tense:  # else nothing has changed for those who wait for room
+        if model.short:
             self._room_may_exist(now)
+        else:
+            self._usage_changed(now)
 
     def _take_back_ahead(self, model: Residency) -> None:
         """The worker will not get to its next batch, which is not to blame and waits again."""
@@ -643,7 +658,7 @@ class Scheduler(Shortages):
             self._fail_load(model, "load_failed", f"its process ended while loading ({e.how})", Move.EXIT, now)
         elif model.state in (State.LOADED, State.DRAINING):
             self._stay_small(model)
-            model.move(Move.EXIT)
+            self._move(model, Move.EXIT)
             model.crashes += 1
             self.story.tell(
                 now, model.name,
@@ -682,7 +697,7 @@ class Scheduler(Shortages):
     def _remembered(self, e: Remembered, now: float) -> None:
         model = self.models.get(e.model)
         if model is not None and self.config.footprint == "measured":
-            model.version, model.peaks = e.version, dict(e.peaks)
+            model.version, model.peaks, model.least_load_s = e.version, dict(e.peaks), math.inf
             self._room_may_exist(now)
 
     def _measured(self, e: Measured, now: float) -> None:
@@ -748,7 +763,7 @@ class Scheduler(Shortages):
         model = self._workers.pop(worker, None)
         if model is None or model.worker != worker:
             return
-        model.move(Move.FAILED if model.failed_load else Move.FREED)
+        self._move(model, Move.FAILED if model.failed_load else Move.FREED)
         model.worker, model.device = 0, ""
         if not model.leases:  # leases outlive a crash, and so does what they asked for
             model.keep_alive = None
@@ -850,7 +865,7 @@ class Scheduler(Shortages):
 
     def _hung(self, model: Residency, limit: float, now: float) -> None:
         self._stay_small(model)
-        model.move(Move.KILL)
+        self._move(model, Move.KILL)
         model.crashes += 1
         batch = model.inflight
         self.story.tell(now, model.name, f"killed: {_numbers(batch)} ran longer than dispatch_timeout ({limit:g} s)")
@@ -979,7 +994,7 @@ class Scheduler(Shortages):
         for model in list(self._workers.values()):
             if model.state is not State.EVICTING:
                 model.leases.clear()
-                model.move(Move.KILL)
+                self._move(model, Move.KILL)
                 self._out.append(KillWorker(model.worker))
         self._leases.clear()
         for key, session in list(self.sessions.items()):

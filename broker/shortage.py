@@ -55,7 +55,7 @@ class Shortages(Room):
             self._fail_load(model, "out_of_memory", what, move, now)
             return
         model.second_load = True
-        model.move(move)
+        self._move(model, move)
         if move is Move.KILL:
             self._out.append(KillWorker(model.worker))
         self.story.tell(now, model.name, f"load failed: {what}; it is tried once more, with {need:g} MB")

@@ -105,6 +105,7 @@ class Question:
 class World:
     """`World([model("a", 300), …], 512)`; several budgets make several devices. Broker settings by keyword.
 
+    `strict`: after every event, whatever could be done now must have been done.
     With `footprint="measured"`, `true_mb` says what a model's processes really use (name → MB; else what is declared).
     """
 
@@ -122,6 +123,8 @@ class World:
         self.s = Scheduler(self.config, self.devices, models)
         self.now = 1000.0
         self.strict = strict
+        if strict:
+            self.s.look_every_s = 0.0
         self.max_batch = max_batch
         self.processes: dict[int, Process] = {}  # charged: until their memory is back
         self.questions: dict[int, Question] = {}
@@ -471,7 +474,8 @@ class World:
             self.s._room_may_exist(self.now)  # whatever could be done now must have been done
             left, self.s._out = self.s._out, []
             dying = any(p.killed and not p.stuck for p in self.processes.values())
-            if dying and all(isinstance(a, KillWorker) for a in left):
+            late = any(isinstance(a, Refuse) and a.code == "deadline_exceeded" for a in left)  # the tick is not in yet
+            if late or (dying and all(isinstance(a, KillWorker) for a in left)):
                 self._after(event, left)  # might have waited for the memory of the dying, but may come now
             else:
                 assert not left, f"after {event} somebody was left waiting who need not: {left}"
