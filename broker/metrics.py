@@ -89,13 +89,16 @@ class Metrics(Collector):
         requests = CounterMetricFamily("zoo_requests", "Inferences that a worker finished", labels=["model_name"])
         errors = CounterMetricFamily("zoo_request_errors", "Requests answered with an error", labels=["model_name"])
         crashes = CounterMetricFamily("zoo_worker_crashes", "Processes that died or hung", labels=["model_name"])
+        shortages = CounterMetricFamily("zoo_out_of_memory", "Memory ran out", labels=["model_name", "when"])
         queued = GaugeMetricFamily("zoo_queued_requests", "Requests waiting", labels=["model_name"])
         for m in models:
             requests.add_metric([m.name], m.requests)
             errors.add_metric([m.name], m.errors)
             crashes.add_metric([m.name], m.crashes)
             queued.add_metric([m.name], m.waiting)
-        yield from (requests, errors, crashes, queued)
+            for when in ("load", "batch", "request"):
+                shortages.add_metric([m.name, when], m.shortages[when])
+        yield from (requests, errors, crashes, shortages, queued)
 
     def close(self) -> None:
         if self._server is not None:

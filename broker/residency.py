@@ -103,7 +103,8 @@ class Residency:
         ahead: the batch that lies at the worker already, so that it goes on without waiting for us.
         short: of its queue, those that ran out of memory: nobody is served until the process may be charged for them.
         max_batch: how many requests its adapter takes at once; `batch_limit`: how many it gets, because memory ran out
-            (0: as many as it takes), `batches`: how many of that size have gone well since.
+            (0: as many as it takes), `batches`: how many of that size have gone well since, `batches_before`: and have
+            to, before larger ones are tried.
         service_s, least_service_s: how long a request has taken lately, its share of the batch; and at the least.
         load_seconds, least_load_s: how long its last load took; and the fastest (inf: none yet).
         gap_s: how soon its callers usually come back when it has become idle (inf: they never have).
@@ -139,7 +140,7 @@ class Residency:
         self.short: list[Request] = []
         self.max_batch = 1
         self.batch_limit = 0
-        self.batches = 0
+        self.batches = self.batches_before = 0
         self.service_s = self.least_service_s = 0.0
         self.gap_s = math.inf
         self.leases: dict[int, bytes] = {}

@@ -28,7 +28,8 @@ from broker.gauge import Gauge
 from broker.handoff import Handoff, Line
 from broker.ledger import Device
 from broker.metrics import Metrics
-from broker.pool import Child, Pool
+from broker.oom import OomKiller
+from broker.pool import BY_SIGKILL, Child, Pool
 from broker.scheduler import Scheduler
 from broker.states import (
     Answer,
@@ -80,6 +81,7 @@ MEMORY_BACK_LIMIT_S = 10.0
 HOUSEKEEPING_S = 1.0
 SAMPLING_S = 0.005  # of each HOUSEKEEPING_S goes into measuring workers, or one of them
 LONGEST_REQUEST_S = 24 * 3600.0
+UNTOLD = "somebody else, or the kernel because memory ran out (its log would say so)"
 
 
 class _Session:
@@ -150,6 +152,7 @@ class Service:
             raise ConfigError(str(e)) from None
         self.scheduler = Scheduler(config.broker, devices, config.models)
         self.gauge = Gauge(self.meters)
+        self.oom_killer = OomKiller()
         self._footprints = footprints.Store(config.state) if self._measures else None
         self._learnt = 0
         self.boot = secrets.token_hex(8)
@@ -269,6 +272,7 @@ class Service:
             self._look_for_memory(now)
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_S
+            self.oom_killer.watch()
             self._look_for_memory(now)
             self._sample()
             for session in list(self._sessions.values()):
@@ -607,6 +611,10 @@ class Service:
         how = worker.child.reap()
         if how is None:
             return
+        starved = None
+        if how == BY_SIGKILL and not worker.killed_at:
+            starved = self.oom_killer.struck()
+            how += ", by " + {True: "the kernel: memory ran out", False: "somebody else", None: UNTOLD}[starved]
         self._hear_out(number)
         self.gauge.end(number, worker.line.fd if worker.line is not None else None)
         if worker.line is not None:
@@ -614,7 +622,7 @@ class Service:
         self._drop(worker.child.sentinel)
         worker.child.close()
         self._forget_worker(number)
-        self._handle(WorkerExited(number, how))
+        self._handle(WorkerExited(number, how, starved is True))
         self._ending[number] = time.monotonic()
         self._look_for_memory(time.monotonic())
 

@@ -22,7 +22,7 @@ from broker.room import Room
 from broker.states import KillWorker, Move, Shortage, State
 
 GUESS = 1.25
-BATCHES_BEFORE_LARGER = 16  # of the most that are sent, in a row, before twice as many are tried again
+BATCHES_FIRST, BATCHES_MOST = 16, 1024  # before larger ones are tried again: twice as many each time that it ran out
 
 
 class Shortages(Room):
@@ -107,9 +107,10 @@ class Shortages(Room):
     def _smaller_batches(self, model: Residency, size: int, now: float) -> None:
         """Memory did not suffice for so many requests at once."""
         model.shortages["batch"] += 1
-        if size > 1:
-            model.batch_limit = min(size // 2, model.batch_limit or size)
-            model.batches = 0
+        on_its_way = model.batch_limit and size > model.batch_limit  # when it became smaller
+        if size > 1 and not on_its_way:
+            model.batch_limit = size // 2
+            model.batches, model.batches_before = 0, min(BATCHES_MOST, 2 * model.batches_before or BATCHES_FIRST)
             what = f"memory ran out under {size} requests at once: at most {model.batch_limit} from now on"
             self.story.tell(now, model.name, what)
 
@@ -118,7 +119,7 @@ class Shortages(Room):
         if size < model.batch_limit:
             return
         model.batches += 1
-        if model.batches == BATCHES_BEFORE_LARGER:
+        if model.batches >= model.batches_before:
             model.batches = 0
             model.batch_limit = 2 * model.batch_limit if 2 * model.batch_limit < model.max_batch else 0
             most = model.batch_limit or model.max_batch
