@@ -245,7 +245,8 @@ class Scheduler(Shortages):
         while (request := model.queue.head()) is not None and now >= turns.hopeless_from(request):
             left, fastest = request.deadline - now, model.least_load_s
             text = f"{model.name} is not loaded, its fastest load took {fastest:.2f} s, and {left:.2f} s are left"
-            self._refuse(request, "deadline_exceeded", text)
+            waited = f"; it waited: {model.blocked}" if model.blocked else ""
+            self._refuse(request, "deadline_exceeded", text + waited)
 
     def _register(self, request: Request) -> None:
         self.requests[request.id] = request

@@ -25,7 +25,7 @@ def made(module: str, name: str, base: type[Exception] = Exception) -> type[Exce
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.20 GiB is "
-    "free. Including non-PyTorch memory, this process has 17.50 GiB memory in use. Of the allocated memory 16.00 GiB is …"
+    "free. Including non-PyTorch memory, this process has 17.50 GiB memory in use. Of the allocated memory …"
 )
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
 CONV = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Conv node. Failed to "
