@@ -334,7 +334,7 @@ def test_the_invariants_hold_whatever_happens_for_long() -> None:
     run_state_machine_as_test(
         SchedulerMachine,
         settings=settings(
-            max_examples=4000, stateful_step_count=100, deadline=None, print_blob=True, suppress_health_check=QUIET
+            max_examples=3000, stateful_step_count=100, deadline=None, print_blob=True, suppress_health_check=QUIET
         ),
     )
 

@@ -128,6 +128,7 @@ class World:
         self.max_batch = max_batch
         self.processes: dict[int, Process] = {}  # charged: until their memory is back
         self.questions: dict[int, Question] = {}
+        self._open: dict[int, None] = {}  # those not answered yet, in order
         self.leases: dict[int, tuple[bytes, str]] = {}
         self.pins = {m.name for m in models if m.pinned}
         self.true_mb = true_mb or {}
@@ -155,6 +156,7 @@ class World:
         number = next(self._numbers)
         event = Asked(number, client, name, kind, self.now + timeout, priority, f"in{number}", keep_alive, problem)
         self.questions[number] = Question(event)
+        self._open[number] = None
         self.emit(event)
         return number
 
@@ -442,7 +444,7 @@ class World:
         return answer.code if isinstance(answer, Refuse) else "ok"
 
     def open_questions(self) -> list[int]:
-        return [n for n, q in self.questions.items() if not q.answers]
+        return list(self._open)
 
     def granted(self, request: int) -> int:
         answer = self.answer(request)
@@ -483,16 +485,15 @@ class World:
 
     def _after(self, event: Event, actions: list[Action]) -> None:
         self.actions += actions
-        self.peaks = {
-            at: peak for at, peak in self.peaks.items() if at[0] in self.s.models
-        }  # the removed are forgotten
+        for at in [at for at in self.peaks if at[0] not in self.s.models]:
+            del self.peaks[at]  # the removed are forgotten
         for action in actions:
             self._take(event, action)
         only_asked = isinstance(event, Asked)  # a measurement or a new budget may tell one and evict another
         if only_asked and any(isinstance(a, Refuse) and a.code == "model_too_large" for a in actions):
             assert not any(isinstance(a, KillWorker) for a in actions), "evicted for what can never fit"
         if isinstance(event, Tick):
-            late = [n for n, q in self.questions.items() if not q.answers and q.event.deadline <= self.now]
+            late = [n for n in self._open if self.questions[n].event.deadline <= self.now]
             assert not late, f"requests {late} are past their deadline"
         self._let_grow()
         self._check_victims()
@@ -563,6 +564,7 @@ class World:
     def _answered(self, action: Any) -> Question:
         question = self.questions[action.request]
         question.answers.append(action)
+        self._open.pop(action.request, None)
         assert len(question.answers) == 1, f"answered twice: {question.answers}"
         if not isinstance(action, Forget):
             assert not question.forgettable, f"answered after its client went: {action}"
@@ -646,11 +648,10 @@ class World:
     def _check_overrun(self, event: Event, actions: list[Action]) -> None:
         """More is charged than may be only by what was measured, is said, only shrinks, and holds everything else."""
         measured = isinstance(event, Measured | DeviceSeen | Reconfigured)
-        for row in self.s.status(self.now)["devices"]:
-            device = next(d for d in self.devices if d.name == row["name"])
+        for device in self.devices:
             over = sum(p.mb for p in self.processes.values() if p.device == device.name) - self.limit_mb(device)
             over = over if over > EPSILON else 0.0
-            assert abs(row["overrun_mb"] - over) < 2e-3, "the overrun is stated as it is"
+            assert abs(self.s.ledger.overrun_mb(device.name) - over) < EPSILON, "the overrun is stated as it is"
             assert measured or over <= self.overrun[device.name] + EPSILON, f"{event} made an overrun larger: {actions}"
             self.overrun[device.name] = over
             ending = [p for p in self.processes.values() if p.device == device.name and (p.killed or p.exited)]
@@ -675,10 +676,13 @@ class World:
         placed: list[int] = []
         for m in s.models.values():
             for queue in (m.queue, m.later):
-                live = [r.id for r in queue.all()]
+                live = queue.all()
                 assert len(live) == queue.live
-                placed += live
-                assert all(not r.running and r.model is m for r in queue.all())
+                for r in live:
+                    assert not r.running
+                    assert r.model is m
+                    assert r.kind is Kind.INFER or m.state is not State.LOADED
+                    placed.append(r.id)
             placed += [r.id for r in m.unloads]
             at_worker = [*m.inflight, *m.ahead]
             placed += [r.id for r in at_worker if r.running]
@@ -692,14 +696,11 @@ class World:
             assert (m.worker != 0) == (m.state not in (State.UNLOADED, State.FAILED))
             assert not m.later.live or m.state in (State.DRAINING, State.EVICTING)
             assert not (m.yielding and m.state is State.LOADED) or m.name in s._yielding
-            process = next((p for p in self.processes.values() if p.worker == m.worker), None)
+            process = self.processes.get(m.worker)
             assert [r.id for r in m.inflight] == (process.running if process else [])
             assert [r.id for r in m.ahead] == (process.ahead if process else [])
-            if m.state is State.LOADED:
-                assert all(r.kind is Kind.INFER for r in m.queue.all())
-                head = m.queue.head()
-                if head is not None and not m.yielding:
-                    assert not s._takes(m, head), f"{m.name} has a place and does not serve its queue"
+            if m.state is State.LOADED and not m.yielding and (head := m.queue.head()) is not None:
+                assert not s._takes(m, head), f"{m.name} has a place and does not serve its queue"
             if m.state is State.DRAINING:
                 assert m.inflight, f"{m.name} drains although nothing runs"
         assert sorted(placed) == sorted(s.requests), "every request waits in exactly one place"
@@ -707,8 +708,10 @@ class World:
         assert s._running == sum(len(p.running) + len(p.ahead) for p in self.processes.values())
         if not s.stopping:
             assert {n: m.name for n, m in s._leases.items()} == {n: name for n, (_, name) in self.leases.items()}
-            for name, m in s.models.items():
-                assert {n: c for n, (c, of) in self.leases.items() if of == name} == m.leases
+            held: dict[str, dict[int, bytes]] = {name: {} for name in s.models}
+            for n, (c, of) in self.leases.items():
+                held[of][n] = c
+            assert held == {name: m.leases for name, m in s.models.items()}
         for key, session in s.sessions.items():
             assert session.requests or session.leases, "an empty session is forgotten"
             assert session.requests == {n for n, r in s.requests.items() if r.session == key}
