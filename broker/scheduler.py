@@ -691,7 +691,7 @@ class Scheduler(Shortages):
             model.refuse_from_now_on(request.digest)
             text += "; the same input will be refused from now on"
             self.story.tell(now, model.name, f"input {request.digest.hex()[:12]} killed two processes: quarantined")
-        self._refuse(request, "out_of_memory" if e.starved else "worker_crashed", text)
+        self._refuse(request, "out_of_memory" if e.starved else "worker_crashed", text, retryable=False)
 
     # ------------------------------------------------------------ memory
 

@@ -30,6 +30,7 @@ from broker.ledger import Device
 from broker.metrics import Metrics
 from broker.oom import OomKiller
 from broker.pool import BY_SIGKILL, Child, Pool
+from broker.residency import MOST_MB
 from broker.scheduler import Scheduler
 from broker.states import (
     Answer,
@@ -1065,7 +1066,10 @@ class Service:
 
 
 def _short(said: protocol.Shortage | None) -> Shortage | None:
-    return Shortage(said.used_mb, said.asked_mb) if said is not None else None
+    """What no device could hold is not believed."""
+    if said is None:
+        return None
+    return Shortage(*(mb if 0 <= mb <= MOST_MB else 0.0 for mb in (said.used_mb, said.asked_mb)))
 
 
 def _preload(config: ZooConfig) -> list[str]:

@@ -41,6 +41,7 @@ RAN_OUT: list[tuple[Exception, float]] = [
     (made("cv2", "error")("(-4:Insufficient memory) Failed to allocate 3145728 bytes in function 'OutOfMemory'"), 3),
     (MemoryError(), 0),
     (MemoryError("Unable to allocate 298. GiB for an array with shape (200000, 200000) and data type float64"), 305152),
+    (MemoryError("Unable to allocate 8.00 EiB for an array with shape (1152921504606846976,)"), 1e9),
     (OSError(errno.ENOMEM, "Cannot allocate memory"), 0),
 ]  # fmt: skip
 

@@ -269,7 +269,7 @@ def test_a_request_whose_process_was_ended_for_want_of_memory_gets_a_larger_one(
     w.says("a", b"digest")
     w.exits("a", starved=True)
     assert w.code(asked) == "out_of_memory"
-    assert w.answer(asked).retryable
+    assert not w.answer(asked).retryable, "it has cost two processes"
     assert w.s.models["a"].quarantine == {b"digest": None}
 
 

@@ -21,15 +21,15 @@ from zoo.smaps import unique_mb
 MB = 1 << 20
 GROWN_MB = 4.0  # less is not worth a reading
 PAGE = os.sysconf("SC_PAGE_SIZE")
-UNIT = {"": 1, "B": 1, "bytes": 1, "KiB": 1 << 10, "MiB": MB, "GiB": 1 << 30, "TiB": 1 << 40}
-MOST_MB = 1e9  # of what a message may say; past it the driver's figure is not one
+UNIT = {"": 1, "B": 1, "bytes": 1} | {f"{prefix}iB": 1 << 10 * n for n, prefix in enumerate("KMGTPE", 1)}
+MOST_MB = 1e9  # that anything could ask for or use; what a driver shows beyond it is no figure
 LIBRARIES = {"torch", "onnxruntime", "cv2"}  # whose own exceptions are judged by their words, as RuntimeErrors are
 WORDS = re.compile(
     r"out of memory|can(?:'t|not) allocate memory|(?:not enough|insufficient) memory|bad_alloc|bad allocation"
     r"|(?:unable|failed) to allocate|_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
-ASKED = re.compile(r"(?:to allocate|buffer of size:?) (\d+\.?\d*) ?(bytes|[KMGT]iB|B\b|)", re.IGNORECASE)
+ASKED = re.compile(r"(?i:to allocate|buffer of size:?) (\d+\.?\d*) ?(bytes|[KMGTPE]iB|B\b|)")
 IN_USE = re.compile(r"this process has (\d+\.?\d*) ([KMGT]iB) memory in use")  # torch, of the whole of it on the device
 
 
@@ -42,7 +42,7 @@ def shortage(error: BaseException, device: str) -> Shortage | None:
     if found is None:
         return None
     text = str(found)
-    return Shortage(_used_mb(text, device), _mb(ASKED.search(text)))
+    return Shortage(_used_mb(text, device), min(MOST_MB, _mb(ASKED.search(text))))
 
 
 class Growth:
@@ -102,13 +102,13 @@ def _says_so(error: BaseException) -> bool:
 def _used_mb(text: str, device: str) -> float:
     """What the process used when it ran out: as torch has said, or torch's own share, or the host's."""
     if cuda := _cuda(device):
-        return _mb(IN_USE.search(text)) or cuda.memory_reserved(device) / MB
+        told = _mb(IN_USE.search(text))
+        return told if 0 < told <= MOST_MB else cuda.memory_reserved(device) / MB
     return unique_mb(os.getpid()) or 0.0
 
 
 def _mb(found: re.Match[str] | None) -> float:
-    mb = float(found[1]) * UNIT[found[2]] / MB if found else 0.0
-    return mb if mb <= MOST_MB else 0.0
+    return float(found[1]) * UNIT[found[2]] / MB if found else 0.0
 
 
 def _cuda(device: str) -> Any:
