@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import OrderedDict
 from typing import Annotated, Any
 
 import msgspec
 
+from broker.queue import Queue
 from broker.states import TRANSITIONS, Kind, Move, State
 from zoo.config import ModelConfig
 
@@ -48,46 +48,6 @@ class Request(msgspec.Struct, eq=False):
     crashes: int = 0
     alone: bool = False
     digest: bytes | None = None
-
-
-class Queue:
-    """Requests by priority, then age. Answered ones are skipped, and swept out when they are the majority."""
-
-    __slots__ = ("_heap", "live")
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Request]] = []
-        self.live = 0
-
-    def push(self, request: Request) -> None:
-        request.queue = self
-        self.live += 1
-        heapq.heappush(self._heap, (request.priority, request.seq, request))
-
-    def drop(self, request: Request) -> None:
-        """The request does not wait here any more."""
-        request.queue = None
-        self.live -= 1
-        if len(self._heap) > 2 * self.live + 64:
-            self._heap = [entry for entry in self._heap if entry[2].queue is self]
-            heapq.heapify(self._heap)
-
-    def head(self) -> Request | None:
-        heap = self._heap
-        while heap and heap[0][2].queue is not self:
-            heapq.heappop(heap)
-        return heap[0][2] if heap else None
-
-    def pop(self) -> Request | None:
-        request = self.head()
-        if request is not None:
-            heapq.heappop(self._heap)
-            request.queue = None
-            self.live -= 1
-        return request
-
-    def all(self) -> list[Request]:
-        return [entry[2] for entry in sorted(self._heap) if entry[2].queue is self]
 
 
 class Residency:

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.ledger import EPSILON_MB, Device
-from broker.residency import Peak, Queue, Request, Residency
+from broker.queue import Queue
+from broker.residency import Peak, Request, Residency
 from broker.room import Room
 from broker.states import (
     Action,
