@@ -19,6 +19,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.swap
 	$(BIN)/python -m benchmarks.models
+	$(BIN)/python -m benchmarks.replay
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -3,9 +3,14 @@
 Strictly by priority, LOW first; among equals the least recently used first. CRITICAL goes only for CRITICAL.
 No more victims than needed: whoever turns out to be unnecessary, because a larger one had to go as well, is
 spared, the most valuable first.
+
+That is `eviction = "priority"`, the default; `adaptive.py` has the other policy. Both are a `Policy` to the scheduler.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -14,12 +19,54 @@ from zoo.config import ModelPriority
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """A loaded model that nobody is using: no lease, no pin, no request in flight."""
+    """A loaded model that nobody is using: no lease, no pin, no request in flight.
+
+    `load_s`: how long its last load took. `expected`, `worth`: see `adaptive.py`, which fills them in.
+    """
 
     model: str
     mb: float
     priority: ModelPriority
     last_used: float
+    load_s: float = 0.0
+    expected: float = 0.0
+    worth: float = 0.0
+
+
+class Policy(Protocol):
+    """What the scheduler wants of a policy. Nothing here changes it."""
+
+    def valued(self, candidates: list[Candidate], wanted: str, now: float) -> list[Candidate]:
+        """The candidates, with whatever `choose` wants to know of them when room is needed for `wanted`."""
+
+    def choose(
+        self, needed_mb: float, candidates: list[Candidate], for_priority: ModelPriority
+    ) -> list[Candidate] | None:
+        """See `choose` below."""
+
+    def loss(self, victims: list[Candidate]) -> tuple[float, float]:
+        """To compare choices on several devices: the least goes."""
+
+    def why(self, victim: Candidate, spared: list[Candidate], now: float) -> str:
+        """In words, with the arithmetic."""
+
+
+class ByPriority:
+    """`Policy` of this module."""
+
+    def valued(self, candidates: list[Candidate], wanted: str, now: float) -> list[Candidate]:
+        return candidates
+
+    def choose(
+        self, needed_mb: float, candidates: list[Candidate], for_priority: ModelPriority
+    ) -> list[Candidate] | None:
+        return choose(needed_mb, candidates, for_priority)
+
+    def loss(self, victims: list[Candidate]) -> tuple[float, float]:
+        return -min(v.priority for v in victims), sum(v.mb for v in victims)
+
+    def why(self, victim: Candidate, spared: list[Candidate], now: float) -> str:
+        return f"{victim.priority.name}, unused for {now - victim.last_used:.1f} s"
 
 
 def order(candidates: list[Candidate]) -> list[Candidate]:
@@ -33,22 +80,30 @@ def choose(needed_mb: float, candidates: list[Candidate], for_priority: ModelPri
     Args:
         for_priority: of the model that needs the room.
     """
-    allowed = [
-        c
-        for c in candidates
-        if c.mb > 0 and (c.priority != ModelPriority.CRITICAL or for_priority == ModelPriority.CRITICAL)
-    ]
     chosen: list[Candidate] = []
     freed = 0.0
-    for candidate in order(allowed):
+    for candidate in order(may_go(candidates, for_priority)):
         if freed + EPSILON_MB >= needed_mb:
             break
         chosen.append(candidate)
         freed += candidate.mb
     if freed + EPSILON_MB < needed_mb:
         return None
-    for candidate in reversed(list(chosen)):
+    return spare(needed_mb, chosen)
+
+
+def may_go(candidates: Sequence[Candidate], for_priority: ModelPriority) -> list[Candidate]:
+    """Those who free anything; CRITICAL only for CRITICAL."""
+    critical = for_priority == ModelPriority.CRITICAL
+    return [c for c in candidates if c.mb > 0 and (critical or c.priority != ModelPriority.CRITICAL)]
+
+
+def spare(needed_mb: float, chosen: Sequence[Candidate]) -> list[Candidate]:
+    """Without those who turn out to be unnecessary, seen from the last one, the most valuable."""
+    victims = list(chosen)
+    freed = sum(v.mb for v in victims)
+    for candidate in reversed(chosen):
         if freed - candidate.mb + EPSILON_MB >= needed_mb:
-            chosen.remove(candidate)
+            victims.remove(candidate)
             freed -= candidate.mb
-    return chosen
+    return victims

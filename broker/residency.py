@@ -61,7 +61,9 @@ class Residency:
         inflight: the batch its worker is running (also after it was answered, until the worker lets go).
         ahead: the batch that lies at the worker already, so that it goes on without waiting for us.
         max_batch: how many requests its adapter takes at once.
-        service_s: how long a request has taken lately, its share of the batch.
+        service_s, least_service_s: how long a request has taken lately, its share of the batch; and at the least.
+        load_seconds, least_load_s: how long its last load took; and the fastest (inf: none yet).
+        gap_s: how soon its callers usually come back when it has become idle (inf: they never have).
         leases: lease number → session.
         claim: room that is coming back on `claim_on` was promised to it; lower numbers first, then all without (0).
         blocked, blocked_by: what it waits for, in words and as a key that changes when the reason does.
@@ -90,7 +92,8 @@ class Residency:
         self.inflight: list[Request] = []
         self.ahead: list[Request] = []
         self.max_batch = 1
-        self.service_s = 0.0
+        self.service_s = self.least_service_s = 0.0
+        self.gap_s = math.inf
         self.leases: dict[int, bytes] = {}
         self.keep_alive: float | None = None
         self.yielding = False
@@ -116,6 +119,7 @@ class Residency:
         self.evictions = 0
         self.crashes = 0
         self.load_seconds = 0.0
+        self.least_load_s = math.inf
 
     def move(self, move: Move) -> None:
         """Changes state by the table; an illegal move is a bug and raises KeyError."""

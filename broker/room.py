@@ -18,9 +18,12 @@ import itertools
 import math
 from typing import Any
 
-from broker import eviction
+from broker import turns
+from broker.adaptive import Adaptive
+from broker.eviction import ByPriority, Candidate, Policy
+from broker.habits import Habits
 from broker.ledger import EPSILON_MB, Device, Ledger
-from broker.residency import Residency
+from broker.residency import Request, Residency
 from broker.states import Action, KillWorker, Move, StartWorker, State
 from broker.story import Story
 from broker.timers import Due, Timers
@@ -33,6 +36,8 @@ class Room:
     """The models, what they are charged, and who waits for room. `Scheduler` adds requests and workers.
 
     Attributes:
+        policy: who goes.
+        habits: who is asked for, and after whom; kept only where somebody looks at it.
         evictions: (model, priority) → how often.
         _workers: living workers, from the decision to start until the memory is back (or written off).
         _wanted: models that somebody waits for and that are not there, in the order in which they became so.
@@ -49,6 +54,8 @@ class Room:
         self.models = {m.name: Residency(m, next(self._model_numbers)) for m in models}
         self.story = Story()
         self.timers = Timers()
+        self.habits = Habits()
+        self._take_policy()
         self.stopping = False
         self.evictions: dict[tuple[str, str], int] = {}
         self._workers: dict[int, Residency] = {}
@@ -60,6 +67,14 @@ class Room:
         self._worker_ids = itertools.count(1)
         self._claims = itertools.count(1)
         self._out: list[Action] = []
+
+    def _take_policy(self) -> None:
+        self._habitual = self.config.eviction == "adaptive"
+        self.policy: Policy = Adaptive(self.habits) if self._habitual else ByPriority()
+
+    def _give_up_hopeless(self, model: Residency, now: float) -> None:
+        """Nobody makes room for requests whose deadline cannot be met any more: the scheduler answers them."""
+        raise NotImplementedError
 
     def _serve(self, model: Residency, now: float) -> None:
         """Gives the model's worker what waits for it: the scheduler's part."""
@@ -93,8 +108,8 @@ class Room:
         for device in self.ledger.devices:
             short = -self._coming_mb(device) if self.ledger.overrun_mb(device) else 0.0
             if short > EPSILON_MB:
-                idle = [c for c in self._candidates(device, set(), busy=False) if c.mb > 0]
-                victims = eviction.choose(short, idle, ModelPriority.CRITICAL)
+                idle = [c for c in self._candidates(device, set(), "", now, busy=False) if c.mb > 0]
+                victims = self.policy.choose(short, idle, ModelPriority.CRITICAL)
                 for victim in idle if victims is None else victims:
                     model = self.models[victim.model]
                     self._evict(model, f"{self._overrun(device)}; unused for {now - victim.last_used:.1f} s", now)
@@ -140,7 +155,9 @@ class Room:
         workers = len(self._workers)
         # Whoever was promised room comes first: else a victim with older requests would take it right back.
         waiting = [
-            (m.claim or math.inf, head.priority, head.seq, m) for m in self._wanted.values() if (head := m.queue.head())
+            (m.claim or math.inf, head.priority, turns.due(head, self.config.request_timeout), head.seq, m)
+            for m in self._wanted.values()
+            if (head := m.queue.head())
         ]
         for *_, model in sorted(waiting):
             if model.state not in (State.UNLOADED, State.FAILED):
@@ -196,22 +213,29 @@ class Room:
             if need[device] <= spare[device] + EPSILON_MB:
                 self._claim(model, device, claimed)
                 return
+        self._give_up_hopeless(model, now)
+        head = model.queue.head()
+        if head is None:
+            return
+        self._look_again(turns.hopeless_from(head))
         plans = []
         for device in free:
             needed = need[device] - spare[device]
-            idle = self._candidates(device, spoken_for, busy=False)
-            victims = eviction.choose(needed, idle, model.config.priority)
+            idle = self._candidates(device, spoken_for, model.name, now, busy=False)
+            victims = self.policy.choose(needed, idle, model.config.priority)
             if victims is not None:
-                dearest = min(v.priority for v in victims)
-                plans.append(((-dearest, sum(v.mb for v in victims)), device, needed, victims))
+                spared = [c for c in idle if c not in victims]
+                plans.append((self.policy.loss(victims), device, needed, victims, spared))
         if plans:
-            _, device, needed, victims = min(plans, key=lambda plan: plan[0])
+            _, device, needed, victims, spared = min(plans, key=lambda plan: plan[0])
+            if self._lingering(model, head, device, victims, now):
+                spoken_for.update(victim.model for victim in victims)
+                return
             for victim in victims:
                 self._evict(
                     self.models[victim.model],
                     f"{model.name} needs {need[device]:g} MB, {needed:g} MB short of "
-                    f"{self.ledger.limit_mb(device):g}; {victim.priority.name}, unused for "
-                    f"{now - victim.last_used:.1f} s",
+                    f"{self.ledger.limit_mb(device):g}; {self.policy.why(victim, spared, now)}",
                     now,
                 )
             if need[device] <= self.ledger.free_mb(device) + EPSILON_MB:  # what comes back is for an older claim
@@ -223,9 +247,7 @@ class Room:
         if not free:
             self._blocked(model, "loading", "another model is loading", now)
             return
-        self._ask_to_yield(model, now, {name: spare[name] for name in free}, spoken_for, yielding)
-        # What it waits for is not taken from under it by those who came later and would have to evict the same models.
-        # Free room, however, may be used by whoever fits.
+        self._ask_to_yield(model, head, now, {name: spare[name] for name in free}, claimed, spoken_for, yielding)
 
     def _claim(self, model: Residency, device: str, claimed: dict[str, float]) -> None:
         claimed[device] += model.need_mb(device)
@@ -241,10 +263,10 @@ class Room:
                 coming += charge.mb if charge else 0.0
         return coming
 
-    def _candidates(self, device: str, spoken_for: set[str], *, busy: bool) -> list[eviction.Candidate]:
+    def _candidates(self, device: str, spoken_for: set[str], wanted: str, now: float, *, busy: bool) -> list[Candidate]:
         """Models on the device that may go; with `busy`, also those that would be free once they stop taking work."""
-        return [
-            eviction.Candidate(m.name, m.mb, m.config.priority, m.last_used)
+        candidates = [
+            Candidate(m.name, m.mb, m.config.priority, m.last_used, m.load_seconds)
             for m in self._workers.values()
             if m.state is State.LOADED
             and m.device == device
@@ -253,29 +275,56 @@ class Room:
             and m.name not in spoken_for
             and (busy or (not m.inflight and (not m.queue.live or m.yielding)))
         ]
+        return self.policy.valued(candidates, wanted, now)
+
+    def _lingering(self, model: Residency, head: Request, device: str, victims: list[Candidate], now: float) -> bool:
+        """Some of them are idle for a moment only, it seems: they are given that moment."""
+        until = {
+            v.model: turns.lingers_until(self.models[v.model], model, head, self.config.patience_seconds)
+            for v in victims
+        }
+        names = [name for name, moment in until.items() if moment > now]
+        if names:
+            self._look_again(max(until.values()))
+            why = f"a moment for {', '.join(names)}, whose callers usually come right back"
+            self._blocked(model, f"lingering {names}", why, now)
+        return bool(names)
 
     def _ask_to_yield(
-        self, model: Residency, now: float, spare: dict[str, float], spoken_for: set[str], yielding: set[str]
+        self,
+        model: Residency,
+        head: Request,
+        now: float,
+        spare: dict[str, float],
+        claimed: dict[str, float],
+        spoken_for: set[str],
+        yielding: set[str],
     ) -> None:
-        """Nobody idle can make room. After `patience`, busy models of the right priority stop taking work."""
+        """Nobody idle can make room. When their turn is over (see `turns.py`), busy models stop taking work.
+
+        What it waits for is not taken from under it by those who came later and would have to evict the same models;
+        and once it has lost patience, nor is the room that is free, or small ones could hold up a big one for ever.
+        """
         patience = self.config.patience_seconds
-        head = model.queue.head()
         for device, mb in spare.items():
-            victims = eviction.choose(
-                model.need_mb(device) - mb, self._candidates(device, spoken_for, busy=True), model.config.priority
-            )
-            if victims is None or head is None:
+            candidates = self._candidates(device, spoken_for, model.name, now, busy=True)
+            victims = self.policy.choose(model.need_mb(device) - mb, candidates, model.config.priority)
+            if victims is None:
                 continue
             busy = [self.models[v.model] for v in victims]
-            since = max([head.since, *(m.loaded_at for m in busy)])
-            if now >= since + patience:
+            turn = max(turns.gives_way_at(m, model, head, patience) for m in busy)
+            if now >= turn:
                 for m in busy:
                     if not m.yielding:
                         self.story.tell(now, m.name, f"yields: {model.name} waits for its room")
                     m.yielding = True
                     yielding.add(m.name)
             else:
-                self._look_again(since + patience)
+                self._look_again(turn)
+            if now >= head.since + patience:
+                claimed[device] += model.need_mb(device)
+            else:
+                self._look_again(head.since + patience)
             spoken_for.update(m.name for m in busy)
             names = ", ".join(m.name for m in busy)
             self._blocked(model, names, f"for {names} to finish", now)
@@ -299,11 +348,10 @@ class Room:
         )
 
     def _users(self, device: str) -> str:
-        users = [
-            f"{m.name} {m.mb:g} MB ({m.config.priority.name}, {m.reasons()})"
-            for m in self._workers.values()
-            if m.device == device and m.mb > 0
-        ]
+        there = [m for m in self._workers.values() if m.device == device and m.mb > 0]
+        users = [f"{m.name} {m.mb:g} MB ({m.config.priority.name}, {m.reasons()})" for m in there]
+        if there and all(m.pinned or m.leases for m in there):
+            users[0] = f"all pinned or leased: {users[0]}"
         if stuck := self.unreturned_mb(device):
             users.append(f"{stuck:g} MB of ended processes have not come back")
         if (left := self.ledger.limit_mb(device)) < (budget := self.ledger.devices[device].budget_mb):

@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from broker import turns
 from broker.ledger import EPSILON_MB, Device
 from broker.queue import Queue
 from broker.residency import Peak, Request, Residency
@@ -64,7 +65,7 @@ from zoo.errors import BY_CODE
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 300.0
 QUEUE_RETRY_S = 0.1
 BATCH_S = 0.05  # a batch should take no longer than this, or one request: nobody waits long for his neighbours
-SERVICE_WEIGHT = 0.2  # of the newest batch in the average of how long a request takes
+SERVICE_WEIGHT = 0.2  # of the newest in the averages of how long a request takes, and how soon the next one comes
 
 
 class _Session:
@@ -162,6 +163,8 @@ class Scheduler(Room):
         if e.kind is Kind.UNLOAD:
             self._ask_unload(request, now)
             return
+        if self._habitual:
+            self.habits.asked(model.name, now)
         if model.state is State.LOADED:
             if e.kind is not Kind.INFER:
                 self._grant(request, now)
@@ -170,6 +173,9 @@ class Scheduler(Room):
                     self._room_may_exist(now)  # not from a leased model: whoever waits must look elsewhere
                 return
             self._register(request)
+            if not model.inflight and not model.queue.live:
+                gap = now - model.last_used
+                model.gap_s = gap if model.gap_s == math.inf else model.gap_s + SERVICE_WEIGHT * (gap - model.gap_s)
             if not model.queue.live and not model.yielding and self._takes(model, request):
                 self._dispatch(model, [request], now)
             else:
@@ -236,6 +242,12 @@ class Scheduler(Room):
         for request in model.queue.all():
             self._refuse(request, "model_too_large", self._too_large(model))
 
+    def _give_up_hopeless(self, model: Residency, now: float) -> None:
+        while (request := model.queue.head()) is not None and now >= turns.hopeless_from(request):
+            left, fastest = request.deadline - now, model.least_load_s
+            text = f"{model.name} is not loaded, its fastest load took {fastest:.2f} s, and {left:.2f} s are left"
+            self._refuse(request, "deadline_exceeded", text)
+
     def _register(self, request: Request) -> None:
         self.requests[request.id] = request
         session = self.sessions.get(request.session)
@@ -261,7 +273,7 @@ class Scheduler(Room):
             if batch and request.alone:
                 break
             model.queue.pop()
-            if request.deadline <= now:
+            if request.deadline <= now + model.least_service_s:
                 self._too_late(request, f"in the queue before {model.queue.live} others", now)
                 continue
             batch.append(request)
@@ -535,6 +547,8 @@ class Scheduler(Room):
         model.loaded_at = model.last_used = now
         model.watched = 0
         model.load_seconds = now - model.started_at
+        model.least_load_s = min(model.least_load_s, model.load_seconds)
+        model.least_service_s = 0.0
         self.story.tell(now, model.name, f"loaded in {model.load_seconds:.2f} s")
         self._grant_waiting(model, now)
         unload, model.unload_when_loaded = model.unload_when_loaded, False
@@ -577,6 +591,7 @@ class Scheduler(Room):
         self._running -= len(batch)
         took = (now - model.dispatched_at) / len(batch)
         model.service_s += (SERVICE_WEIGHT if model.service_s else 1.0) * (took - model.service_s)
+        model.least_service_s = min(model.least_service_s or took, took)
         model.dispatched_at = model.last_used = now
         model.requests += len(batch)
         for request, outcome in zip(batch, e.outcomes, strict=True):
@@ -660,7 +675,7 @@ class Scheduler(Room):
     def _remembered(self, e: Remembered, now: float) -> None:
         model = self.models.get(e.model)
         if model is not None and self.config.footprint == "measured":
-            model.version, model.peaks = e.version, dict(e.peaks)
+            model.version, model.peaks, model.least_load_s = e.version, dict(e.peaks), math.inf
             self._room_may_exist(now)
 
     def _measured(self, e: Measured, now: float) -> None:
@@ -852,6 +867,7 @@ class Scheduler(Room):
         for name, text in e.changes:
             self.story.tell(now, name, text)
         self.config = e.broker
+        self._take_policy()
         for device, mb in e.budgets.items():
             self.ledger.set_budget(device, mb)
         given = {config.name: config for config in e.models}

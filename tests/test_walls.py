@@ -67,7 +67,19 @@ def test_the_scheduler_is_pure() -> None:
     """No sockets, clocks, processes, logging or threads in the state machine."""
     io = {"time", "socket", "zmq", "os", "threading", "logging", "subprocess", "multiprocessing", "asyncio", "signal",
           "selectors", "select", "random", "datetime"}  # fmt: skip
-    for name in ("scheduler", "room", "states", "residency", "queue", "eviction", "ledger", "timers", "story"):
+    for name in (
+        "scheduler",
+        "room",
+        "states",
+        "residency",
+        "queue",
+        "eviction",
+        "adaptive",
+        "habits",
+        "ledger",
+        "timers",
+        "story",
+    ):
         found = {imported.split(".")[0] for _, imported in imports(ROOT / f"broker/{name}.py")}
         assert not found & io, name
 

@@ -103,6 +103,8 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
         load_timeout, dispatch_timeout: after these a worker is killed.
         max_queue: requests waiting per model.
         concurrent_loads: per device.
+        eviction: "priority" lets LOW go first and CRITICAL last, whatever their reload costs; "adaptive" weighs that,
+            and how often, how lately and after which others a model is asked for (see `docs/eviction.md`).
         patience_seconds: how long a busy model may keep others waiting for its room.
         metrics: "HOST:PORT" for Prometheus, or false.
         arena_limit_mb: the largest arena a client may share.
@@ -124,6 +126,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
     drain_seconds: Annotated[float, msgspec.Meta(ge=0)] = 5.0
     max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
     concurrent_loads: Annotated[int, msgspec.Meta(ge=1)] = 1
+    eviction: Literal["priority", "adaptive"] = "priority"
     patience_seconds: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     metrics: str | Literal[False] = False
     state_dir: str = ""

@@ -161,12 +161,12 @@ def test_larger_than_the_budget_is_refused_and_nobody_goes() -> None:
 
 
 def test_room_promised_to_a_waiter_is_not_taken_back_by_its_victim() -> None:
-    """The victim's own queue is older and more urgent; still the room is the claimant's."""
+    """The victim's own queue is older; still the room is the claimant's."""
     w = World([model("a"), model("b")], 512, patience_seconds=1.0)
     w.load("a")
-    w.ask("a", priority=0)
-    older = [w.ask("a", priority=0) for _ in range(5)]
-    waiter = w.ask("b", priority=3)
+    w.ask("a")
+    older = [w.ask("a") for _ in range(5)]
+    waiter = w.ask("b")
     w.wait(2)
     w.done("a")
     w.done("a")  # the one that lay ahead at its worker
@@ -249,22 +249,23 @@ def test_a_lease_on_a_yielding_model_lets_all_that_yielded_with_it_serve_again()
     assert queued in w.dispatches()
 
 
-def test_nobody_yields_to_a_waiter_whose_chance_is_gone_with_the_same_decision() -> None:
-    """The large one would wait for busy and idle; but the small one starts first, and until that is loaded
-    nothing can be done for the large one. A load never delays a request for a loaded model."""
-    w = World([model("busy", 50), model("idle", 400), model("new", 700), model("small", 200)], 700, patience_seconds=0)
-    w.load("small", "busy", "idle")
-    w.lease("small", client=b"holder")
+def test_free_room_is_kept_for_a_big_one_that_has_lost_patience() -> None:
+    """Else small ones, one after another, could keep it out until its deadline; before that they may have the room."""
+    small = [model(f"small{i}", 100) for i in range(4)]
+    w = World([model("busy", 400), model("big", 700), *small], 700, patience_seconds=1.0)
+    w.load("busy")
     w.ask("busy")
-    large = w.ask("new", priority=0)
-    w.ask("small")
-    w.exits("small")
-    w.close(b"holder")
-    w.memory_back("small")
-    assert w.state("small") is State.LOADING
-    warm = w.ask("idle")
-    assert warm in w.dispatches()
-    assert w.code(large) is None
+    w.ask("big")
+    w.ask("small0")
+    assert w.state("small0") is State.LOADING
+    w.settle(holding={"busy"})
+    w.wait(1.0)
+    w.ask("small1")
+    assert w.state("small1") is State.UNLOADED
+    w.done("busy")
+    assert w.state("busy") is w.state("small0") is State.EVICTING
+    w.settle()
+    assert w.s.models["big"].loads == 1
 
 
 def test_two_busy_models_that_do_not_fit_together_take_turns() -> None:

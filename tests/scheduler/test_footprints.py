@@ -122,7 +122,8 @@ def test_an_overrun_that_nobody_may_end_is_said_and_holds_loads_until_it_ends() 
     w.measure("a", 400)
     assert (w.state("a"), w.state("b")) == (State.LOADED, State.LOADED)
     assert row(w)["overrun_mb"] == 88
-    assert any("charged 600 MB, 512 may be, and nobody may go: a 400 MB (MEDIUM, 1 lease)" in s for s in w.story())
+    why = "charged 600 MB, 512 may be, and nobody may go: all pinned or leased: a 400 MB (MEDIUM, 1 lease)"
+    assert any(why in s for s in w.story())
     waiting = w.ask("c")
     w.settle()
     assert w.code(waiting) is None, "nothing is loaded while more is charged than may be"

@@ -419,7 +419,8 @@ class World:
             self.s._room_may_exist(self.now)  # whatever could be done now must have been done
             left, self.s._out = self.s._out, []
             dying = any(p.killed and not p.stuck for p in self.processes.values())
-            if dying and all(isinstance(a, KillWorker) for a in left):
+            late = any(isinstance(a, Refuse) and a.code == "deadline_exceeded" for a in left)  # the tick is not in yet
+            if late or (dying and all(isinstance(a, KillWorker) for a in left)):
                 self._after(event, left)  # might have waited for the memory of the dying, but may come now
             else:
                 assert not left, f"after {event} somebody was left waiting who need not: {left}"

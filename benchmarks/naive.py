@@ -1,0 +1,42 @@
+"""The policy that one writes first: one request at a time, and for each that finds its model away, evict one model
+after another, by priority and then the longest unused, until it fits; then load. Nobody is spared, nothing is batched.
+
+First come, first served: a request waits for all that came before it, whatever model they want.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.traces import Trace
+from benchmarks.world import KILL_S, Figures
+
+
+def replay(trace: Trace, load_s: Mapping[str, float]) -> Figures:
+    config = {m.name: m for m in trace.models}
+    last_used: dict[str, float] = {}
+    free, now, figures = trace.budget_mb, 0.0, Figures()
+    for event in trace.events:
+        for step in event.steps:
+            begun = now = max(now, event.at)
+            figures.requests += 1
+            if step.model in last_used:
+                figures.hits += 1
+            else:
+                while config[step.model].vram_mb > free:
+                    victim = min(last_used, key=lambda name: (-config[name].priority, last_used[name]))
+                    del last_used[victim]
+                    free += config[victim].vram_mb
+                    figures.evictions += 1
+                    now += KILL_S
+                free -= config[step.model].vram_mb
+                figures.loads += 1
+                figures.load_s += load_s[step.model]
+                now += load_s[step.model]
+            figures.waits.append(now - event.at)
+            figures.missed += now + step.seconds > event.at + trace.deadline_s
+            now += step.seconds
+            last_used[step.model] = now
+            figures.busy_s += now - begun
+    figures.end = now
+    return figures
