@@ -270,12 +270,12 @@ class Scheduler(Room):
             most = max(1, int(BATCH_S / model.service_s))
         batch: list[Request] = []
         while len(batch) < most and (request := model.queue.head()) is not None:
+            if request.deadline <= now + model.least_service_s:  # and its client keeps its turn
+                self._too_late(request, f"in the queue before {model.queue.live - 1} others", now)
+                continue
             if batch and request.alone:
                 break
             model.queue.pop()
-            if request.deadline <= now + model.least_service_s:
-                self._too_late(request, f"in the queue before {model.queue.live} others", now)
-                continue
             batch.append(request)
             if request.alone:
                 break

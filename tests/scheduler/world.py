@@ -132,6 +132,7 @@ class World:
         self.stopped = False
         self._numbers = itertools.count(1)
         self._told = 0
+        self._overtakers: dict[tuple[str, int, bytes], set[bytes]] = {}  # since the client was last served there
 
     # ------------------------------------------------------------ what a client does
 
@@ -439,6 +440,8 @@ class World:
         if isinstance(event, Tick):
             late = [n for n, q in self.questions.items() if not q.answers and q.event.deadline <= self.now]
             assert not late, f"requests {late} are past their deadline"
+        waiting = {(m.name, r.priority, r.session) for m in self.s.models.values() for r in m.queue.all()}
+        self._overtakers = {who: by for who, by in self._overtakers.items() if who in waiting}
         self._check_victims()
         self._check_overrun(event, actions)
         self.check_books()
@@ -554,10 +557,23 @@ class World:
             assert question.event.deadline > self.now, "dispatched past its deadline"
             assert payload == f"in{request}"
         numbers = [request for request, _ in batch]
+        self._note_turns(p.model, numbers)
         if p.running:
             p.ahead = numbers
         else:
             p.running, p.dispatched_at = numbers, self.now
+
+    def _note_turns(self, name: str, numbers: list[int]) -> None:
+        """Nobody is overtaken twice by the same client, within a model's queue and a priority."""
+        waiting = {(r.priority, r.session) for r in self.s.models[name].queue.all()}
+        for number in numbers:
+            event = self.questions[number].event
+            self._overtakers.pop((name, event.priority, event.session), None)
+            for priority, session in waiting - {(event.priority, event.session)}:
+                if priority == event.priority:
+                    overtakers = self._overtakers.setdefault((name, priority, session), set())
+                    assert event.session not in overtakers, f"{event.session!r} overtook {session!r} twice"
+                    overtakers.add(event.session)
 
     def _check_victims(self) -> None:
         """No victim too many, none too few, CRITICAL only for CRITICAL: from what the story says."""
