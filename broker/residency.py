@@ -61,6 +61,7 @@ class Residency:
         inflight: the batch its worker is running (also after it was answered, until the worker lets go).
         ahead: the batch that lies at the worker already, so that it goes on without waiting for us.
         max_batch: how many requests its adapter takes at once.
+        leaves_at: when what waits for company goes without; inf: nobody does.
         service_s, least_service_s: how long a request has taken lately, its share of the batch; and at the least.
         load_seconds, least_load_s: how long its last load took; and the fastest (inf: none yet).
         gap_s: how soon its callers usually come back when it has become idle (inf: they never have).
@@ -92,6 +93,7 @@ class Residency:
         self.inflight: list[Request] = []
         self.ahead: list[Request] = []
         self.max_batch = 1
+        self.leaves_at = math.inf
         self.service_s = self.least_service_s = 0.0
         self.gap_s = math.inf
         self.leases: dict[int, bytes] = {}

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from broker import turns
+from broker import batches, limits, turns
 from broker.ledger import EPSILON_MB, Device
 from broker.queue import Queue
 from broker.residency import Peak, Request, Residency
@@ -63,8 +63,6 @@ from zoo.config import BrokerConfig, ModelConfig
 from zoo.errors import BY_CODE
 
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 300.0
-QUEUE_RETRY_S = 0.1
-BATCH_S = 0.05  # a batch should take no longer than this, or one request: nobody waits long for his neighbours
 SERVICE_WEIGHT = 0.2  # of the newest in the averages of how long a request takes, and how soon the next one comes
 
 
@@ -176,7 +174,8 @@ class Scheduler(Room):
             if not model.inflight and not model.queue.live:
                 gap = now - model.last_used
                 model.gap_s = gap if model.gap_s == math.inf else model.gap_s + SERVICE_WEIGHT * (gap - model.gap_s)
-            if not model.queue.live and not model.yielding and self._takes(model, request):
+            at_once = not model.queue.live and not model.yielding and not model.config.max_delay_ms
+            if at_once and self._takes(model, request):
                 self._dispatch(model, [request], now)
             else:
                 model.queue.push(request)
@@ -224,12 +223,14 @@ class Scheduler(Room):
             )
         waits = e.kind is Kind.INFER or model.state is not State.LOADED
         if waits and model.waiting >= self.config.max_queue:
-            return no(
-                "queue_full",
-                f"{model.waiting} requests wait for {model.name} already (max_queue); try again a little later",
-                QUEUE_RETRY_S,
-            )
+            return no("queue_full", *limits.model_is_full(model, self.config.max_queue, now))
+        if waits and (unanswered := self._unanswered(e.session)) >= self.config.max_queue_per_client:
+            return no("queue_full", *limits.client_is_full(model, unanswered, self.config.max_queue_per_client, now))
         return None
+
+    def _unanswered(self, session: bytes) -> int:
+        found = self.sessions.get(session)
+        return len(found.requests) if found is not None else 0
 
     def _ever_fits(self, model: Residency) -> bool:
         return any(model.need_mb(d.name) <= d.budget_mb + EPSILON_MB for d in self.ledger.devices.values())
@@ -264,10 +265,8 @@ class Scheduler(Room):
         return not model.ahead and not running[0].alone and not request.alone
 
     def _next_batch(self, model: Residency, now: float) -> list[Request]:
-        """Who goes to the worker next, out of the queue: as many as the adapter takes and `BATCH_S` allows."""
-        most = model.max_batch
-        if model.service_s * most > BATCH_S:
-            most = max(1, int(BATCH_S / model.service_s))
+        """Who goes to the worker next, out of the queue."""
+        most = batches.most(model)
         batch: list[Request] = []
         while len(batch) < most and (request := model.queue.head()) is not None:
             if request.deadline <= now + model.least_service_s:  # and its client keeps its turn
@@ -302,10 +301,18 @@ class Scheduler(Room):
         """The worker has a place: next batch, or nothing left to do."""
         if not model.yielding:
             while (request := model.queue.head()) is not None and self._takes(model, request):
+                if (leaves_at := batches.leaves_at(model)) > now and not (self._wanted or self.stopping):
+                    self._await_company(model, leaves_at)
+                    break
                 if batch := self._next_batch(model, now):
                     self._dispatch(model, batch, now)
         if not model.inflight and not model.queue.live:
             self._became_idle(model, now)
+
+    def _await_company(self, model: Residency, until: float) -> None:
+        if model.leaves_at != until:
+            model.leaves_at = until
+            self.timers.add(until, Due.BATCH, model.number)
 
     # ------------------------------------------------------------ requests go out
 
@@ -765,6 +772,8 @@ class Scheduler(Room):
             return key not in self._workers
         if due == Due.IDLE:
             return key not in self._numbered or when != self._numbered[key].idle_at
+        if due == Due.BATCH:
+            return key not in self._numbered or when != self._numbered[key].leaves_at
         return due == Due.LOOK and when != self._look_at
 
     def _dispatch_timeout(self, model: Residency) -> float:
@@ -787,6 +796,11 @@ class Scheduler(Room):
                 self._watch(key, now)
             elif due == Due.IDLE:
                 self._idle_timer(self._numbered[key], now)
+            elif due == Due.BATCH:
+                model = self._numbered[key]
+                model.leaves_at = math.inf
+                if model.state is State.LOADED:
+                    self._serve(model, now)
             elif due == Due.LOOK:
                 look = True
         for model in lost.values():
@@ -884,8 +898,8 @@ class Scheduler(Room):
         for model in list(self.models.values()):
             self._retire(model, now)
             self._leaving = self._leaving or model.leaving
-            if model.state is State.LOADED and not model.queue.live:
-                self._became_idle(model, now)  # by the new idle_seconds
+            if model.state is State.LOADED:
+                self._serve(model, now)  # by the new max_delay_ms and idle_seconds
         for worker, model in self._workers.items():
             began = model.started_at if model.state is State.LOADING else model.dispatched_at
             limit = self.config.load_timeout if model.state is State.LOADING else self._dispatch_timeout(model)
@@ -942,6 +956,9 @@ class Scheduler(Room):
             served = model.state in (State.LOADED, State.DRAINING) and request.queue is not model.later
             if request.kind is not Kind.INFER or not served:
                 self._turn_away(request)
+        for model in self._workers.values():
+            if model.state is State.LOADED and model.queue.live:  # nobody comes to keep them company any more
+                self._serve(model, now)
         for name in sorted(self._yielding):  # nobody is waiting for their room any more
             model = self.models[name]
             model.yielding = False

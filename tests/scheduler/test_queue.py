@@ -1,4 +1,4 @@
-"""Whose turn it is: fairness among the clients of one model, limits, and waiting for company."""
+"""Whose turn it is among the clients of one model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from tests.scheduler.world import World, model
 
 def served(w: World, name: str = "a") -> list[bytes]:
     """Whose requests went to the worker, in order."""
-    return [w.questions[request].event.session for request in w.dispatches() if w.questions[request].event.model == name]
+    return [
+        w.questions[request].event.session for request in w.dispatches() if w.questions[request].event.model == name
+    ]
 
 
 def busy(**how: int) -> World:

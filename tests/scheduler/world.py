@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from broker import batches
 from broker.ledger import Device
 from broker.scheduler import Scheduler
 from broker.states import (
@@ -416,7 +417,9 @@ class World:
         actions = self.s.handle(event, self.now)
         self._after(event, actions)
         moving = any(isinstance(a, StartWorker | KillWorker) for a in actions)  # then more comes by itself
-        if self.strict and not self.s.stopping and not moving:
+        wake = self.s.next_wakeup()
+        overdue = wake is not None and wake <= self.now  # its tick will do what there is to do
+        if self.strict and not self.s.stopping and not moving and not overdue:
             self.s._room_may_exist(self.now)  # whatever could be done now must have been done
             left, self.s._out = self.s._out, []
             dying = any(p.killed and not p.stuck for p in self.processes.values())
@@ -644,7 +647,8 @@ class World:
             if m.state is State.LOADED:
                 assert all(r.kind is Kind.INFER for r in m.queue.all())
                 head = m.queue.head()
-                if head is not None and not m.yielding:
+                held = -math.inf < m.leaves_at <= batches.leaves_at(m) and not s.stopping  # its tick is to come
+                if head is not None and not m.yielding and not held:
                     assert not s._takes(m, head), f"{m.name} has a place and does not serve its queue"
             if m.state is State.DRAINING:
                 assert m.inflight, f"{m.name} drains although nothing runs"
