@@ -91,6 +91,7 @@ class Scheduler(Room):
         self._lease_ids = itertools.count(1)
         self._seq = itertools.count(1)
         self._drained = False
+        self._now = 0.0  # of the event at hand
         self._grace_ends = 0.0
         self._stopped = False
         self._leaving = False  # some model takes on nobody new, or did
@@ -121,6 +122,7 @@ class Scheduler(Room):
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Takes one event, gives what is to be done, in order."""
+        self._now = now
         self._handlers[type(event)](event, now)
         if self.stopping:
             self._wind_down(now)
@@ -151,6 +153,7 @@ class Scheduler(Room):
         if not warm or self.stopping or self._leaving:
             refusal = self._why_not(e, model, now)
             if refusal is not None:
+                self._tell_refusal(refusal, model, now)
                 self._out.append(refusal)
                 return
         assert model is not None
@@ -227,6 +230,11 @@ class Scheduler(Room):
         if waits and (unanswered := self._unanswered(e.session)) >= self.config.max_queue_per_client:
             return no("queue_full", *limits.client_is_full(model, unanswered, self.config.max_queue_per_client, now))
         return None
+
+    def _tell_refusal(self, refusal: Refuse, model: Residency | None, now: float) -> None:
+        name = model.name if model is not None else ""
+        text = f"refused request {refusal.request}: {refusal.message}"
+        self.story.tell_once(now, name, text, "refused", refusal.code, request=refusal.request)
 
     def _unanswered(self, session: bytes) -> int:
         found = self.sessions.get(session)
@@ -348,7 +356,10 @@ class Scheduler(Room):
     ) -> None:
         can = BY_CODE[code].retryable if retryable is None else retryable
         request.model.errors += 1
-        self._finish(request, Refuse(request.id, code, text, can, after, held))
+        refusal = Refuse(request.id, code, text, can, after, held)
+        if code != "cancelled":
+            self._tell_refusal(refusal, request.model, self._now)
+        self._finish(request, refusal)
 
     def _grant(self, request: Request, now: float) -> None:
         """The model is loaded: a lease or preload is answered. `request` may not be on the books yet."""
@@ -396,7 +407,7 @@ class Scheduler(Room):
         if model is None or model.removed or model.pinned == e.on:
             return
         model.pinned = e.on
-        self.story.tell(now, model.name, "pinned: it will not be evicted" if e.on else "unpinned")
+        self.story.tell(now, model.name, "pinned: it will not be evicted" if e.on else "unpinned", "pinned")
         if e.on and model.state is State.DRAINING:
             self._move(model, Move.KEEP)
             self._refuse_unloads(model)
@@ -430,6 +441,7 @@ class Scheduler(Room):
                 now, "",
                 f"a client went away: {len(session.leases)} leases released, "
                 f"{len(session.requests) or 'no'} requests dropped",
+                "client gone", leases=len(session.leases), requests=len(session.requests),
             )  # fmt: skip
         for model in touched.values():
             self._after_loss(model, now)
@@ -439,7 +451,7 @@ class Scheduler(Room):
         """Somebody who waited for the model is gone: another may be first in its queue now, or another model."""
         if model.state is State.LOADING:
             if not model.waiting:
-                self.story.tell(now, model.name, "the load goes on with nobody waiting for it")
+                self.story.tell(now, model.name, "the load goes on with nobody waiting for it", "for nobody")
         elif model.state in (State.LOADED, State.DRAINING):
             self._serve(model, now)
         self._room_may_exist(now)
@@ -467,7 +479,7 @@ class Scheduler(Room):
     def _drain(self, model: Residency, why: str, now: float) -> None:
         self._move(model, Move.DRAIN)
         model.yielding = False
-        self.story.tell(now, model.name, f"draining: {why} ({model.reasons()})")
+        self.story.tell(now, model.name, f"draining: {why} ({model.reasons()})", "draining")
         self._serve(model, now)
 
     def _refuse_unloads(self, model: Residency) -> None:
@@ -556,7 +568,9 @@ class Scheduler(Room):
         model.load_seconds = now - model.started_at
         model.least_load_s = min(model.least_load_s, model.load_seconds)
         model.least_service_s = 0.0
-        self.story.tell(now, model.name, f"loaded in {model.load_seconds:.2f} s")
+        seconds = round(model.load_seconds, 3)
+        text = f"loaded in {seconds:.2f} s"
+        self.story.tell(now, model.name, text, "loaded", worker=model.worker, seconds=seconds, mb=model.mb)
         self._grant_waiting(model, now)
         unload, model.unload_when_loaded = model.unload_when_loaded, False
         if unload and not (model.leases or model.pinned):
@@ -580,7 +594,8 @@ class Scheduler(Room):
         model.failure = cause
         back_off = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (model.failures - 1))
         model.retry_at = now + back_off
-        self.story.tell(now, model.name, f"load failed: {cause}; no further try for {back_off:g} s")
+        text = f"load failed: {cause}; no further try for {back_off:g} s"
+        self.story.tell(now, model.name, text, "load failed", failures=model.failures, retry_seconds=back_off)
         if code not in BY_CODE:
             code = "load_failed"
         for request in model.queue.all():
@@ -649,6 +664,7 @@ class Scheduler(Room):
             self.story.tell(
                 now, model.name,
                 f"its process ended ({e.how})" + (f" while running {_numbers(batch)}" if batch else ""),
+                "crashed", worker=e.worker, running=[request.id for request in batch],
             )  # fmt: skip
         for request in batch:
             if request.running:
@@ -667,13 +683,15 @@ class Scheduler(Room):
         if request.crashes == 1 and now < request.deadline:
             request.alone = True
             self._wait_again(request)
-            self.story.tell(now, model.name, f"request {request.id} is tried once more, alone, on a fresh process")
+            text = f"request {request.id} is tried once more, alone, on a fresh process"
+            self.story.tell(now, model.name, text, "retried", request=request.id)
             return
         text = f"{model.name}'s process ended under this request, {request.crashes} times ({how})"
         if request.digest is not None and request.crashes > 1:
             model.refuse_from_now_on(request.digest)
             text += "; the same input will be refused from now on"
-            self.story.tell(now, model.name, f"input {request.digest.hex()[:12]} killed two processes: quarantined")
+            quarantined = f"input {request.digest.hex()[:12]} killed two processes: quarantined"
+            self.story.tell(now, model.name, quarantined, "quarantined", request=request.id)
         self._refuse(request, "worker_crashed", text)
 
     # ------------------------------------------------------------ memory
@@ -708,6 +726,7 @@ class Scheduler(Room):
             now, model.name,
             f"measured: uses {seen:g} MB on {model.device}, charged {need:g} instead of {charge.mb:g} MB "
             f"(declared {model.config.vram_mb:g})",
+            "measured", device=model.device, worker=e.worker, seen_mb=seen, mb=need, before_mb=charge.mb,
         )  # fmt: skip
         self._room_may_exist(now)
 
@@ -722,6 +741,7 @@ class Scheduler(Room):
                 now, "",
                 f"other programs use {e.others_mb:g} of {e.device}'s {e.total_mb:g} MB, {self.config.reserve_mb:g} are "
                 f"kept free: {limit:g} of the budget's {budget:g} MB may be charged",
+                "limited", device=e.device, others_mb=e.others_mb, limit_mb=limit,
             )  # fmt: skip
         if limit != before:
             self._room_may_exist(now)
@@ -738,6 +758,7 @@ class Scheduler(Room):
             self.story.tell(
                 now, charge.model,
                 f"its process is gone but {charge.mb:g} MB on {charge.device} have not come back; they stay charged",
+                "memory stuck", device=charge.device, mb=charge.mb,
             )  # fmt: skip
             self._gone(e.worker, now)
             self._room_may_exist(now)
@@ -856,7 +877,8 @@ class Scheduler(Room):
         self._move(model, Move.KILL)
         model.crashes += 1
         batch = model.inflight
-        self.story.tell(now, model.name, f"killed: {_numbers(batch)} ran longer than dispatch_timeout ({limit:g} s)")
+        text = f"killed: {_numbers(batch)} ran longer than dispatch_timeout ({limit:g} s)"
+        self.story.tell(now, model.name, text, "killed", worker=model.worker, running=[r.id for r in batch])
         self._out.append(KillWorker(model.worker, gentle=True))
         self._take_back_ahead(model)
         # Of several, who is to blame shows when the process is gone and each is tried alone, see `_crashed_under`.
@@ -878,7 +900,7 @@ class Scheduler(Room):
         if self.stopping:
             return
         for name, text in e.changes:
-            self.story.tell(now, name, text)
+            self.story.tell(now, name, text, "changed")
         self.config = e.broker
         self._take_policy()
         for device, mb in e.budgets.items():
@@ -947,7 +969,7 @@ class Scheduler(Room):
         if self.stopping:
             return
         self.stopping = True
-        self.story.tell(now, "", f"shutting down: at most {e.grace:g} s for what is running")
+        self.story.tell(now, "", f"shutting down: at most {e.grace:g} s for what is running", "stopping")
         self.timers.add(now + e.grace, Due.GRACE)
         self._grace_ends = now + e.grace
         for request in list(self.requests.values()):

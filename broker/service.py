@@ -79,6 +79,7 @@ MEMORY_BACK_POLL_S = 0.02
 MEMORY_BACK_LIMIT_S = 10.0
 HOUSEKEEPING_S = 1.0
 SAMPLING_S = 0.005  # of each HOUSEKEEPING_S goes into measuring workers, or one of them
+TROUBLE = {"load failed", "crashed", "killed", "quarantined", "overdrawn", "memory stuck"}  # kinds of decisions
 LONGEST_REQUEST_S = 24 * 3600.0
 
 
@@ -288,7 +289,8 @@ class Service:
 
     def _tell(self) -> None:
         for line in self.scheduler.story.since(self._told):
-            log.info("%s%s", f"{line.model}: " if line.model else "", line.text)
+            level = logging.WARNING if line.kind in TROUBLE else logging.INFO
+            log.log(level, "%s%s", f"{line.model}: " if line.model else "", line.text, extra={"line": line})
         self._told = self.scheduler.story.count
 
     def _add(self, fd: int, act: Callable[[], object]) -> None:
