@@ -321,7 +321,7 @@ class Scheduler(Room):
             request.queue.drop(request)
             if not model.waiting:
                 self._wanted.pop(model.name, None)
-                model.blocked = model.blocked_by = ""
+                model.unblock()
                 model.claim = 0
         elif request.kind is Kind.UNLOAD:
             model.unloads.remove(request)
