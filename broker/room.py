@@ -308,8 +308,8 @@ class Room:
         names = [name for name, moment in until.items() if moment > now]
         if names:
             self._look_again(max(until.values()))
-            why = f"a moment for {', '.join(names)}, whose callers usually come right back"
-            self._blocked(model, f"lingering {names}", why, now)
+            crowd = ", ".join(names)
+            self._blocked(model, crowd, f"a moment for {crowd}, whose callers usually come right back", now)
         return bool(names)
 
     def _ask_to_yield(

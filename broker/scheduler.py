@@ -172,7 +172,7 @@ class Scheduler(Room):
                     self._room_may_exist(now)  # not from a leased model: whoever waits must look elsewhere
                 return
             self._register(request)
-            if not model.inflight and not model.queue.live:
+            if not model.inflight and not model.queue.live and model.last_used > model.loaded_at:
                 gap = now - model.last_used
                 model.gap_s = gap if model.gap_s == math.inf else model.gap_s + SERVICE_WEIGHT * (gap - model.gap_s)
             if not model.queue.live and not model.yielding and self._takes(model, request):
