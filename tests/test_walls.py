@@ -72,6 +72,7 @@ def test_the_scheduler_is_pure() -> None:
         "room",
         "states",
         "residency",
+        "queue",
         "eviction",
         "adaptive",
         "habits",
