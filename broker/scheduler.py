@@ -179,7 +179,7 @@ class Scheduler(Room):
                     self._room_may_exist(now)  # not from a leased model: whoever waits must look elsewhere
                 return
             self._register(request)
-            if not model.inflight and not model.queue.live:
+            if not model.inflight and not model.queue.live and model.last_used > model.loaded_at:
                 gap = now - model.last_used
                 model.gap_s = gap if model.gap_s == math.inf else model.gap_s + SERVICE_WEIGHT * (gap - model.gap_s)
             at_once = not model.queue.live and not model.yielding and not model.config.max_delay_ms
@@ -265,7 +265,8 @@ class Scheduler(Room):
         while (request := model.queue.head()) is not None and now >= turns.hopeless_from(request):
             left, fastest = request.deadline - now, model.least_load_s
             text = f"{model.name} is not loaded, its fastest load took {fastest:.2f} s, and {left:.2f} s are left"
-            self._refuse(request, "deadline_exceeded", text)
+            waited = f"; it waited: {model.blocked}" if model.blocked else ""
+            self._refuse(request, "deadline_exceeded", text + waited)
 
     def _register(self, request: Request) -> None:
         self.requests[request.id] = request
@@ -348,7 +349,7 @@ class Scheduler(Room):
             request.queue.drop(request)
             if not model.waiting:
                 self._wanted.pop(model.name, None)
-                model.blocked = model.blocked_by = ""
+                model.unblock()
                 model.claim = 0
         elif request.kind is Kind.UNLOAD:
             model.unloads.remove(request)
