@@ -20,6 +20,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.swap
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.replay
+	$(BIN)/python -m benchmarks.turns
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter, OrderedDict
 from typing import Annotated, Any
 
 import msgspec
 
+from broker.queue import Queue
 from broker.states import TRANSITIONS, Kind, Move, State
 from zoo.config import ModelConfig
 
@@ -31,6 +31,9 @@ class Request(msgspec.Struct, eq=False):
 
     In a `queue` → waiting; `running` → dispatched; neither → answered. `alone`: it was at work when a process died or
     hung, so it is not run together with others, and blame is never in doubt. `starved`: memory ran out under it once.
+
+    The rest is for the journal. `found`, `behind`: the model's state and how many waited when it came in, if it had to
+    wait; `sent`, `worker`, `batch`: its last dispatch; `ended`, `outcome`: the answer (of a success its type alone).
     """
 
     id: int
@@ -49,46 +52,13 @@ class Request(msgspec.Struct, eq=False):
     alone: bool = False
     starved: bool = False
     digest: bytes | None = None
-
-
-class Queue:
-    """Requests by priority, then age. Answered ones are skipped, and swept out when they are the majority."""
-
-    __slots__ = ("_heap", "live")
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Request]] = []
-        self.live = 0
-
-    def push(self, request: Request) -> None:
-        request.queue = self
-        self.live += 1
-        heapq.heappush(self._heap, (request.priority, request.seq, request))
-
-    def drop(self, request: Request) -> None:
-        """The request does not wait here any more."""
-        request.queue = None
-        self.live -= 1
-        if len(self._heap) > 2 * self.live + 64:
-            self._heap = [entry for entry in self._heap if entry[2].queue is self]
-            heapq.heapify(self._heap)
-
-    def head(self) -> Request | None:
-        heap = self._heap
-        while heap and heap[0][2].queue is not self:
-            heapq.heappop(heap)
-        return heap[0][2] if heap else None
-
-    def pop(self) -> Request | None:
-        request = self.head()
-        if request is not None:
-            heapq.heappop(self._heap)
-            request.queue = None
-            self.live -= 1
-        return request
-
-    def all(self) -> list[Request]:
-        return [entry[2] for entry in sorted(self._heap) if entry[2].queue is self]
+    found: State | None = None
+    behind: int = 0
+    sent: float = 0.0
+    worker: int = 0
+    batch: int = 0
+    ended: float = 0.0
+    outcome: Any = None
 
 
 class Residency:
@@ -105,12 +75,14 @@ class Residency:
         max_batch: how many requests its adapter takes at once; `batch_limit`: how many it gets, because memory ran out
             (0: as many as it takes), `batches`: how many of that size have gone well since, `batches_before`: and have
             to, before larger ones are tried.
+        leaves_at: when what waits for company goes without; inf: nobody does.
         service_s, least_service_s: how long a request has taken lately, its share of the batch; and at the least.
         load_seconds, least_load_s: how long its last load took; and the fastest (inf: none yet).
         gap_s: how soon its callers usually come back when it has become idle (inf: they never have).
         leases: lease number → session.
         claim: room that is coming back on `claim_on` was promised to it; lower numbers first, then all without (0).
         blocked, blocked_by: what it waits for, in words and as a key that changes when the reason does.
+        awaits: the busy models it waits for; kept to, or each request would move the turn to another of them.
         yielding: takes no further work, so that a model that has waited long enough gets its room.
         failed_load: how the current eviction ends: in FAILED instead of UNLOADED.
         second_load: memory ran out in the load before: if it does again, that is the end of it.
@@ -141,6 +113,7 @@ class Residency:
         self.max_batch = 1
         self.batch_limit = 0
         self.batches = self.batches_before = 0
+        self.leaves_at = math.inf
         self.service_s = self.least_service_s = 0.0
         self.gap_s = math.inf
         self.leases: dict[int, bytes] = {}
@@ -162,6 +135,7 @@ class Residency:
         self.claim_on = ""
         self.blocked = ""
         self.blocked_by = ""
+        self.awaits: tuple[str, ...] = ()
         self.quarantine: OrderedDict[bytes, None] = OrderedDict()
         self.requests = 0
         self.errors = 0
@@ -175,6 +149,10 @@ class Residency:
     def move(self, move: Move) -> None:
         """Changes state by the table; an illegal move is a bug and raises KeyError."""
         self.state = TRANSITIONS[self.state, move]
+
+    def unblock(self) -> None:
+        self.blocked = self.blocked_by = ""
+        self.awaits = ()
 
     def need_mb(self, device: str) -> float:
         """What a process of the model is charged on the device.

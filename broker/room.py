@@ -30,6 +30,7 @@ from broker.timers import Due, Timers
 from zoo.config import BrokerConfig, ModelConfig, ModelPriority
 
 LOOK_EVERY_S = 0.01  # where usage alone, which changes with every request, may have changed who has to go
+MOST_SPARED = 4  # named in a line
 MOST_LOOKS = 8  # two or three settle it; the bound is against a bug, not a need
 
 
@@ -110,7 +111,9 @@ class Room:
         model.evictions += 1
         key = (model.name, model.config.priority.name)
         self.evictions[key] = self.evictions.get(key, 0) + 1
-        self.story.tell(now, model.name, f"evicted, {model.mb:g} MB on {model.device}: {why}")
+        text = f"evicted, {model.mb:g} MB on {model.device}: {why}"
+        unused = round(now - model.last_used, 3)
+        self.story.tell(now, model.name, text, "evicted", mb=model.mb, device=model.device, unused_seconds=unused)
         self._out.append(KillWorker(model.worker))
         if model.waiting:
             self._wanted.setdefault(model.name, model)
@@ -136,10 +139,12 @@ class Room:
             if short > EPSILON_MB and device not in self._overdrawn:
                 self._overdrawn.add(device)
                 why = f"{self._overrun(device)}, and nobody may go: {self._users(device)}"
-                self.story.tell(now, "", f"{why}; nothing is loaded there until it fits")
+                text = f"{why}; nothing is loaded there until it fits"
+                self.story.tell(now, "", text, "overdrawn", device=device, over_mb=round(short, 3))
             elif short <= EPSILON_MB and device in self._overdrawn:
                 self._overdrawn.discard(device)
-                self.story.tell(now, "", f"what {device} is charged fits again, or will when what is ending is gone")
+                text = f"what {device} is charged fits again, or will when what is ending is gone"
+                self.story.tell(now, "", text, "fits again", device=device)
 
     def _overrun(self, device: str) -> str:
         return f"{device} is charged {self.ledger.used_mb(device):g} MB, {self.ledger.limit_mb(device):g} may be"
@@ -274,6 +279,7 @@ class Room:
                     f"{self.ledger.limit_mb(device):g}; {self.policy.why(victim, spared, now)}",
                     now,
                 )
+            self._tell_spared(model, needed, victims, spared, now)
             if need[device] <= self.ledger.free_mb(device) + EPSILON_MB:  # what comes back is for an older claim
                 self._let_in(model, device, now, loading)
             else:
@@ -305,6 +311,7 @@ class Room:
             now, model.name,
             f"charged {model.mb:g} instead of {before:g} MB on {model.device}, {used:g} of {limit:g} MB in all: what "
             "ran out of memory is tried once more",
+            "grown", mb=model.mb, before_mb=before, device=model.device,
         )  # fmt: skip
         self._serve(model, now)
 
@@ -313,13 +320,33 @@ class Room:
         if model.short:
             model.short = []
             model.claim = 0
-            model.blocked = model.blocked_by = ""
+            model.unblock()
             self._wanted.pop(model.name, None)
+
+    def _tell_spared(
+        self, model: Residency, needed: float, victims: list[Candidate], spared: list[Candidate], now: float
+    ) -> None:
+        """Who could have gone as well."""
+        spared = [c for c in spared if c.mb > 0]
+        if not spared:
+            return
+        freed = sum(victim.mb for victim in victims)
+        who = [
+            f"{c.model} {c.mb:g} MB ({c.priority.name}, unused for {now - c.last_used:.1f} s)"
+            for c in spared[:MOST_SPARED]
+        ]
+        more = f" and {len(spared) - MOST_SPARED} more" if len(spared) > MOST_SPARED else ""
+        text = (
+            f"spared for it: {', '.join(who)}{more}; {', '.join(v.model for v in victims)} gave {freed:g} MB, "
+            f"{needed:g} were needed"
+        )
+        others = tuple(c.model for c in spared)
+        self.story.tell(now, model.name, text, "spared", others=others, needed_mb=needed, freed_mb=freed)
 
     def _claim(self, model: Residency, device: str, claimed: dict[str, float]) -> None:
         claimed[device] += self._lacks_mb(model, device)
         model.claim, model.claim_on = model.claim or next(self._claims), device
-        model.blocked = model.blocked_by = ""
+        model.unblock()
 
     def _coming_mb(self, device: str) -> float:
         """Free now, plus what processes being killed are about to give back."""
@@ -354,8 +381,8 @@ class Room:
         names = [name for name, moment in until.items() if moment > now]
         if names:
             self._look_again(max(until.values()))
-            why = f"a moment for {', '.join(names)}, whose callers usually come right back"
-            self._blocked(model, f"lingering {names}", why, now)
+            crowd = ", ".join(names)
+            self._blocked(model, crowd, f"a moment for {crowd}, whose callers usually come right back", now)
         return bool(names)
 
     def _ask_to_yield(
@@ -375,16 +402,21 @@ class Room:
         """
         patience = self.config.patience_seconds
         for device, mb in spare.items():
+            needed = self._lacks_mb(model, device) - mb
             candidates = self._candidates(device, spoken_for, model.name, now, busy=True)
-            victims = self.policy.choose(self._lacks_mb(model, device) - mb, candidates, model.config.priority)
+            awaited = [c for c in candidates if c.model in model.awaits]
+            victims = self.policy.choose(needed, awaited, model.config.priority) if awaited else None
+            if victims is None:
+                victims = self.policy.choose(needed, candidates, model.config.priority)
             if victims is None:
                 continue
+            model.awaits = tuple(v.model for v in victims)
             busy = [self.models[v.model] for v in victims]
             turn = max(turns.gives_way_at(m, model, head, patience) for m in busy)
             if now >= turn:
                 for m in busy:
                     if not m.yielding:
-                        self.story.tell(now, m.name, f"yields: {model.name} waits for its room")
+                        self.story.tell(now, m.name, f"yields: {model.name} waits for its room", "yields")
                     m.yielding = True
                     yielding.add(m.name)
             else:
@@ -397,10 +429,13 @@ class Room:
             names = ", ".join(m.name for m in busy)
             self._blocked(model, names, f"for {names} to finish", now)
             return
+        why = self._no_room(model, list(spare))
+        if spoken_for:
+            why += f" (those who came first wait for {', '.join(sorted(spoken_for))})"
         if model.short:
-            self._starved(model, self._no_room(model, list(spare)), now)
+            self._starved(model, why, now)
         else:
-            self._blocked(model, "room", self._no_room(model, list(spare)), now)
+            self._blocked(model, "room", why, now)
 
     def _look_again(self, when: float) -> None:
         if when < self._look_at:
@@ -434,7 +469,7 @@ class Room:
         model.blocked = why
         if model.blocked_by != by:
             model.blocked_by = by
-            self.story.tell(now, model.name, f"waits: {why}")
+            self.story.tell(now, model.name, f"waits: {why}", "waits", waiting=model.waiting)
 
     def _start(self, model: Residency, device: str, now: float) -> None:
         worker = next(self._worker_ids)
@@ -445,7 +480,7 @@ class Room:
         model.watched = worker
         model.failed_load = model.yielding = model.unload_when_loaded = model.outdated = False
         model.claim = 0
-        model.blocked = model.blocked_by = ""
+        model.unblock()
         self._workers[worker] = model
         self._wanted.pop(model.name, None)
         self.timers.add(now + self.config.load_timeout, Due.WATCH, worker)
@@ -454,5 +489,6 @@ class Room:
             now, model.name,
             f"loading on {device}: {model.waiting} waiting; {used - model.mb:g} + {model.mb:g} = {used:g} of "
             f"{budget:g} MB",
+            "loading", device=device, worker=worker, mb=model.mb, used_mb=used, limit_mb=budget, waiting=model.waiting,
         )  # fmt: skip
         self._out.append(StartWorker(worker, model.name, device))

@@ -58,7 +58,8 @@ class Shortages(Room):
         self._move(model, move)
         if move is Move.KILL:
             self._out.append(KillWorker(model.worker))
-        self.story.tell(now, model.name, f"load failed: {what}; it is tried once more, with {need:g} MB")
+        text = f"load failed: {what}; it is tried once more, with {need:g} MB"
+        self._tell_short(model, text, need, charge, now)
         if not self._ever_fits(model):
             self._outgrown(model)
         elif model.waiting:
@@ -83,7 +84,8 @@ class Shortages(Room):
             self._wait_again(request)
             model.short.append(request)
             self._wanted.setdefault(model.name, model)
-            self.story.tell(now, model.name, f"request {request.id}: {what}; tried once more when it may be {need:g}")
+            text = f"request {request.id}: {what}; tried once more when it may be {need:g}"
+            self._tell_short(model, text, need, charge, now, request=request.id)
 
     def _process_ran_out(self, model: Residency, batch: list[Request], now: float) -> None:
         """The kernel has ended it for want of memory."""
@@ -94,7 +96,8 @@ class Shortages(Room):
             charge = self._charge(model)
             need = self._needed_mb(charge, Shortage())
             self._learn(model, need)
-            self.story.tell(now, model.name, f"charged {charge.mb:g} MB on {charge.device}, and {need:g} from now on")
+            text = f"charged {charge.mb:g} MB on {charge.device}, and {need:g} from now on"
+            self._tell_short(model, text, need, charge, now)
 
     def _starved(self, model: Residency, why: str, now: float) -> None:
         for request in list(model.short):
@@ -112,7 +115,7 @@ class Shortages(Room):
             model.batch_limit = size // 2
             model.batches, model.batches_before = 0, min(BATCHES_MOST, 2 * model.batches_before or BATCHES_FIRST)
             what = f"memory ran out under {size} requests at once: at most {model.batch_limit} from now on"
-            self.story.tell(now, model.name, what)
+            self.story.tell(now, model.name, what, "smaller batches", batch=size, most=model.batch_limit)
 
     def _larger_batches(self, model: Residency, size: int, now: float) -> None:
         """So many requests at once went well."""
@@ -123,9 +126,13 @@ class Shortages(Room):
             model.batches = 0
             model.batch_limit = 2 * model.batch_limit if 2 * model.batch_limit < model.max_batch else 0
             most = model.batch_limit or model.max_batch
-            self.story.tell(now, model.name, f"at most {most} requests at once again, {size} went well for a while")
+            text = f"at most {most} requests at once again, {size} went well for a while"
+            self.story.tell(now, model.name, text, "larger batches", batch=size, most=most)
 
     # ------------------------------------------------------------ what is needed
+
+    def _tell_short(self, model: Residency, text: str, need: float, charge: Charge, now: float, **fields: int) -> None:
+        self.story.tell(now, model.name, text, "out of memory", needed_mb=need, charged_mb=charge.mb, **fields)
 
     def _charge(self, model: Residency) -> Charge:
         charge = self.ledger.of(model.worker)

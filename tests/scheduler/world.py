@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from broker import batches
 from broker.ledger import Device
 from broker.scheduler import Scheduler
 from broker.states import (
@@ -139,6 +140,7 @@ class World:
         self.stopped = False
         self._numbers = itertools.count(1)
         self._told = 0
+        self._overtakers: dict[tuple[str, int, bytes], set[bytes]] = {}  # since the client was last served there
 
     # ------------------------------------------------------------ what a client does
 
@@ -472,7 +474,9 @@ class World:
         actions = self.s.handle(event, self.now)
         self._after(event, actions)
         moving = any(isinstance(a, StartWorker | KillWorker) for a in actions)  # then more comes by itself
-        if self.strict and not self.s.stopping and not moving:
+        wake = self.s.next_wakeup()
+        overdue = wake is not None and wake <= self.now  # its tick will do what there is to do
+        if self.strict and not self.s.stopping and not moving and not overdue:
             self.s._room_may_exist(self.now)  # whatever could be done now must have been done
             left, self.s._out = self.s._out, []
             dying = any(p.killed and not p.stuck for p in self.processes.values())
@@ -496,6 +500,8 @@ class World:
             late = [n for n in self._open if self.questions[n].event.deadline <= self.now]
             assert not late, f"requests {late} are past their deadline"
         self._let_grow()
+        waiting = {(m.name, r.priority, r.session) for m in self.s.models.values() for r in m.queue.all()}
+        self._overtakers = {who: by for who, by in self._overtakers.items() if who in waiting}
         self._check_victims()
         self._check_overrun(event, actions)
         self.check_books()
@@ -623,10 +629,23 @@ class World:
             assert question.event.deadline > self.now, "dispatched past its deadline"
             assert payload == f"in{request}"
         numbers = [request for request, _ in batch]
+        self._note_turns(p.model, numbers)
         if p.running:
             p.ahead = numbers
         else:
             p.running, p.dispatched_at = numbers, self.now
+
+    def _note_turns(self, name: str, numbers: list[int]) -> None:
+        """Nobody is overtaken twice by the same client, within a model's queue and a priority."""
+        waiting = {(r.priority, r.session) for r in self.s.models[name].queue.all()}
+        for number in numbers:
+            event = self.questions[number].event
+            self._overtakers.pop((name, event.priority, event.session), None)
+            for priority, session in waiting - {(event.priority, event.session)}:
+                if priority == event.priority:
+                    overtakers = self._overtakers.setdefault((name, priority, session), set())
+                    assert event.session not in overtakers, f"{event.session!r} overtook {session!r} twice"
+                    overtakers.add(event.session)
 
     def _check_victims(self) -> None:
         """No victim too many, none too few, CRITICAL only for CRITICAL: from what the story says."""
@@ -699,7 +718,8 @@ class World:
             process = self.processes.get(m.worker)
             assert [r.id for r in m.inflight] == (process.running if process else [])
             assert [r.id for r in m.ahead] == (process.ahead if process else [])
-            if m.state is State.LOADED and not m.yielding and (head := m.queue.head()) is not None:
+            held = -math.inf < m.leaves_at <= batches.leaves_at(m) and not s.stopping  # its tick is to come
+            if m.state is State.LOADED and not m.yielding and not held and (head := m.queue.head()) is not None:
                 assert not s._takes(m, head), f"{m.name} has a place and does not serve its queue"
             if m.state is State.DRAINING:
                 assert m.inflight, f"{m.name} drains although nothing runs"
