@@ -59,7 +59,7 @@ class Shortages(Room):
         if move is Move.KILL:
             self._out.append(KillWorker(model.worker))
         text = f"load failed: {what}; it is tried once more, with {need:g} MB"
-        self._tell_short(model, text, need, charge, now)
+        self._tell_short(model, text, need, now)
         if not self._ever_fits(model):
             self._outgrown(model)
         elif model.waiting:
@@ -85,7 +85,7 @@ class Shortages(Room):
             model.short.append(request)
             self._wanted.setdefault(model.name, model)
             text = f"request {request.id}: {what}; tried once more when it may be {need:g}"
-            self._tell_short(model, text, need, charge, now, request=request.id)
+            self._tell_short(model, text, need, now, request.id)
 
     def _process_ran_out(self, model: Residency, batch: list[Request], now: float) -> None:
         """The kernel has ended it for want of memory."""
@@ -97,7 +97,7 @@ class Shortages(Room):
             need = self._needed_mb(charge, Shortage())
             self._learn(model, need)
             text = f"charged {charge.mb:g} MB on {charge.device}, and {need:g} from now on"
-            self._tell_short(model, text, need, charge, now)
+            self._tell_short(model, text, need, now)
 
     def _starved(self, model: Residency, why: str, now: float) -> None:
         for request in list(model.short):
@@ -131,8 +131,9 @@ class Shortages(Room):
 
     # ------------------------------------------------------------ what is needed
 
-    def _tell_short(self, model: Residency, text: str, need: float, charge: Charge, now: float, **fields: int) -> None:
-        self.story.tell(now, model.name, text, "out of memory", needed_mb=need, charged_mb=charge.mb, **fields)
+    def _tell_short(self, model: Residency, text: str, need: float, now: float, request: int | None = None) -> None:
+        charged = self._charge(model).mb
+        self.story.tell(now, model.name, text, "out of memory", request=request, needed_mb=need, charged_mb=charged)
 
     def _charge(self, model: Residency) -> Charge:
         charge = self.ledger.of(model.worker)
