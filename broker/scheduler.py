@@ -281,7 +281,7 @@ class Scheduler(Room):
             if request.deadline <= now + model.least_service_s:  # and its client keeps its turn
                 self._too_late(request, f"in the queue before {model.queue.live - 1} others", now)
                 continue
-            if batch and request.alone:
+            if request.alone and (batch or model.inflight):
                 break
             model.queue.pop()
             batch.append(request)

@@ -1057,6 +1057,22 @@ def test_after_a_crash_each_of_the_batch_is_tried_alone_and_only_the_culprit_is_
     assert [w.code(r) for r in requests] == ["ok", "ok", "worker_crashed", "ok"]
 
 
+def test_a_suspect_does_not_come_in_beside_others_in_place_of_one_that_is_too_late() -> None:
+    w = World([model("a")], 512)
+    w.load("a")
+    suspect = w.ask("a")
+    w.exits("a")
+    w.memory_back("a")
+    w.ask("a", priority=0), w.ask("a", priority=0)
+    late = w.ask("a", priority=0, timeout=0.7)
+    w.ready("a")
+    w.now += 0.5
+    w.done("a")
+    assert w.code(late) == "deadline_exceeded", "0.2 s are left, and one takes 0.5 s"
+    w.settle()
+    assert w.code(suspect) == "ok"
+
+
 def test_after_a_hang_each_of_the_batch_is_tried_alone() -> None:
     w = World([model("a", dispatch_timeout=1.0)], 512, max_batch=4)
     w.load("a")
