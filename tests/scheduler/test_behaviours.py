@@ -804,7 +804,7 @@ def test_a_model_goes_to_the_device_where_it_fits() -> None:
     for n in ("a", "b", "large"):
         w.ask(n)
     w.settle()
-    assert {p.model: p.device for p in w.processes.values()} == {"a": "gpu0", "b": "gpu1", "large": "gpu1"}
+    assert {p.model: p.device for p in w.processes.values()} == {"a": "gpu1", "b": "gpu0", "large": "gpu1"}
     assert w.kills() == []
 
 
