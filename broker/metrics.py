@@ -45,10 +45,10 @@ class Metrics(Collector):
             except (OSError, OverflowError) as e:
                 raise ConfigError(f"metrics: cannot listen on {address}: {e}") from None
 
-    def loaded(self, model: str) -> None:
-        residency = self._scheduler.models[model]
-        if residency.state is State.LOADED:
-            self._load_time.labels(model).observe(residency.load_seconds)
+    def loaded(self, model: str, seconds: float | None) -> None:
+        """A worker of the model has become ready, or (None) has come too late with it."""
+        if seconds is not None:
+            self._load_time.labels(model).observe(seconds)
 
     def describe(self) -> list[Metric]:
         return []
@@ -91,14 +91,16 @@ class Metrics(Collector):
         crashes = CounterMetricFamily("zoo_worker_crashes", "Processes that died or hung", labels=["model_name"])
         shortages = CounterMetricFamily("zoo_out_of_memory", "Memory ran out", labels=["model_name", "when"])
         queued = GaugeMetricFamily("zoo_queued_requests", "Requests waiting", labels=["model_name"])
+        workers = GaugeMetricFamily("zoo_model_workers", "Processes that answer now", labels=["model_name"])
         for m in models:
             requests.add_metric([m.name], m.requests)
             errors.add_metric([m.name], m.errors)
             crashes.add_metric([m.name], m.crashes)
             queued.add_metric([m.name], m.waiting)
+            workers.add_metric([m.name], len(m.answering))
             for when in ("load", "batch", "request"):
                 shortages.add_metric([m.name, when], m.shortages[when])
-        yield from (requests, errors, crashes, shortages, queued)
+        yield from (requests, errors, crashes, shortages, queued, workers)
 
     def close(self) -> None:
         if self._server is not None:

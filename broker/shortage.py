@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import math
 
+from broker.instances import Instances
 from broker.ledger import EPSILON_MB, Charge
 from broker.residency import Peak, Request, Residency
-from broker.room import Room
 from broker.states import KillWorker, Move, Shortage, State
 
 GUESS = 1.25
 BATCHES_FIRST, BATCHES_MOST = 16, 1024  # before larger ones are tried again: twice as many each time that it ran out
 
 
-class Shortages(Room):
+class Shortages(Instances):
     """See the module's docstring."""
 
     def _wait_again(self, request: Request) -> None:
@@ -47,11 +47,12 @@ class Shortages(Room):
         charge = self._charge(model)
         need = self._needed_mb(charge, short)
         self._learn(model, need)
-        model.shortages["load"] += 1
+        model.first.shortages["load"] += 1
         what = f"memory ran out, charged {charge.mb:g} MB on {charge.device}: {cause}"
-        if model.second_load:
-            what += f"; so it did before, and of {self.ledger.limit_mb(charge.device):g} MB"
-            what += f" {self.ledger.used_mb(charge.device):g} are charged in all"
+        if model.second_load or model.first is not model or model.others:  # others of the model go on without it
+            before = "; so it did before" if model.second_load else ""
+            used, limit = self.ledger.used_mb(charge.device), self.ledger.limit_mb(charge.device)
+            what += f"{before}, and of {limit:g} MB {used:g} are charged in all"
             self._fail_load(model, "out_of_memory", what, move, now)
             return
         model.second_load = True
@@ -70,10 +71,11 @@ class Shortages(Room):
         """Its process lives on. The request waits until that may be charged what it takes, or is answered."""
         charge = self._charge(model)
         need, budget = self._needed_mb(charge, short), self.ledger.devices[charge.device].budget_mb
-        model.shortages["request"] += 1
+        model.first.shortages["request"] += 1
         what = f"{cause}; {model.name} is charged {charge.mb:g} MB on {charge.device}"
         if need > budget + EPSILON_MB:
-            code = "model_too_large" if need > self.ledger.largest_budget_mb + EPSILON_MB else "out_of_memory"
+            largest = max(self.ledger.devices[device].budget_mb for device in self.devices_for(model))
+            code = "model_too_large" if need > largest + EPSILON_MB else "out_of_memory"
             what += f", would need {need:g}, and the whole budget is {budget:g}; nothing was evicted"
             self._refuse(request, code, what, retryable=False)
         elif request.starved or self.stopping or model.state is not State.LOADED:
@@ -82,8 +84,9 @@ class Shortages(Room):
             request.starved = request.alone = True
             self._learn(model, need)
             self._wait_again(request)
-            model.short.append(request)
-            self._wanted.setdefault(model.name, model)
+            if model.first is model and not model.others:  # else whichever worker is next tries it as things are
+                model.short.append(request)
+                self._wanted.setdefault(model.name, model)
             text = f"request {request.id}: {what}; tried once more when it may be {need:g}"
             self._tell_short(model, text, need, now, request.id)
 
@@ -92,7 +95,7 @@ class Shortages(Room):
         if len(batch) > 1:
             self._smaller_batches(model, len(batch), now)
         elif batch:
-            model.shortages["request"] += 1
+            model.first.shortages["request"] += 1
             charge = self._charge(model)
             need = self._needed_mb(charge, Shortage())
             self._learn(model, need)
@@ -109,7 +112,7 @@ class Shortages(Room):
 
     def _smaller_batches(self, model: Residency, size: int, now: float) -> None:
         """Memory did not suffice for so many requests at once."""
-        model.shortages["batch"] += 1
+        model.first.shortages["batch"] += 1
         on_its_way = model.batch_limit and size > model.batch_limit  # when it became smaller
         if size > 1 and not on_its_way:
             model.batch_limit = size // 2
@@ -154,6 +157,6 @@ class Shortages(Room):
     def _learn(self, model: Residency, need: float) -> None:
         """The footprint of its next process, and of this one as soon as there is room for it."""
         if need > model.need_mb(model.device):
-            known = model.peaks.get(model.device, Peak(0.0))
-            model.peaks[model.device] = Peak(need, known.worked)
+            known = model.first.peaks.get(model.device, Peak(0.0))
+            model.first.peaks[model.device] = Peak(need, known.worked)
             self.learnt += 1
