@@ -36,7 +36,9 @@ from zoo.config import ModelPriority
 
 CLIENTS = st.sampled_from([b"c1", b"c2", b"c3"])
 TIMEOUTS = st.sampled_from([500.0, 500.0, 500.0, 500.0, 20.0, 3.0, 0.5, 0.0])
+BUDGETS = [(1000,), (700,), (700, 700), (1000, 400)]
 PICK = st.integers(0, 1000)
+KINDS = ["remove", "back", "back", "disable", "enable", "size", "pin", "idle", "options", "several", "several", "place"]
 SIZES = st.sampled_from([300, 400, 200, 500, 100, 600, 300, 400, 0, 1300])
 
 
@@ -45,7 +47,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         sizes=st.lists(st.tuples(SIZES, st.sampled_from(list(ModelPriority))), min_size=3, max_size=6),
-        budgets=st.sampled_from([(1000,), (512,), (700, 700), (1000, 300)]),
+        budgets=st.sampled_from([(1000,), (512,), (700, 700), (1000, 300), (700, 500, 500)]),
         patience=st.sampled_from([0.2, 0.0, 1.0]),
         loads=st.sampled_from([1, 1, 2]),
         max_queue=st.sampled_from([256, 5, 2]),
@@ -55,11 +57,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         odd=st.booleans(),
         measured=st.booleans(),
         eviction=st.sampled_from(["priority", "adaptive"]),
+        instances=st.integers(1, 3),
     )
     def begin(
-        self, sizes, budgets, patience, loads, max_queue, per_client, max_batch, delay_ms, odd, measured, eviction
+        self,
+        sizes,
+        budgets,
+        patience,
+        loads,
+        max_queue,
+        per_client,
+        max_batch,
+        delay_ms,
+        odd,
+        measured,
+        eviction,
+        instances,
     ) -> None:
         models = [model(f"m{i}", mb, p.name) for i, (mb, p) in enumerate(sizes)]
+        for config in models[::2]:
+            config.max_instances = instances
         if odd:
             models[0].idle_seconds = 2.0
             models[0].dispatch_timeout = 0.5
@@ -163,7 +180,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(p.busy_loading for p in self.world.processes.values()))
     @rule(pick=PICK)
     def load_fails(self, pick) -> None:
-        self.world.load_fails(self.pick(pick, lambda p: p.busy_loading).model)
+        self.world.emit_load_failed(self.pick(pick, lambda p: p.busy_loading))
 
     @precondition(lambda self: self.world.s._running)
     @rule(pick=PICK, error=st.sampled_from([("invalid_input", "boxes: NaN"), ("what", "?")]))
@@ -175,7 +192,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def crashes_while_running(self, pick, says, again) -> None:
         p = self.pick(pick, lambda p: p.running)
         if says:
-            self.world.says(p.model, bytes([pick % 3]))
+            self.world.emit_said(p, bytes([pick % 3]))
         self.world.emit_exit(p, "signal 11")
         if again:
             self.world.emit_back(p)
@@ -240,13 +257,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             config.vram_mb = (0.0, 150.0, 450.0, config.vram_mb)[pick % 4] if how == "size" else config.vram_mb
             config.pinned = pick % 7 == 0 if how == "pin" else config.pinned
             config.idle_seconds = 1.0 if how == "idle" else None
+            config.max_instances = 1 + pick % 3 if how == "several" else config.max_instances
+            if how == "place":
+                config.device = ["", *(d.name for d in self.world.devices)][pick % (1 + len(self.world.devices))]
         restart = {name} if how == "options" else set()
         if not self.world.s.stopping:
             self.world.reconfigure(list(given.values()), restart=restart)
 
     @rule(
         pick=PICK,
-        how=st.sampled_from(["remove", "back", "back", "disable", "enable", "size", "pin", "idle", "options"]),
+        how=st.sampled_from(KINDS),
     )
     def models_are_changed(self, pick, how) -> None:
         self.reconfigure_models(pick, how)
@@ -324,7 +344,15 @@ def test_the_invariants_hold_whatever_happens_for_long() -> None:
     )
 
 
-def storm(seed: int, steps: int, *, batches: bool = True, measured: bool = False, eviction: str = "priority") -> None:
+def storm(
+    seed: int,
+    steps: int,
+    *,
+    batches: bool = True,
+    measured: bool = False,
+    eviction: str = "priority",
+    several: bool = False,
+) -> None:
     """One long life of a broker, by a random generator: reaches what hypothesis' short runs do not."""
     r = random.Random(seed)
     m = SchedulerMachine()
@@ -333,7 +361,7 @@ def storm(seed: int, steps: int, *, batches: bool = True, measured: bool = False
             (r.choice([50, 100, 200, 300, 300, 400, 500, 700]), r.choice(list(ModelPriority)))
             for _ in range(r.randint(3, 8))
         ],
-        budgets=r.choice([(1000,), (700,), (700, 700), (1000, 400)]),
+        budgets=r.choice([(900, 900), (900, 500, 700), (700, 700, 700), (1500, 700)] if several else BUDGETS),
         patience=r.choice([0.0, 0.2, 1.0]),
         loads=r.choice([1, 1, 2]),
         max_queue=r.choice([3, 20]),
@@ -343,6 +371,7 @@ def storm(seed: int, steps: int, *, batches: bool = True, measured: bool = False
         odd=r.random() < 0.3,
         measured=measured,
         eviction=eviction,
+        instances=2 + seed % 2 if several else 1,
     )
     w, calm = m.world, r.random() < 0.5  # a calm world has few accidents, so that queues and leases build up
 
@@ -384,7 +413,7 @@ def storm(seed: int, steps: int, *, batches: bool = True, measured: bool = False
         (1, lambda: m.pin(pick(), True)),
         (2, lambda: m.pin(pick(), False)),
         (1, lambda: m.cleanup(r.choice([0.0, 3.0]))),
-        (accident, lambda: on_processes(lambda p: p.busy_loading, lambda p: w.load_fails(p.model))),
+        (accident, lambda: on_processes(lambda p: p.busy_loading, w.emit_load_failed)),
         (accident, lambda: on_processes(lambda p: p.running, lambda p: w.emit_done(p, ("invalid_input", "x")))),
         (
             2 * accident,
@@ -399,8 +428,17 @@ def storm(seed: int, steps: int, *, batches: bool = True, measured: bool = False
         (2, lambda: m.the_broker_is_late(r.choice([0.01, 0.6, 6.0]))),
         (1, w.settle),
     ]
+    if several:
+
+        def rush() -> None:
+            hot = m.names[2 * r.randint(0, 1)]
+            for _ in range(r.randint(3, 12)):
+                w.ask(hot, client=client(), timeout=100.0)
+            w.wait(0.3)
+
+        deeds += [(15, rush)]
     if measured:
-        kinds = ["remove", "back", "back", "disable", "enable", "size", "pin", "idle", "options"]
+        kinds = KINDS if several else KINDS[:9]
         times = (1.0, 0.2, 0.7, 0.97, 1.05, 1.4)
         deeds += [
             (3, lambda: m.reconfigure_models(pick(), r.choice(kinds))),
@@ -424,7 +462,8 @@ def storm(seed: int, steps: int, *, batches: bool = True, measured: bool = False
 
 
 def of_some_kind(seed: int, steps: int) -> None:
-    storm(seed, steps, measured=seed % 2 == 1, eviction="adaptive" if seed % 4 >= 2 else "priority")
+    eviction = "adaptive" if seed % 4 >= 2 else "priority"
+    storm(seed, steps, measured=seed % 2 == 1, eviction=eviction, several=seed % 8 >= 4)
 
 
 @pytest.mark.parametrize("seed", range(120))
