@@ -35,6 +35,9 @@ class Request(msgspec.Struct, eq=False):
 
     In a `queue` → waiting; `running` → dispatched; neither → answered. `alone`: it was at work when a process died or
     hung, so it is not run together with others, and blame is never in doubt.
+
+    The rest is for the journal. `found`, `behind`: the model's state and how many waited when it came in, if it had to
+    wait; `sent`, `worker`, `batch`: its last dispatch; `ended`, `outcome`: the answer (of a success its type alone).
     """
 
     id: int
@@ -52,6 +55,13 @@ class Request(msgspec.Struct, eq=False):
     crashes: int = 0
     alone: bool = False
     digest: bytes | None = None
+    found: State | None = None
+    behind: int = 0
+    sent: float = 0.0
+    worker: int = 0
+    batch: int = 0
+    ended: float = 0.0
+    outcome: Any = None
 
 
 class Residency:

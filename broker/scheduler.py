@@ -22,6 +22,7 @@ from typing import Any
 
 from broker import batches, limits, turns
 from broker.instances import Instances
+from broker.journal import Journal, Turned
 from broker.ledger import EPSILON_MB, Device
 from broker.queue import Queue
 from broker.residency import Peak, Request, Residency
@@ -59,6 +60,7 @@ from broker.states import (
     WorkerReady,
     WorkerSaid,
 )
+from broker.story import Line
 from broker.timers import Due, Entry
 from zoo.config import BrokerConfig, ModelConfig
 from zoo.errors import BY_CODE
@@ -92,6 +94,8 @@ class Scheduler(Instances):
         self._seq = itertools.count(1)
         self._drained = False
         self._now = 0.0  # of the event at hand
+        self.journal = Journal()
+        self._batch_numbers = itertools.count(1)
         self._grace_ends = 0.0
         self._stopped = False
         self._leaving = False  # some model takes on nobody new, or did
@@ -159,6 +163,7 @@ class Scheduler(Instances):
             refusal = self._why_not(e, model, now)
             if refusal is not None:
                 self._tell_refusal(refusal, model, now)
+                self.journal.add(Turned(e.request, now, e.model, refusal))
                 self._out.append(refusal)
                 return
         assert model is not None
@@ -186,6 +191,7 @@ class Scheduler(Instances):
             if at_once and (worker := self._place(model, request)) is not None:
                 self._dispatch(worker, [request], now)
             else:
+                request.found, request.behind = State.LOADED, model.queue.live
                 model.queue.push(request)
                 if not model.ahead or model.others:  # it may have come in before a suspect, which has to run alone
                     self._serve(model, now)
@@ -194,6 +200,7 @@ class Scheduler(Instances):
                 self._usage_changed(now)
             return
         self._register(request)
+        request.found, request.behind = model.state, model.waiting
         if model.state is State.DRAINING:
             model.later.push(request)
             return
@@ -210,9 +217,7 @@ class Scheduler(Instances):
             return no("broker_unreachable", "the broker is shutting down", 1.0)
         held = model is not None and model.state is State.LOADED and bool(model.leases) and e.kind is Kind.INFER
         if model is None or (model.removed and e.kind is not Kind.UNLOAD and not held):
-            near = difflib.get_close_matches(e.model, self.models, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; `zoo ls` lists the models"
-            return no("model_not_found", f"there is no model {e.model!r}{hint}")
+            return no("model_not_found", self.no_such_model(e.model))
         if e.kind is Kind.UNLOAD:
             return None
         if not model.config.enabled and not held:
@@ -245,6 +250,11 @@ class Scheduler(Instances):
     def _unanswered(self, session: bytes) -> int:
         found = self.sessions.get(session)
         return len(found.requests) if found is not None else 0
+
+    def no_such_model(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self.models, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; `zoo ls` lists the models"
+        return f"there is no model {name!r}{hint}"
 
     def _ever_fits(self, model: Residency) -> bool:
         budgets = {name: self.ledger.devices[name].budget_mb for name in self.devices_for(model)}
@@ -300,8 +310,10 @@ class Scheduler(Instances):
             model.dispatched_at = now
         else:
             model.ahead = batch
+        number = next(self._batch_numbers)
         for request in batch:
             request.running = True
+            request.sent, request.worker, request.batch = now, model.worker, number
         if model.watched != model.worker:
             model.watched = model.worker
             self.timers.add(now + self._dispatch_timeout(model), Due.WATCH, model.worker)
@@ -347,6 +359,11 @@ class Scheduler(Instances):
             model.unloads.remove(request)
         request.running = False
         request.payload = None
+        self._answer(request, action)
+
+    def _answer(self, request: Request, action: Action) -> None:
+        request.ended, request.outcome = self._now, action if type(action) is Refuse else type(action)
+        self.journal.add(request)
         self._out.append(action)
 
     def _refuse(
@@ -382,7 +399,7 @@ class Scheduler(Instances):
         if request.id in self.requests:
             self._finish(request, answer)
         else:
-            self._out.append(answer)
+            self._answer(request, answer)
 
     def _tidy(self, key: bytes, session: _Session) -> None:
         if not session.requests and not session.leases:
@@ -466,12 +483,11 @@ class Scheduler(Instances):
     def _ask_unload(self, request: Request, now: float) -> None:
         model = request.model
         if model.leases or model.pinned:
-            self._out.append(
-                Refuse(request.id, "model_in_use", f"{model.name} is in use ({model.reasons()}); not unloaded")
-            )
+            text = f"{model.name} is in use ({model.reasons()}); not unloaded"
+            self._answer(request, Refuse(request.id, "model_in_use", text))
             return
         if model.state in (State.UNLOADED, State.FAILED) and not model.others:
-            self._out.append(Answer(request.id, False))
+            self._answer(request, Answer(request.id, False))
             return
         self._register(request)
         model.unloads.append(request)
@@ -1053,6 +1069,16 @@ class Scheduler(Instances):
         self._wind_down(now)
 
     # ------------------------------------------------------------ what it looks like
+
+    def explain(self, model: str | None = None) -> list[Line]:
+        """The last decisions; of one model, also what became of its requests that had to wait or were refused."""
+        lines = self.story.about(model)
+        return lines if model is None else sorted([*lines, *self.journal.about(model)], key=lambda line: line.at)
+
+    def explain_request(self, number: int) -> list[Line] | None:
+        """The story of a request that is under way, or one of the last; None when it is neither."""
+        request = self.requests.get(number) or self.journal.find(number)
+        return None if request is None else self.journal.tell(request, self.story, self.requests.values())
 
     def status(self, now: float) -> dict[str, Any]:
         """Counts and megabytes; the names are public (see DESIGN)."""

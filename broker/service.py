@@ -467,7 +467,7 @@ class Service:
     def _pin(self, identity: bytes, session: _Session, m: protocol.Pin, _: list[bytes]) -> None:
         model = self.scheduler.models.get(m.model)
         if model is None or model.removed:
-            raise ModelNotFound(f"there is no model {m.model!r}; `zoo ls` lists the models")
+            raise ModelNotFound(self.scheduler.no_such_model(m.model[:64]))
         self._handle(Pinned(m.model, m.on))
         self._to_client(identity, protocol.Value(m.rid))
 
@@ -949,7 +949,7 @@ class Service:
         if a.held:
             self._by_route.pop((route.identity, route.rid), None)
         text = a.message[: protocol.MAX_TEXT]
-        message = protocol.Error(route.rid, a.code, text, a.retryable, a.retry_after, a.held)
+        message = protocol.Error(route.rid, a.code, text, a.retryable, a.retry_after, a.held, a.request)
         self._to_client(route.identity, message)
 
     def _do_settled(self, a: Settled) -> None:

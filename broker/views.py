@@ -14,12 +14,16 @@ from typing import Any, Protocol
 import msgspec
 
 from broker.gauge import Gauge
+from broker.journal import KEEP
 from broker.meters import Meter
 from broker.pool import Child
 from broker.scheduler import Scheduler
+from broker.story import Line
 from zoo import catalogue
 from zoo.config import ZooConfig
-from zoo.errors import ModelNotFound
+from zoo.errors import InvalidInput, ModelNotFound
+
+MOST_DIGITS, MOST_NAME = 20, 64
 
 
 class Worker(Protocol):
@@ -80,15 +84,22 @@ class Views:
             row["last_used"] = self._at(row["last_used"])
         return rows
 
-    def explain(self, model: str | None) -> list[str]:
-        if model is not None and model not in self._scheduler.models:
-            raise ModelNotFound(f"there is no model {model!r}; `zoo ls` lists the models")
-        lines = []
-        for line in self._scheduler.story.about(model):
-            at = line.at + self._wall
-            clock = time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
-            lines.append(f"{clock} {line.model + ': ' if line.model else ''}{line.text}")
-        return lines
+    def explain(self, about: str | None) -> list[str]:
+        """`about`: a model, or the number of a request."""
+        lines: list[Line] | None
+        if about is None or about in self._scheduler.models:
+            lines = self._scheduler.explain(about)
+        elif about.isdecimal() and len(about) < MOST_DIGITS:
+            lines = self._scheduler.explain_request(int(about))
+            if lines is None:
+                raise InvalidInput(f"request: {about} is not under way, nor one of the last {KEEP} that were")
+        else:
+            raise ModelNotFound(self._scheduler.no_such_model(about[:MOST_NAME]))
+        return [f"{self._clock(line.at)} {line.model + ': ' if line.model else ''}{line.text}" for line in lines]
+
+    def _clock(self, monotonic: float) -> str:
+        at = monotonic + self._wall
+        return time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
 
     def enrich(self, config: ZooConfig) -> dict[str, Any]:
         """The table of enrichment, and where its clients find the models of it."""

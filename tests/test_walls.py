@@ -82,6 +82,9 @@ def test_the_scheduler_is_pure() -> None:
         "ledger",
         "timers",
         "story",
+        "journal",
+        "batches",
+        "limits",
     ):
         found = {imported.split(".")[0] for _, imported in imports(ROOT / f"broker/{name}.py")}
         assert not found & io, name
