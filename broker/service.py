@@ -28,7 +28,9 @@ from broker.gauge import Gauge
 from broker.handoff import Handoff, Line
 from broker.ledger import Device
 from broker.metrics import Metrics
-from broker.pool import Child, Pool
+from broker.oom import OomKiller
+from broker.pool import BY_SIGKILL, Child, Pool
+from broker.residency import MOST_MB
 from broker.scheduler import Scheduler
 from broker.states import (
     Answer,
@@ -52,6 +54,7 @@ from broker.states import (
     Remembered,
     SessionClosed,
     Settled,
+    Shortage,
     ShutDown,
     StartWorker,
     Stop,
@@ -79,8 +82,17 @@ MEMORY_BACK_POLL_S = 0.02
 MEMORY_BACK_LIMIT_S = 10.0
 HOUSEKEEPING_S = 1.0
 SAMPLING_S = 0.005  # of each HOUSEKEEPING_S goes into measuring workers, or one of them
-TROUBLE = {"load failed", "crashed", "killed", "quarantined", "overdrawn", "memory stuck"}  # kinds of decisions
+TROUBLE = {
+    "load failed",
+    "crashed",
+    "killed",
+    "quarantined",
+    "overdrawn",
+    "memory stuck",
+    "out of memory",
+}  # kinds of decisions
 LONGEST_REQUEST_S = 24 * 3600.0
+UNTOLD = "somebody else, or the kernel because memory ran out (its log would say so)"
 
 
 class _Session:
@@ -150,6 +162,7 @@ class Service:
             raise ConfigError(str(e)) from None
         self.scheduler = Scheduler(config.broker, devices, config.models)
         self.gauge = Gauge(self.meters)
+        self.oom_killer = OomKiller()
         self.views = Views(self.scheduler, self.gauge, self.meters)
         self._footprints = footprints.Store(config.state) if self._measures else None
         self._learnt = 0
@@ -269,6 +282,7 @@ class Service:
             self._look_for_memory(now)
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_S
+            self.oom_killer.watch()
             self._look_for_memory(now)
             self._sample()
             for session in list(self._sessions.values()):
@@ -560,18 +574,22 @@ class Service:
             bodies = iter(parts[1:])
             try:
                 outcomes = [
-                    Outcome(o.id, None, (o.code, o.message)) if o.code else Outcome(o.id, (o.offsets, next(bodies)))
+                    Outcome(o.id, None, (o.code, o.message), _short(o.short))
+                    if o.code
+                    else Outcome(o.id, (o.offsets, next(bodies)))
                     for o in message.outcomes  # type: ignore[union-attr]
                 ]
             except StopIteration:
                 log.warning("worker %d sent fewer results than it said", number)
                 return
             worker = self._workers[number]
-            if self._measures and not worker.worked:
-                worker.worked = True
-                if not self.scheduler.is_measured(number):  # it may be evicted in the very next moment, unknown
-                    self._measure(number)
-            self._handle(WorkerDone(number, outcomes))
+            first, worker.worked = not worker.worked, True
+            # Unknown, it may be evicted in the very next moment; grown, it holds what others may be about to be given.
+            if message.grown or (first and not self.scheduler.is_measured(number)):  # type: ignore[union-attr]
+                self._measure(number)
+            if any(outcome.short is not None for outcome in outcomes):
+                self._look_at(worker.device)
+            self._handle(WorkerDone(number, outcomes, message.halved))  # type: ignore[union-attr]
         elif kind is protocol.Loaded:
             self._workers[number].stand_in = message.stand_in  # type: ignore[union-attr]
             self.gauge.loaded(number)
@@ -580,7 +598,10 @@ class Service:
             self._report(number)
         elif kind is protocol.LoadError:
             assert isinstance(message, protocol.LoadError)
-            self._handle(WorkerLoadFailed(number, message.code, message.message))
+            if message.short is not None:
+                self._measure(number)
+                self._look_at(self._workers[number].device)
+            self._handle(WorkerLoadFailed(number, message.code, message.message, _short(message.short)))
 
     def _started(self) -> None:
         for number, outcome in self.pool.take_started():
@@ -607,6 +628,10 @@ class Service:
         how = worker.child.reap()
         if how is None:
             return
+        starved = None
+        if how == BY_SIGKILL and not worker.killed_at:
+            starved = self.oom_killer.struck()
+            how += ", by " + {True: "the kernel: memory ran out", False: "somebody else", None: UNTOLD}[starved]
         self._hear_out(number)
         self.gauge.end(number, worker.line.fd if worker.line is not None else None)
         if worker.line is not None:
@@ -614,7 +639,7 @@ class Service:
         self._drop(worker.child.sentinel)
         worker.child.close()
         self._forget_worker(number)
-        self._handle(WorkerExited(number, how))
+        self._handle(WorkerExited(number, how, starved is True))
         self._ending[number] = time.monotonic()
         self._look_for_memory(time.monotonic())
 
@@ -687,8 +712,9 @@ class Service:
 
     def _measure(self, number: int) -> None:
         """Reads what a worker uses, and tells the scheduler."""
-        self.gauge.read(number)
-        self._report(number)
+        if self._measures:
+            self.gauge.read(number)
+            self._report(number)
 
     def _report(self, number: int) -> None:
         if self._measures and (mb := self.gauge.seen_mb(number)):
@@ -702,10 +728,14 @@ class Service:
                 self._measure(number)
             if time.monotonic() >= end:
                 break
-        for device in self.meters if self._measures else ():
-            if (seen := self.gauge.others(device)) is not None:
-                self._handle(DeviceSeen(device, *seen))
+        for device in self.meters:
+            self._look_at(device)
         self._remember()
+
+    def _look_at(self, device: str) -> None:
+        """Reads what everybody else uses of the device, and tells the scheduler."""
+        if self._measures and (seen := self.gauge.others(device)) is not None:
+            self._handle(DeviceSeen(device, *seen))
 
     def _recall(self, name: str) -> None:
         """Sees to it that the scheduler knows what was measured of the weights that lie there now, and no others."""
@@ -969,6 +999,13 @@ class Service:
     def _describe(self) -> str:
         devices = ", ".join(f"{d.name} {d.budget_mb:g} MB" for d in self.scheduler.ledger.devices.values())
         return f"{len(self.scheduler.models)} models, {devices}"
+
+
+def _short(said: protocol.Shortage | None) -> Shortage | None:
+    """What no device could hold is not believed."""
+    if said is None:
+        return None
+    return Shortage(*(mb if 0 <= mb <= MOST_MB else 0.0 for mb in (said.used_mb, said.asked_mb)))
 
 
 def _preload(config: ZooConfig) -> list[str]:
