@@ -496,8 +496,9 @@ class Service:
         self._to_client(identity, protocol.Value(m.rid, names))
 
     def _cancel(self, identity: bytes, session: _Session, m: protocol.Cancel, _: list[bytes]) -> None:
-        for (owner, rid), request in self._by_route.items() if m.rid else ():
-            if rid == m.rid and owner[: protocol.SESSION_BYTES] == session.key:
+        asked = self.scheduler.sessions.get(session.key)
+        for request in tuple(asked.requests) if asked is not None else ():
+            if self._routes[request].rid == m.rid:
                 self._handle(Withdrawn(request))
                 return
 

@@ -517,10 +517,11 @@ LIVE = st.sampled_from([ModelPriority.HIGH, ModelPriority.MEDIUM, ModelPriority.
     asks=st.lists(st.tuples(PICK, st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=60),
     eviction=st.sampled_from(["priority", "adaptive"]),
     strict=st.booleans(),
+    instances=st.integers(1, 2),
 )
-def test_with_workers_that_work_everybody_is_served(sizes, budgets, asks, eviction, strict) -> None:
+def test_with_workers_that_work_everybody_is_served(sizes, budgets, asks, eviction, strict, instances) -> None:
     """No stall: whoever can fit gets its turn, however the models crowd each other out."""
-    models = [model(f"m{i}", mb, p.name) for i, (mb, p) in enumerate(sizes)]
+    models = [model(f"m{i}", mb, p.name, max_instances=instances) for i, (mb, p) in enumerate(sizes)]
     w = World(models, *map(float, budgets), eviction=eviction, strict=strict)
     for pick, priority, steps in asks:
         w.ask(f"m{pick % len(sizes)}", priority=priority, timeout=1e6)
