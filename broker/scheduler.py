@@ -139,6 +139,11 @@ class Scheduler(Room):
         peak = model.peaks.get(model.device) if model is not None else None
         return peak is not None and peak.worked
 
+    @property
+    def is_loading(self) -> bool:
+        """True while some model is (advice, like `is_cold`)."""
+        return any(model.state is State.LOADING for model in self._workers.values())
+
     def is_cold(self, name: str) -> bool:
         """True when a request for the model would need a load (advice for the caller, decides nothing)."""
         model = self.models.get(name)

@@ -8,6 +8,7 @@ poller watches as a single descriptor, so that the cost of a turn does not grow 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -30,6 +31,7 @@ from broker.ledger import Device
 from broker.metrics import Metrics
 from broker.pool import Child, Pool
 from broker.scheduler import Scheduler
+from broker.standby import Standby
 from broker.states import (
     Answer,
     Asked,
@@ -67,7 +69,7 @@ from zoo import catalogue, changes, protocol, wire
 from zoo.channel import Channel
 from zoo.config import MB_PER_GB, ZooConfig, load_config
 from zoo.errors import ConfigError, InvalidInput, ModelNotFound, ProtocolMismatch, ZooError
-from zoo.launch import Launch
+from zoo.launch import Launch, Seat
 
 log = logging.getLogger("zoo.broker")
 
@@ -105,15 +107,19 @@ class _Route(msgspec.Struct, eq=False):
 
 
 class _Worker:
+    """A process. `number`: the scheduler's; negative while it waits to be given a model. `told`: its `Launch`."""
+
     __slots__ = (
-        "arena", "channel", "child", "device", "key", "killed_at", "line", "model", "stand_in", "term_until", "unsent",
-        "worked",
+        "arena", "channel", "child", "device", "key", "killed_at", "line", "model", "number", "stand_in", "term_until",
+        "told", "unsent", "worked",
     )  # fmt: skip
 
-    def __init__(self, model: str, device: str, key: bytes) -> None:
-        self.model = model
-        self.device = device
+    def __init__(self, number: int, key: bytes) -> None:
+        self.number = number
         self.key = key
+        self.model = ""
+        self.device = ""
+        self.told = b""
         self.child: Child | None = None
         self.channel: Channel | None = None
         self.line: Line | None = None
@@ -158,7 +164,9 @@ class Service:
         self._routes: dict[int, _Route] = {}
         self._by_route: dict[tuple[bytes, int], int] = {}
         self._workers: dict[int, _Worker] = {}
-        self._by_key: dict[bytes, int] = {}
+        self._by_key: dict[bytes, _Worker] = {}
+        self._standby = Standby()
+        self._forked = itertools.count(1)
         self._next_request = 0
         self._ending: dict[int, float] = {}  # worker → since when; 0: reported as stuck, looked for ever after
         self._terminating: set[int] = set()
@@ -180,6 +188,7 @@ class Service:
             sys.path.append(str(config.base))  # adapters may lie beside config.toml
         self.pool = Pool(_preload(config))
         self._add(self.pool.fileno(), self._started)
+        self._refill()
         self.metrics = Metrics(self.scheduler, config.broker.metrics)
         self._actions: dict[type, Callable[[Any], None]] = {
             StartWorker: self._do_start,
@@ -270,6 +279,7 @@ class Service:
             self._housekeeping_at = now + HOUSEKEEPING_S
             self._look_for_memory(now)
             self._sample()
+            self._refill()
             for session in list(self._sessions.values()):
                 if session.line is None and now - session.heard > protocol.SESSION_TTL_S:
                     self._end_session(session)
@@ -517,15 +527,16 @@ class Service:
                 self._watch_writing(worker, False)
             messages = worker.channel.take()
         except OSError as e:
-            self._lost_channel(number, worker, e)
+            self._lost_channel(worker, e)
             return False
         for parts in messages or ():
-            self._from_worker(number, parts)
+            if number > 0:  # whoever waits for a model has nothing to say
+                self._from_worker(number, parts)
         return messages is not None
 
-    def _lost_channel(self, number: int, worker: _Worker, why: OSError) -> None:
+    def _lost_channel(self, worker: _Worker, why: OSError) -> None:
         """Its end has closed: it is ending, or talks nonsense and has to."""
-        log.debug("the channel of worker %d of %s: %s", number, worker.model, why)
+        log.debug("the channel of worker %d of %s: %s", worker.number, worker.model, why)
         self._close_channel(worker)
         if worker.child is not None:
             worker.child.signal(signal.SIGKILL)
@@ -540,6 +551,14 @@ class Service:
         assert worker.channel is not None
         worker.unsent = on
         self._epoll.modify(worker.channel.fd, select.EPOLLIN | (select.EPOLLOUT if on else 0))
+
+    def _tell_worker(self, worker: _Worker, parts: tuple[bytes, ...]) -> None:
+        assert worker.channel is not None
+        try:
+            if not worker.channel.send(parts) and not worker.unsent:
+                self._watch_writing(worker, True)
+        except OSError as e:
+            self._lost_channel(worker, e)
 
     def _from_worker(self, number: int, parts: list[bytes]) -> None:
         try:
@@ -570,26 +589,66 @@ class Service:
             self._handle(WorkerReady(number, message.max_batch))  # type: ignore[union-attr]
             self.metrics.loaded(self._workers[number].model)
             self._report(number)
+            self._refill()
         elif kind is protocol.LoadError:
             assert isinstance(message, protocol.LoadError)
             self._handle(WorkerLoadFailed(number, message.code, message.message))
 
+    # ------------------------------------------------------------ processes
+
+    def _fork(self) -> _Worker:
+        """Has a process made that waits for its model."""
+        worker = _Worker(-next(self._forked), b"w-" + secrets.token_bytes(12))
+        self._workers[worker.number] = worker
+        self._by_key[worker.key] = worker
+        self.pool.start(Seat(worker.key, self.place.handoff, self.handoff.limit))
+        return worker
+
+    def _refill(self) -> None:
+        """Sees to it that as many wait in reserve as should. Not while a model is loading, which a fork slows down."""
+        if self.scheduler.stopping or self.scheduler.is_loading:
+            return
+        now, wanted = time.monotonic(), self.config.broker.standby
+        for _ in range(self._standby.lacks(wanted, now)):
+            self._standby.add(self._fork().number)
+        while len(self._standby) > wanted and (number := self._standby.take()) is not None:
+            self._do_kill(KillWorker(number))
+
+    def _employ(self, number: int) -> _Worker:
+        """A process for the scheduler's worker of that number: one that waits, however far it is, or else a new one."""
+        while (waiting := self._standby.take()) is not None:
+            worker = self._workers[waiting]
+            if worker.child is None or worker.child.reap() is None:  # the news of its end may be on the way to us
+                self._standby.used()
+                break
+        else:
+            worker = self._fork()
+        self._workers[number] = self._workers.pop(worker.number)
+        worker.number = number
+        return worker
+
     def _started(self) -> None:
-        for number, outcome in self.pool.take_started():
-            worker = self._workers.get(number)
+        for key, outcome in self.pool.take_started():
+            worker = self._by_key.get(key)
+            if worker is None:
+                if isinstance(outcome, Child):
+                    outcome.signal(signal.SIGKILL)
+                    outcome.close()
+                continue
             if isinstance(outcome, str):
-                self._handle(WorkerExited(number, outcome))
+                number = worker.number
                 self._forget_worker(number)
+                if number < 0:
+                    self._standby.lost(number, time.monotonic())
+                    continue
+                self._handle(WorkerExited(number, outcome))
                 self.gauge.forget(number)
                 self._handle(MemoryBack(number))
                 continue
-            if worker is None:
-                outcome.signal(signal.SIGKILL)
-                outcome.close()
-                continue
             worker.child = outcome
-            self.gauge.born(number, outcome.pid)
-            self._add(outcome.sentinel, lambda n=number: self._ended(n))  # type: ignore[misc]
+            if worker.number > 0:
+                self.gauge.born(worker.number, outcome.pid)
+            self._add(outcome.sentinel, lambda w=worker: self._ended(w.number))  # type: ignore[misc]
             if worker.killed_at:
                 outcome.signal(signal.SIGKILL)
 
@@ -599,26 +658,23 @@ class Service:
         how = worker.child.reap()
         if how is None:
             return
-        self._hear_out(number)
-        self.gauge.end(number, worker.line.fd if worker.line is not None else None)
+        while self._read_channel(number):  # what it said before it ended comes before its end
+            pass
+        if number > 0:
+            self.gauge.end(number, worker.line.fd if worker.line is not None else None)
         if worker.line is not None:
             self._close_line(worker.line)
         self._drop(worker.child.sentinel)
         worker.child.close()
         self._forget_worker(number)
+        if number < 0:
+            if not worker.killed_at:
+                log.warning("a process that waited for a model has ended: %s", how)
+                self._standby.lost(number, time.monotonic())
+            return
         self._handle(WorkerExited(number, how))
         self._ending[number] = time.monotonic()
         self._look_for_memory(time.monotonic())
-
-    def _hear_out(self, number: int) -> None:
-        """What a worker said before it ended comes before its end, even if its lifeline still waits at the door."""
-        worker = self._workers[number]
-        if worker.channel is None:
-            self._accept()
-            for line in [line for line in self.handoff.lines.values() if not line.key or line is worker.line]:
-                self._read_line(line)
-        while self._read_channel(number):
-            pass
 
     def _forget_worker(self, number: int) -> None:
         worker = self._workers.pop(number, None)
@@ -747,7 +803,7 @@ class Service:
             number = self.handoff.offer(line, fd)
             if number is not None:
                 if line.role == "worker":
-                    self._workers[self._by_key[line.key]].arena = number
+                    self._by_key[line.key].arena = number
                 else:
                     line.send(protocol.LifelineAccepted(number))
         elif isinstance(message, protocol.LifelineChannel):
@@ -760,18 +816,20 @@ class Service:
                 if message.id not in self.handoff.arenas and not self._still_read(line.key, message.id):
                     line.send(protocol.LifelineGone(message.id))
         elif isinstance(message, protocol.LifelineFingerprint) and line.role == "worker":
-            self._handle(WorkerSaid(self._by_key[line.key], message.id, message.digest[:64]))
+            self._handle(WorkerSaid(self._by_key[line.key].number, message.id, message.digest[:64]))
 
     def _open_channel(self, line: Line, fd: int | None) -> None:
-        number = self._by_key.get(line.key) if line.role == "worker" else None
-        if fd is None or number is None or self._workers[number].channel is not None:
+        worker = self._by_key.get(line.key) if line.role == "worker" else None
+        if fd is None or worker is None or worker.channel is not None:
             if fd is not None:
                 os.close(fd)
             raise ConnectionError("it offered a channel that nobody asked for")
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
-        self._workers[number].channel = Channel(sock)
-        self._add(sock.fileno(), lambda: self._read_channel(number))
+        worker.channel = Channel(sock)
+        self._add(sock.fileno(), lambda: self._read_channel(worker.number))
+        if worker.told:
+            self._tell_worker(worker, (worker.told,))
 
     def _attach(self, line: Line, message: protocol.LifelineAttach) -> bool:
         if message.role == "client":
@@ -784,10 +842,10 @@ class Service:
             session.line, session.pid = line, line.pid
             line.send(protocol.LifelineAccepted(0))
             return True
-        number = self._by_key.get(message.key)
-        if message.role != "worker" or number is None or not self.handoff.attach(line, message):
+        worker = self._by_key.get(message.key)
+        if message.role != "worker" or worker is None or not self.handoff.attach(line, message):
             return False
-        self._workers[number].line = line
+        worker.line = line
         return True
 
     def _lost_line(self, line: Line) -> None:
@@ -795,8 +853,8 @@ class Service:
         if session is not None and session.line is line:
             self._end_session(session)
         else:
-            if line.role == "worker" and (number := self._by_key.get(line.key)) is not None:
-                self._workers[number].line = None  # its exit follows
+            if line.role == "worker" and (worker := self._by_key.get(line.key)) is not None:
+                worker.line = None  # its exit follows
             self._close_line(line)
 
     def _close_line(self, line: Line) -> None:
@@ -834,16 +892,14 @@ class Service:
 
     def _do_start(self, a: StartWorker) -> None:
         config = self.scheduler.models[a.model].config
-        key = b"w%d-" % a.worker + secrets.token_bytes(12)
-        self._workers[a.worker] = _Worker(a.model, a.device, key)
-        self._by_key[key] = a.worker
         self.gauge.start(a.worker, a.device)
+        worker = self._employ(a.worker)
+        worker.model, worker.device = a.model, a.device
+        if worker.child is not None:
+            self.gauge.born(a.worker, worker.child.pid)
         path = self.config.weights(config)
-        self.pool.start(
-            a.worker,
+        worker.told = msgspec.msgpack.encode(
             Launch(
-                key=key,
-                handoff=self.place.handoff,
                 model=a.model,
                 adapter=config.adapter,
                 path=str(path) if path is not None else None,
@@ -852,10 +908,11 @@ class Service:
                 trust_pickle=config.trust_pickle,
                 device=a.device if self.scheduler.ledger.devices[a.device].kind == "cuda" else "cpu",
                 threads=self.config.broker.worker_threads or max(1, self._cores // 4),
-                arena_limit_bytes=self.handoff.limit,
                 pull=config.published if self.config.broker.auto_pull and config.published.fetchable else None,
-            ),
+            )
         )
+        if worker.channel is not None:
+            self._tell_worker(worker, (worker.told,))
 
     def _do_kill(self, a: KillWorker) -> None:
         worker = self._workers.get(a.worker)
@@ -884,11 +941,7 @@ class Service:
             jobs.append(protocol.Job(request, arenas, inline, len(parts)))
             bodies += parts
         header = protocol.pack(protocol.Dispatch(tuple(jobs), a.suspect, a.refuse))
-        try:
-            if not worker.channel.send((header, *bodies)) and not worker.unsent:
-                self._watch_writing(worker, True)
-        except OSError as e:
-            self._lost_channel(a.worker, worker, e)
+        self._tell_worker(worker, (header, *bodies))
 
     def _route_out(self, request: int) -> _Route | None:
         route = self._routes.pop(request, None)

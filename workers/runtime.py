@@ -1,4 +1,5 @@
-"""One worker: loads one model, answers one dispatch (a batch of requests) at a time, and goes when its broker goes.
+"""One worker: waits to be told its model, loads it, answers one dispatch (a batch of requests) at a time, and goes
+when its broker goes.
 
 Two threads. The main one blocks on its channel to the broker and runs the adapter. The other blocks on the lifeline: it
 takes in arenas, takes back result slots, and ends the process at end-of-file, also while the adapter computes.
@@ -21,6 +22,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from workers import inputs
@@ -30,7 +32,7 @@ from workers.process import die_with_parent, set_name
 from zoo import arena, lifeline, payload, protocol, results, weights
 from zoo.channel import Channel
 from zoo.errors import InferenceFailed, InvalidInput, LoadFailed, ModelUnavailable, Quarantined, ZooError
-from zoo.launch import Launch
+from zoo.launch import Launch, Seat
 from zoo.source import Published
 
 RESULT_ARENA_BYTES = 32 << 20
@@ -41,16 +43,16 @@ ARENA_WAIT_S = 5.0
 class Lifeline:
     """The worker's end of its lifeline: other people's arenas, and its own for results."""
 
-    def __init__(self, launch: Launch) -> None:
-        self._sock = lifeline.connect(launch.handoff, timeout=10.0)
+    def __init__(self, seat: Seat) -> None:
+        self._sock = lifeline.connect(seat.handoff, timeout=10.0)
         self._sock.settimeout(None)
-        self._limit = launch.arena_limit_bytes
+        self._limit = seat.arena_limit_bytes
         self._arenas: dict[int, arena.MappedArena] = {}
         self._gone: deque[int] = deque(maxlen=1024)  # will not come (again): not waited for
         self._own: arena.OwnedArena | None = None
         self._news = threading.Condition()
         self.recent = inputs.Recent()
-        lifeline.send(self._sock, protocol.LifelineAttach("worker", launch.key))
+        lifeline.send(self._sock, protocol.LifelineAttach("worker", seat.key))
         threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
 
     def _listen(self) -> None:
@@ -153,18 +155,23 @@ def _pull(model: str, published: Published, target: Path) -> None:
 
 
 class Worker:
-    """The loop around one adapter."""
+    """The loop around one adapter, once the broker has said which. Until then everything waits that needs no model."""
 
-    def __init__(self, launch: Launch) -> None:
-        self._launch = launch
+    _launch: Launch
+
+    def __init__(self, seat: Seat) -> None:
         self._stand_in = False
         self._max_batch = 1
-        self._lifeline = Lifeline(launch)
+        self._lifeline = Lifeline(seat)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._channel = Channel(ours)
         self._lifeline.offer_channel(theirs)
 
     def run(self) -> None:
+        if (told := self._channel.receive()) is None:
+            return  # the broker has no use for us any more
+        self._launch = msgspec.msgpack.decode(told[0], type=Launch)
+        set_name(f"zoo:{self._launch.model}")
         try:
             model, seconds = self._load()
         except BaseException as e:
@@ -301,14 +308,14 @@ def fingerprint(given: inputs.Given) -> bytes:
     return digest.digest()
 
 
-def main(launch: Launch) -> None:
+def main(seat: Seat) -> None:
     """Entered in a fresh fork of the nursery. Never returns."""
     os.setsid()  # its own process group: whatever it starts dies with it
     die_with_parent()
-    set_name(f"zoo:{launch.model}")
+    set_name("zoo-standby")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        Worker(launch).run()
+        Worker(seat).run()
     except (OSError, ZooError):
         traceback.print_exc()
     os._exit(1)

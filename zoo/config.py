@@ -109,6 +109,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
         metrics: "HOST:PORT" for Prometheus, or false.
         arena_limit_mb: the largest arena a client may share.
         worker_threads: CPU threads per worker; 0 is a quarter of the cores, at least one.
+        standby: processes forked ahead of need, so that a load begins at once.
         preload: further modules to import in the nursery.
         curve_dir: CURVE keys, required for tcp:// (see `python -m zoo.curve`).
         auto_pull: a worker whose model's weights are missing fetches them first, within `load_timeout`.
@@ -133,6 +134,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
     weights_dir: str = "weights"
     arena_limit_mb: Annotated[int, msgspec.Meta(ge=1)] = 1024
     worker_threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+    standby: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
     preload: list[str] = []
     curve_dir: str = ""
     auto_pull: bool = False
