@@ -29,6 +29,7 @@ from broker.story import Story
 from broker.timers import Due, Timers
 from zoo.config import BrokerConfig, ModelConfig, ModelPriority
 
+LOOK_EVERY_S = 0.01  # where usage alone, which changes with every request, may have changed who has to go
 MOST_LOOKS = 8  # two or three settle it; the bound is against a bug, not a need
 
 
@@ -40,6 +41,7 @@ class Room:
         habits: who is asked for, and after whom; kept only where somebody looks at it.
         evictions: (model, priority) → how often.
         _workers: living workers, from the decision to start until the memory is back (or written off).
+        _moving: those of them that are loading or going, so that a look at what comes back is not one at everybody.
         _wanted: models that somebody waits for and that are not there, in the order in which they became so.
         _yielding: names of models that take no new work, so that somebody gets their room.
         _contested: somebody waits for models in use, so that whoever uses another one may decide which have to go.
@@ -59,11 +61,14 @@ class Room:
         self.stopping = False
         self.evictions: dict[tuple[str, str], int] = {}
         self._workers: dict[int, Residency] = {}
+        self._moving: dict[int, Residency] = {}
         self._wanted: dict[str, Residency] = {}
         self._yielding: set[str] = set()
         self._contested = False
         self._overdrawn: set[str] = set()
         self._look_at = math.inf
+        self._looked_at = -math.inf
+        self.look_every_s = LOOK_EVERY_S
         self._worker_ids = itertools.count(1)
         self._claims = itertools.count(1)
         self._out: list[Action] = []
@@ -84,10 +89,17 @@ class Room:
         """It has turned out to need more than any device has: whoever waits for it is told, by the scheduler."""
         raise NotImplementedError
 
+    def _move(self, model: Residency, move: Move) -> None:
+        model.move(move)
+        if model.state is State.LOADING or model.state is State.EVICTING:
+            self._moving[model.worker] = model
+        else:
+            self._moving.pop(model.worker, None)
+
     def _evict(self, model: Residency, why: str, now: float) -> None:
         if model.referenced:  # the promise of the house; nothing may come here past it
             raise AssertionError(f"{model.name} is in use ({model.reasons()}) and was to be evicted")
-        model.move(Move.KILL)
+        self._move(model, Move.KILL)
         model.evictions += 1
         key = (model.name, model.config.priority.name)
         self.evictions[key] = self.evictions.get(key, 0) + 1
@@ -125,7 +137,17 @@ class Room:
     def _overrun(self, device: str) -> str:
         return f"{device} is charged {self.ledger.used_mb(device):g} MB, {self.ledger.limit_mb(device):g} may be"
 
+    def _usage_changed(self, now: float) -> None:
+        """A request came or was answered. A look costs as much as there are models, so these share one."""
+        if not self._wanted and not self._tense:
+            return
+        if now >= self._looked_at + self.look_every_s:
+            self._room_may_exist(now)
+        else:
+            self._look_again(self._looked_at + self.look_every_s)
+
     def _room_may_exist(self, now: float) -> None:
+        self._looked_at = now
         self._make_true(now)
         if self._wanted or self._contested:
             self._advance(now)
@@ -148,7 +170,7 @@ class Room:
         claimed = dict.fromkeys(self.ledger.devices, 0.0)  # by those whose room is coming back
         spoken_for: set[str] = set()  # models whose room somebody older waits for
         loading = dict.fromkeys(self.ledger.devices, 0)
-        for model in self._workers.values():
+        for model in self._moving.values():
             if model.state is State.LOADING:
                 loading[model.device] += 1
         yielding: set[str] = set()
@@ -257,8 +279,8 @@ class Room:
     def _coming_mb(self, device: str) -> float:
         """Free now, plus what processes being killed are about to give back."""
         coming = self.ledger.free_mb(device)
-        for worker, model in self._workers.items():
-            if model.state is State.EVICTING and model.worker == worker and model.device == device:
+        for worker, model in self._moving.items():
+            if model.state is State.EVICTING and model.device == device:
                 charge = self.ledger.of(worker)
                 coming += charge.mb if charge else 0.0
         return coming
@@ -369,8 +391,8 @@ class Room:
         worker = next(self._worker_ids)
         model.mb = model.need_mb(device)
         self.ledger.charge(worker, model.name, device, model.mb)
-        model.move(Move.START)
         model.worker, model.device, model.started_at = worker, device, now
+        self._move(model, Move.START)
         model.watched = worker
         model.failed_load = model.yielding = model.unload_when_loaded = model.outdated = False
         model.claim = 0

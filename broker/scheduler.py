@@ -187,7 +187,7 @@ class Scheduler(Room):
                 if not model.ahead:  # it may have come in before a suspect, which has to wait to run alone
                     self._serve(model, now)
             if self._tense:  # being used, it may not be the one to go any more
-                self._room_may_exist(now)
+                self._usage_changed(now)
             return
         self._register(request)
         if model.state is State.DRAINING:
@@ -395,7 +395,7 @@ class Scheduler(Room):
         model.pinned = e.on
         self.story.tell(now, model.name, "pinned: it will not be evicted" if e.on else "unpinned")
         if e.on and model.state is State.DRAINING:
-            model.move(Move.KEEP)
+            self._move(model, Move.KEEP)
             self._refuse_unloads(model)
             self._next_life(model)
             self._grant_waiting(model, now)
@@ -462,7 +462,7 @@ class Scheduler(Room):
             self._room_may_exist(now)
 
     def _drain(self, model: Residency, why: str, now: float) -> None:
-        model.move(Move.DRAIN)
+        self._move(model, Move.DRAIN)
         model.yielding = False
         self.story.tell(now, model.name, f"draining: {why} ({model.reasons()})")
         self._serve(model, now)
@@ -543,7 +543,7 @@ class Scheduler(Room):
         model = self._of(e.worker)
         if model is None or model.state is not State.LOADING:
             return
-        model.move(Move.READY)
+        self._move(model, Move.READY)
         model.max_batch = max(1, e.max_batch)
         model.config.available = True
         model.failures, model.failure, model.retry_at = 0, "", 0.0
@@ -569,7 +569,7 @@ class Scheduler(Room):
             self._fail_load(model, e.code, e.message, Move.KILL, now)
 
     def _fail_load(self, model: Residency, code: str, cause: str, move: Move, now: float) -> None:
-        model.move(move)
+        self._move(model, move)
         if move is Move.KILL:
             self._out.append(KillWorker(model.worker))
         model.failed_load = True
@@ -608,8 +608,7 @@ class Scheduler(Room):
                 self._refuse(request, code, outcome.error[1])
         if model.state is State.LOADED or model.state is State.DRAINING:
             self._serve(model, now)
-        if not model.inflight or self._tense:  # otherwise nothing has changed for those who wait for room
-            self._room_may_exist(now)
+        self._usage_changed(now)
 
     def _take_back_ahead(self, model: Residency) -> None:
         """The worker will not get to its next batch, which is not to blame and waits again."""
@@ -642,7 +641,7 @@ class Scheduler(Room):
         if model.state is State.LOADING:
             self._fail_load(model, "load_failed", f"its process ended while loading ({e.how})", Move.EXIT, now)
         elif model.state in (State.LOADED, State.DRAINING):
-            model.move(Move.EXIT)
+            self._move(model, Move.EXIT)
             model.crashes += 1
             self.story.tell(
                 now, model.name,
@@ -745,7 +744,7 @@ class Scheduler(Room):
         model = self._workers.pop(worker, None)
         if model is None or model.worker != worker:
             return
-        model.move(Move.FAILED if model.failed_load else Move.FREED)
+        self._move(model, Move.FAILED if model.failed_load else Move.FREED)
         model.worker, model.device = 0, ""
         if not model.leases:  # leases outlive a crash, and so does what they asked for
             model.keep_alive = None
@@ -844,7 +843,7 @@ class Scheduler(Room):
                 self.timers.add(model.dispatched_at + limit, Due.WATCH, worker)
 
     def _hung(self, model: Residency, limit: float, now: float) -> None:
-        model.move(Move.KILL)
+        self._move(model, Move.KILL)
         model.crashes += 1
         batch = model.inflight
         self.story.tell(now, model.name, f"killed: {_numbers(batch)} ran longer than dispatch_timeout ({limit:g} s)")
@@ -970,7 +969,7 @@ class Scheduler(Room):
         for model in list(self._workers.values()):
             if model.state is not State.EVICTING:
                 model.leases.clear()
-                model.move(Move.KILL)
+                self._move(model, Move.KILL)
                 self._out.append(KillWorker(model.worker))
         self._leases.clear()
         for key, session in list(self.sessions.items()):

@@ -441,10 +441,12 @@ LIVE = st.sampled_from([ModelPriority.HIGH, ModelPriority.MEDIUM, ModelPriority.
     budgets=st.sampled_from([(700,), (1000,), (700, 700)]),
     asks=st.lists(st.tuples(PICK, st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=60),
     eviction=st.sampled_from(["priority", "adaptive"]),
+    strict=st.booleans(),
 )
-def test_with_workers_that_work_everybody_is_served(sizes, budgets, asks, eviction) -> None:
+def test_with_workers_that_work_everybody_is_served(sizes, budgets, asks, eviction, strict) -> None:
     """No stall: whoever can fit gets its turn, however the models crowd each other out."""
-    w = World([model(f"m{i}", mb, p.name) for i, (mb, p) in enumerate(sizes)], *map(float, budgets), eviction=eviction)
+    models = [model(f"m{i}", mb, p.name) for i, (mb, p) in enumerate(sizes)]
+    w = World(models, *map(float, budgets), eviction=eviction, strict=strict)
     for pick, priority, steps in asks:
         w.ask(f"m{pick % len(sizes)}", priority=priority, timeout=1e6)
         for _ in range(steps):

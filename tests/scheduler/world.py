@@ -102,6 +102,7 @@ class Question:
 class World:
     """`World([model("a", 300), …], 512)`; several budgets make several devices. Broker settings by keyword.
 
+    `strict`: after every event, whatever could be done now must have been done.
     With `footprint="measured"`, `true_mb` says what a model's processes really use (name → MB; else what is declared).
     """
 
@@ -119,6 +120,8 @@ class World:
         self.s = Scheduler(self.config, self.devices, models)
         self.now = 1000.0
         self.strict = strict
+        if strict:
+            self.s.look_every_s = 0.0
         self.max_batch = max_batch
         self.processes: dict[int, Process] = {}  # charged: until their memory is back
         self.questions: dict[int, Question] = {}
