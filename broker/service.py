@@ -25,6 +25,7 @@ import msgspec
 import zmq
 
 from broker import endpoint, footprints, meters
+from broker.copies import Copies
 from broker.gauge import Gauge
 from broker.handoff import Handoff, Line
 from broker.ledger import Device
@@ -66,6 +67,7 @@ from broker.states import (
     WorkerSaid,
 )
 from zoo import catalogue, changes, protocol, wire
+from zoo.arena import ArenaRefused
 from zoo.channel import Channel
 from zoo.config import MB_PER_GB, ZooConfig, load_config
 from zoo.errors import ConfigError, InvalidInput, ModelNotFound, ProtocolMismatch, ZooError
@@ -81,6 +83,7 @@ MEMORY_BACK_LIMIT_S = 10.0
 HOUSEKEEPING_S = 1.0
 SAMPLING_S = 0.005  # of each HOUSEKEEPING_S goes into measuring workers, or one of them
 LONGEST_REQUEST_S = 24 * 3600.0
+CARRYING = (protocol.LifelineArena, protocol.LifelineChannel, protocol.LifelineCopy)  # a descriptor
 
 
 class _Session:
@@ -107,11 +110,17 @@ class _Route(msgspec.Struct, eq=False):
 
 
 class _Worker:
-    """A process. `number`: the scheduler's; negative while it waits to be given a model. `told`: its `Launch`."""
+    """A process.
+
+    Attributes:
+        number: the scheduler's; negative while it waits to be given a model.
+        version: of the model's weights when it was started.
+        copied: it was given a copy, and has not said yet whether that was of use.
+    """
 
     __slots__ = (
-        "arena", "channel", "child", "device", "key", "killed_at", "line", "model", "number", "stand_in", "term_until",
-        "told", "unsent", "worked",
+        "arena", "channel", "child", "copied", "device", "key", "killed_at", "launch", "line", "model", "number",
+        "stand_in", "term_until", "unsent", "version", "worked",
     )  # fmt: skip
 
     def __init__(self, number: int, key: bytes) -> None:
@@ -119,7 +128,9 @@ class _Worker:
         self.key = key
         self.model = ""
         self.device = ""
-        self.told = b""
+        self.version = ""
+        self.launch: Launch | None = None
+        self.copied = False
         self.child: Child | None = None
         self.channel: Channel | None = None
         self.line: Line | None = None
@@ -166,6 +177,7 @@ class Service:
         self._workers: dict[int, _Worker] = {}
         self._by_key: dict[bytes, _Worker] = {}
         self._standby = Standby()
+        self.copies = Copies(int(config.broker.host_cache_mb * meters.MB))
         self._forked = itertools.count(1)
         self._next_request = 0
         self._ending: dict[int, float] = {}  # worker → since when; 0: reported as stuck, looked for ever after
@@ -189,7 +201,7 @@ class Service:
         self.pool = Pool(_preload(config))
         self._add(self.pool.fileno(), self._started)
         self._refill()
-        self.metrics = Metrics(self.scheduler, config.broker.metrics)
+        self.metrics = Metrics(self.scheduler, self.copies, config.broker.metrics)
         self._actions: dict[type, Callable[[Any], None]] = {
             StartWorker: self._do_start,
             KillWorker: self._do_kill,
@@ -341,6 +353,7 @@ class Service:
         for worker in self._workers.values():
             self._close_channel(worker)
         self.gauge.close()
+        self.copies.close()
         self._front.close()
         endpoint.stop_security(self._context)
         self._context.term()
@@ -587,12 +600,22 @@ class Service:
             self._workers[number].stand_in = message.stand_in  # type: ignore[union-attr]
             self.gauge.loaded(number)
             self._handle(WorkerReady(number, message.max_batch))  # type: ignore[union-attr]
+            self._used_copy(self._workers[number], message.copied)  # type: ignore[union-attr]
             self.metrics.loaded(self._workers[number].model)
             self._report(number)
             self._refill()
         elif kind is protocol.LoadError:
             assert isinstance(message, protocol.LoadError)
             self._handle(WorkerLoadFailed(number, message.code, message.message))
+
+    def _used_copy(self, worker: _Worker, used: bool) -> None:
+        """A copy that was given and did not lead to a loaded model is not given again."""
+        if used:
+            log.info("%s: made of its copy", worker.model)
+        elif worker.copied:
+            log.warning("%s: the copy of it that was kept is of no use and dropped", worker.model)
+            self.copies.drop(worker.model, worker.device)
+        worker.copied = False
 
     # ------------------------------------------------------------ processes
 
@@ -672,6 +695,7 @@ class Service:
                 log.warning("a process that waited for a model has ended: %s", how)
                 self._standby.lost(number, time.monotonic())
             return
+        self._used_copy(worker, False)
         self._handle(WorkerExited(number, how))
         self._ending[number] = time.monotonic()
         self._look_for_memory(time.monotonic())
@@ -722,6 +746,9 @@ class Service:
         if not budgets:
             budgets = dict.fromkeys(self.meters, broker.vram_budget_gb * MB_PER_GB)
         self._handle(Reconfigured(broker, budgets, self.config.models, found.restart, found.lines))
+        self.copies.resize(int(broker.host_cache_mb * meters.MB))
+        for name in {*found.restart, *(name for name in self.copies.models() if name not in self.scheduler.models)}:
+            self.copies.forget(name)
         for name in list(self.scheduler.models):
             if self.scheduler.is_cold(name):
                 self._recall(name)
@@ -790,13 +817,13 @@ class Service:
             self._lost_line(line)
 
     def _line_says(self, line: Line, message: protocol.LifelineMessage, fd: int | None) -> None:
-        if fd is not None and type(message) not in (protocol.LifelineArena, protocol.LifelineChannel):
+        if fd is not None and type(message) not in CARRYING:
             os.close(fd)
         if isinstance(message, protocol.LifelineAttach):
             if not self._attach(line, message):
                 raise ConnectionError("refused")
         elif not line.key:
-            if fd is not None and isinstance(message, protocol.LifelineArena | protocol.LifelineChannel):
+            if fd is not None and type(message) in CARRYING:
                 os.close(fd)
             raise ConnectionError("it did not say who it is")
         elif isinstance(message, protocol.LifelineArena):
@@ -808,6 +835,8 @@ class Service:
                     line.send(protocol.LifelineAccepted(number))
         elif isinstance(message, protocol.LifelineChannel):
             self._open_channel(line, fd)
+        elif isinstance(message, protocol.LifelineCopy):
+            self._take_copy(line, message.why, fd)
         elif isinstance(message, protocol.LifelineReleased) and line.role == "client":
             session = self._sessions.get(line.key)
             if session is not None and (message.id, message.offset) in session.results:
@@ -828,8 +857,25 @@ class Service:
         sock.setblocking(False)
         worker.channel = Channel(sock)
         self._add(sock.fileno(), lambda: self._read_channel(worker.number))
-        if worker.told:
-            self._tell_worker(worker, (worker.told,))
+        self._brief(worker)
+
+    def _take_copy(self, line: Line, why: str, fd: int | None) -> None:
+        """A worker offers a copy of its model, or says why there is none."""
+        worker = self._by_key.get(line.key) if line.role == "worker" else None
+        model = self.scheduler.models.get(worker.model) if worker is not None else None
+        if worker is None or model is None or footprints.version(self.config, model.config) != worker.version:
+            if fd is not None:
+                os.close(fd)  # of weights that are not there any more
+            return
+        if fd is None:
+            if self.copies.give_up(worker.model, worker.device, worker.version):
+                log.info("%s: no copy of it can be kept, it is always loaded from its weights: %s", worker.model, why)
+            return
+        try:
+            size = self.copies.keep(worker.model, worker.device, worker.version, fd)
+            log.info("%s: a copy of it is kept in host memory, %d MB", worker.model, size >> 20)
+        except ArenaRefused as e:
+            log.info("%s: its copy is not kept: %s", worker.model, e)
 
     def _attach(self, line: Line, message: protocol.LifelineAttach) -> bool:
         if message.role == "client":
@@ -898,21 +944,31 @@ class Service:
         if worker.child is not None:
             self.gauge.born(a.worker, worker.child.pid)
         path = self.config.weights(config)
-        worker.told = msgspec.msgpack.encode(
-            Launch(
-                model=a.model,
-                adapter=config.adapter,
-                path=str(path) if path is not None else None,
-                category=config.category,
-                options=config.options,
-                trust_pickle=config.trust_pickle,
-                device=a.device if self.scheduler.ledger.devices[a.device].kind == "cuda" else "cpu",
-                threads=self.config.broker.worker_threads or max(1, self._cores // 4),
-                pull=config.published if self.config.broker.auto_pull and config.published.fetchable else None,
-            )
+        worker.launch = Launch(
+            model=a.model,
+            adapter=config.adapter,
+            path=str(path) if path is not None else None,
+            category=config.category,
+            options=config.options,
+            trust_pickle=config.trust_pickle,
+            device=a.device if self.scheduler.ledger.devices[a.device].kind == "cuda" else "cpu",
+            threads=self.config.broker.worker_threads or max(1, self._cores // 4),
+            pull=config.published if self.config.broker.auto_pull and config.published.fetchable else None,
         )
-        if worker.channel is not None:
-            self._tell_worker(worker, (worker.told,))
+        self._brief(worker)
+
+    def _brief(self, worker: _Worker) -> None:
+        """Tells a process its model, as soon as there is a model to tell and a channel to tell it by."""
+        if worker.launch is None or worker.channel is None or worker.line is None:
+            return
+        launch, worker.launch = worker.launch, None
+        if self.copies.limit_bytes and (model := self.scheduler.models.get(worker.model)) is not None:
+            worker.version = footprints.version(self.config, model.config)
+            fd = self.copies.get(worker.model, worker.device, worker.version)
+            worker.copied = fd is not None and worker.line.send(protocol.LifelineCopy(), fd)
+            wanted = 0 if fd is not None else self.copies.wanted_bytes(worker.model, worker.device, worker.version)
+            launch = msgspec.structs.replace(launch, copied=worker.copied, copy_bytes=wanted)
+        self._tell_worker(worker, (msgspec.msgpack.encode(launch),))
 
     def _do_kill(self, a: KillWorker) -> None:
         worker = self._workers.get(a.worker)
@@ -1036,6 +1092,11 @@ class Service:
             used, total = self.meters[row["name"]].device_mb()
             row["device_used_mb"], row["device_total_mb"] = round(used, 1), round(total, 1)
         status["sessions"] = len(self._sessions)
+        status["host_cache"] = {
+            "limit_mb": self.config.broker.host_cache_mb,
+            "used_mb": round(self.copies.used_bytes / meters.MB, 1),
+            "models": self.copies.models(),
+        }
         status["broker"] = {
             "pid": os.getpid(),
             "boot": self.boot,

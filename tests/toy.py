@@ -17,10 +17,22 @@ from workers.models.base import Input, Spec
 from zoo.errors import InvalidInput, LoadFailed
 
 
+def only_once() -> None:
+    raise ValueError("only once")
+
+
+class Once:
+    """Can be pickled, and not be made again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return only_once, ()
+
+
 class Toy:
     """Answers what it saw.
 
-    Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag), max_batch.
+    Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag), max_batch, and for its copy
+    uncopyable, unreadable.
     """
 
     def load(self, spec: Spec, device: str) -> None:
@@ -40,6 +52,10 @@ class Toy:
         if how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         self.ballast = np.ones(int(o.get("ballast_mb", 0) * (1 << 20)), np.uint8)
+        if "uncopyable" in o:
+            self.socket = socket.socket()
+        if "unreadable" in o:
+            self.once = Once()
 
     def predict(self, inputs: list[Input]) -> list[Any]:
         self.together = len(inputs)

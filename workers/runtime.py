@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from workers import inputs
+from workers import copies, inputs
 from workers.batch import MAX_CAUSE, Task, cause, predict
 from workers.models.base import Model
 from workers.process import die_with_parent, set_name
@@ -38,6 +38,8 @@ from zoo.source import Published
 RESULT_ARENA_BYTES = 32 << 20
 MAX_RESULT_BYTES = protocol.MAX_MESSAGE_BYTES - (1 << 20)
 ARENA_WAIT_S = 5.0
+COPY_AFTER_S = 0.05  # without a request
+MAX_WHY = 500  # characters: one packet of a lifeline
 
 
 class Lifeline:
@@ -50,6 +52,7 @@ class Lifeline:
         self._arenas: dict[int, arena.MappedArena] = {}
         self._gone: deque[int] = deque(maxlen=1024)  # will not come (again): not waited for
         self._own: arena.OwnedArena | None = None
+        self._copy: int | None = None
         self._news = threading.Condition()
         self.recent = inputs.Recent()
         lifeline.send(self._sock, protocol.LifelineAttach("worker", seat.key))
@@ -77,6 +80,8 @@ class Lifeline:
                 self._arenas.pop(message.id, None)
                 self.recent.forget()
                 self._gone.append(message.id)
+            elif isinstance(message, protocol.LifelineCopy):
+                self._copy = fd
             elif isinstance(message, protocol.LifelineReleased) and self._own is not None:
                 self._own.give_back(message.offset)
             elif isinstance(message, protocol.LifelineRefused):
@@ -102,6 +107,18 @@ class Lifeline:
         """Hands over the broker's end of the channel."""
         lifeline.send(self._sock, protocol.LifelineChannel(), theirs.fileno())
         theirs.close()
+
+    def take_copy(self) -> int | None:
+        """The descriptor of the copy that the broker has announced; None if it does not come."""
+        with self._news:
+            self._news.wait_for(lambda: self._copy is not None, ARENA_WAIT_S)
+            return self._copy
+
+    def offer_copy(self, fd: int) -> None:
+        lifeline.send(self._sock, protocol.LifelineCopy(), fd)
+
+    def refuse_copy(self, why: str) -> None:
+        lifeline.send(self._sock, protocol.LifelineCopy(why))
 
     def place(self, value: np.ndarray) -> int | None:
         """Copies a large result into our own arena and gives its offset. None: it is small, or there is no room."""
@@ -162,6 +179,9 @@ class Worker:
     def __init__(self, seat: Seat) -> None:
         self._stand_in = False
         self._max_batch = 1
+        self._copied = False
+        self._copy_wanted = False
+        self._copy: copies.Copy | None = None
         self._lifeline = Lifeline(seat)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._channel = Channel(ours)
@@ -182,8 +202,9 @@ class Worker:
             os._exit(1)
         gc.collect()  # what the load left over, and only that: the nursery's objects are frozen
         gc.freeze()  # the model's are not looked at again either
-        self._send(protocol.Loaded(seconds, stand_in=self._stand_in, max_batch=self._max_batch))
-        while (parts := self._channel.receive()) is not None:
+        self._send(protocol.Loaded(seconds, stand_in=self._stand_in, max_batch=self._max_batch, copied=self._copied))
+        self._copy_wanted = self._launch.copy_bytes > 0 and not self._copied
+        while (parts := self._receive(model)) is not None:
             self._answer(model, protocol.unpack_dispatch(parts[0]), parts)
 
     def _load(self) -> tuple[Model, float]:
@@ -192,12 +213,44 @@ class Worker:
         if launch.pull is not None and launch.path is not None and weights.is_missing(Path(launch.path)):
             _pull(launch.model, launch.pull, Path(launch.path))
         self._stand_in = launch.path is not None and weights.is_stand_in(Path(launch.path))
-        model: Model = _import_adapter(launch.adapter)()
-        model.load(inputs.spec(launch), launch.device)
+        model = self._read_copy() if launch.copied else None
+        self._copied = model is not None
+        if model is None:
+            model = _import_adapter(launch.adapter)()
+            model.load(inputs.spec(launch), launch.device)
         self._max_batch = getattr(model, "max_batch", 1)
         if not isinstance(self._max_batch, int) or self._max_batch < 1:
             raise LoadFailed(f"{launch.adapter}: max_batch is {self._max_batch!r}, not a number of requests")
         return model, time.perf_counter() - started
+
+    def _read_copy(self) -> Model | None:
+        """The model out of the copy that came with the launch; None, and a word about it, when that cannot be done."""
+        try:
+            fd = self._lifeline.take_copy()
+            if fd is None:
+                raise TimeoutError("it did not come")
+            model: Model = copies.read(fd, self._launch.threads)
+        except Exception as e:
+            print(f"worker: {self._launch.model}: its copy is of no use: {cause(e)}", file=sys.stderr, flush=True)
+            return None
+        return model
+
+    def _receive(self, model: Model) -> list[bytes] | None:
+        """The next dispatch. While there is none, the copy that is wanted of the model is made, a piece at a time."""
+        while self._copy_wanted and self._channel.is_quiet(COPY_AFTER_S if self._copy is None else 0.0):
+            try:
+                if self._copy is None:
+                    self._copy = copies.Copy(model, self._launch.copy_bytes)
+                elif self._copy.write():
+                    self._lifeline.offer_copy(self._copy.fd)
+                    self._copy.close()
+                    self._copy_wanted = False
+            except (copies.Uncopyable, OSError) as e:
+                if self._copy is not None:
+                    self._copy.close()
+                self._lifeline.refuse_copy(str(e)[:MAX_WHY])
+                self._copy_wanted = False
+        return self._channel.receive()
 
     def _answer(self, model: Model, dispatch: protocol.Dispatch, parts: list[bytes]) -> None:
         tasks = [Task(job) for job in dispatch.jobs]

@@ -29,6 +29,7 @@ class Launch(msgspec.Struct, frozen=True):
     """The first message on a worker's channel: what to load.
 
     `pull`: where to fetch the weights from if they are missing; None when that is not wanted.
+    `copied`: a copy of the model comes on the lifeline. `copy_bytes`: the largest copy that is wanted; 0 for none.
     """
 
     model: str
@@ -40,6 +41,8 @@ class Launch(msgspec.Struct, frozen=True):
     device: str
     threads: int
     pull: Published | None = None
+    copied: bool = False
+    copy_bytes: int = 0
 
 
 def enter(module: str, seat: bytes) -> None:
