@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from benchmarks.traces import Event, Trace
 from zoo.config import ModelConfig, ModelPriority
 
 
@@ -22,7 +23,39 @@ def load_time(
     *,
     by_priority: bool,
 ) -> tuple[float, int]:
-    """Seconds spent loading and the number of loads, when the requests are served one after another.
+    """Seconds spent loading and the number of loads, when the requests are served one after another. See `loads`."""
+    cold = loads(requests, models, budget_mb, load_s, by_priority=by_priority)
+    return sum(load_s[name] for name, load in zip(requests, cold, strict=True) if load), sum(cold)
+
+
+def busy_s(trace: Trace, load_s: Mapping[str, float]) -> float:
+    """Loading and answering, one after another, with free foresight."""
+    seconds, _ = load_time(trace.requests(), trace.models, trace.budget_mb, load_s, by_priority=False)
+    return seconds + sum(step.seconds for event in trace.events for step in event.steps)
+
+
+def met(trace: Trace, load_s: Mapping[str, float]) -> set[Event]:
+    """The events whose requests are all answered by their deadline, one after another, with free foresight."""
+    cold = iter(loads(trace.requests(), trace.models, trace.budget_mb, load_s, by_priority=False))
+    now, found = 0.0, set()
+    for event in trace.events:
+        now = max(now, event.at)
+        for step in event.steps:
+            now += step.seconds + (load_s[step.model] if next(cold) else 0.0)
+        if now <= event.at + trace.deadline_s:
+            found.add(event)
+    return found
+
+
+def loads(
+    requests: Sequence[str],
+    models: Sequence[ModelConfig],
+    budget_mb: float,
+    load_s: Mapping[str, float],
+    *,
+    by_priority: bool,
+) -> list[bool]:
+    """Which of the requests find their model away, when they are served one after another.
 
     Args:
         by_priority: bound to the strict order: LOW first, CRITICAL only for CRITICAL; foresight only among equals.
@@ -30,12 +63,11 @@ def load_time(
     config = {m.name: m for m in models}
     next_use = _next_uses(requests)
     due: dict[str, float] = {}  # loaded: when it is needed next
-    free, seconds, loads = budget_mb, 0.0, 0
+    free, cold = budget_mb, []
     for i, name in enumerate(requests):
         wanted = config[name]
+        cold.append(name not in due)
         if name not in due:
-            seconds += load_s[name]
-            loads += 1
             needed = wanted.vram_mb - free
             victims = []
             if needed > 0:
@@ -65,7 +97,7 @@ def load_time(
                 free += config[other].vram_mb
             free -= wanted.vram_mb
         due[name] = next_use[i]
-    return seconds, loads
+    return cold
 
 
 def _next_uses(requests: Sequence[str]) -> list[float]:

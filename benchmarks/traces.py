@@ -104,12 +104,18 @@ def _asked(kind: str, rules: list[Rule], draw: random.Random) -> Iterator[str]:
             yield from rule.models
 
 
-def cameras(mix: str, seed: int, *, count: int = 50, a_day: float = 150.0, seconds: float = DAY_S) -> Trace:
-    """`a_day`: events of each of `count` cameras in 24 hours."""
+def _always(_: float) -> float:
+    return 1.0
+
+
+def cameras(
+    mix: str, seed: int, *, count: int = 50, a_day: float = 150.0, seconds: float = DAY_S, steady: bool = False
+) -> Trace:
+    """`a_day`: events of each of `count` cameras in 24 hours. `steady`: at all hours alike."""
     config = load_config(CONFIG)
     mb = {m.name: m.vram_mb for m in config.models}
     draw = random.Random(seed)
-    busy = _small_hours if mix == "night" else _rush_hours
+    busy = _always if steady else _small_hours if mix == "night" else _rush_hours
     kinds, weights = zip(*MIXES[mix].items(), strict=True)
     events = []
     for _ in range(count):

@@ -51,6 +51,7 @@ class Figures:
     busy_s: float = 0.0  # at least one worker loads or runs
     waits: list[float] = field(default_factory=list)
     missed: int = 0
+    late: set[Event] = field(default_factory=set)  # events with a request among the missed
     refused: int = 0
     end: float = 0.0
 
@@ -73,11 +74,11 @@ class Figures:
             "wait_max_s": round(waits[-1], 3),
             "missed": self.missed,
             "refused": self.refused,
-            "answered_per_s": round((self.requests - self.missed - self.refused) / self.end, 3) if self.end else 0.0,
+            "duration_s": round(self.end, 1),
         }
 
 
-_Steps = deque[tuple[Step, float]]  # what is still to be asked for, and when its event began
+_Steps = deque[tuple[Step, Event]]  # what is still to be asked for, and of which event it is
 
 
 class World:
@@ -113,7 +114,7 @@ class World:
         self._heap: list[tuple[float, int, Happening | Event]] = []
         self._numbers = itertools.count()
         self._line: _Steps = deque()  # in order: what has arrived and is not served yet
-        self._open: dict[int, tuple[_Steps, Step, float]] = {}  # its caller's further requests, and since when
+        self._open: dict[int, tuple[_Steps, Step, Event]] = {}  # and its caller's further requests
         self._running: dict[int, list[int]] = {}  # worker → batch at work
         self._ahead: dict[int, list[int]] = {}
         self._steps: dict[int, Step] = {}
@@ -142,27 +143,27 @@ class World:
 
     def _begin(self, event: Event) -> None:
         if self.in_order:
-            self._line.extend((step, event.at) for step in event.steps)
+            self._line.extend((step, event) for step in event.steps)
             if not self._open:
                 self._ask_next(self._line)
             return
         steps = event.steps
         if self.resident_first:
             steps = tuple(sorted(steps, key=lambda step: self.s.models[step.model].state is not State.LOADED))
-        left = deque((step, event.at) for step in steps)
+        left = deque((step, event) for step in steps)
         for _ in range(self.trace.parallel):
             self._ask_next(left)
 
     def _ask_next(self, left: _Steps) -> None:
         if not left:
             return
-        step, since = left.popleft()
+        step, event = left.popleft()
         number = next(self._numbers)
-        self._open[number] = left, step, since
+        self._open[number] = left, step, event
         self._steps[number] = step
         self.figures.requests += 1
         self.figures.hits += self.s.models[step.model].state is State.LOADED
-        deadline = 1e12 if self.in_order else since + self.trace.deadline_s
+        deadline = 1e12 if self.in_order else event.at + self.trace.deadline_s
         self._happens(Asked(number, b"backend", step.model, Kind.INFER, deadline))
 
     # ------------------------------------------------------------ workers
@@ -198,14 +199,15 @@ class World:
                     self.figures.evictions += 1
                     self._at(self.now + KILL_S, WorkerExited(worker, "killed"))
                 case Deliver(request) | Refuse(request):
-                    left, step, since = self._open.pop(request)
-                    late = self.now > since + self.trace.deadline_s
+                    left, step, begun = self._open.pop(request)
+                    late = self.now > begun.at + self.trace.deadline_s
                     if isinstance(action, Refuse) and action.code != "deadline_exceeded":
                         self.figures.refused += 1
                     elif isinstance(action, Refuse) or late:
                         self.figures.missed += 1
+                        self.figures.late.add(begun)
                     own = step.seconds if isinstance(action, Deliver) else 0.0
-                    self.figures.waits.append(self.now - since - own)
+                    self.figures.waits.append(self.now - begun.at - own)
                     finished.append(left)
         for left in finished:
             self._ask_next(left)

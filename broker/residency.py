@@ -107,6 +107,7 @@ class Residency:
         leases: lease number → session.
         claim: room that is coming back on `claim_on` was promised to it; lower numbers first, then all without (0).
         blocked, blocked_by: what it waits for, in words and as a key that changes when the reason does.
+        awaits: the busy models it waits for; kept to, or each request would move the turn to another of them.
         yielding: takes no further work, so that a model that has waited long enough gets its room.
         failed_load: how the current eviction ends: in FAILED instead of UNLOADED.
         number: never used twice, though a name may be.
@@ -152,6 +153,7 @@ class Residency:
         self.claim_on = ""
         self.blocked = ""
         self.blocked_by = ""
+        self.awaits: tuple[str, ...] = ()
         self.quarantine: OrderedDict[bytes, None] = OrderedDict()
         self.requests = 0
         self.errors = 0
@@ -164,6 +166,10 @@ class Residency:
     def move(self, move: Move) -> None:
         """Changes state by the table; an illegal move is a bug and raises KeyError."""
         self.state = TRANSITIONS[self.state, move]
+
+    def unblock(self) -> None:
+        self.blocked = self.blocked_by = ""
+        self.awaits = ()
 
     def need_mb(self, device: str) -> float:
         """What a process of the model is charged on the device.

@@ -274,7 +274,7 @@ class Room:
     def _claim(self, model: Residency, device: str, claimed: dict[str, float]) -> None:
         claimed[device] += model.need_mb(device)
         model.claim, model.claim_on = model.claim or next(self._claims), device
-        model.blocked = model.blocked_by = ""
+        model.unblock()
 
     def _coming_mb(self, device: str) -> float:
         """Free now, plus what processes being killed are about to give back."""
@@ -329,10 +329,17 @@ class Room:
         """
         patience = self.config.patience_seconds
         for device, mb in spare.items():
-            candidates = self._candidates(device, spoken_for, model.name, now, busy=True)
-            victims = self.policy.choose(model.need_mb(device) - mb, candidates, model.config.priority)
+            needed, candidates = (
+                model.need_mb(device) - mb,
+                self._candidates(device, spoken_for, model.name, now, busy=True),
+            )
+            awaited = [c for c in candidates if c.model in model.awaits]
+            victims = self.policy.choose(needed, awaited, model.config.priority) if awaited else None
+            if victims is None:
+                victims = self.policy.choose(needed, candidates, model.config.priority)
             if victims is None:
                 continue
+            model.awaits = tuple(v.model for v in victims)
             busy = [self.models[v.model] for v in victims]
             turn = max(turns.gives_way_at(m, model, head, patience) for m in busy)
             if now >= turn:
@@ -351,7 +358,10 @@ class Room:
             names = ", ".join(m.name for m in busy)
             self._blocked(model, names, f"for {names} to finish", now)
             return
-        self._blocked(model, "room", self._no_room(model, list(spare)), now)
+        why = self._no_room(model, list(spare))
+        if spoken_for:
+            why += f" (those who came first wait for {', '.join(sorted(spoken_for))})"
+        self._blocked(model, "room", why, now)
 
     def _look_again(self, when: float) -> None:
         if when < self._look_at:
@@ -396,7 +406,7 @@ class Room:
         model.watched = worker
         model.failed_load = model.yielding = model.unload_when_loaded = model.outdated = False
         model.claim = 0
-        model.blocked = model.blocked_by = ""
+        model.unblock()
         self._workers[worker] = model
         self._wanted.pop(model.name, None)
         self.timers.add(now + self.config.load_timeout, Due.WATCH, worker)

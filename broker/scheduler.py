@@ -250,7 +250,8 @@ class Scheduler(Room):
         while (request := model.queue.head()) is not None and now >= turns.hopeless_from(request):
             left, fastest = request.deadline - now, model.least_load_s
             text = f"{model.name} is not loaded, its fastest load took {fastest:.2f} s, and {left:.2f} s are left"
-            self._refuse(request, "deadline_exceeded", text)
+            waited = f"; it waited: {model.blocked}" if model.blocked else ""
+            self._refuse(request, "deadline_exceeded", text + waited)
 
     def _register(self, request: Request) -> None:
         self.requests[request.id] = request
@@ -325,7 +326,7 @@ class Scheduler(Room):
             request.queue.drop(request)
             if not model.waiting:
                 self._wanted.pop(model.name, None)
-                model.blocked = model.blocked_by = ""
+                model.unblock()
                 model.claim = 0
         elif request.kind is Kind.UNLOAD:
             model.unloads.remove(request)

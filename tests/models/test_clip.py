@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +27,6 @@ pytestmark = pytest.mark.models
 FORMS = ["transformers", "open_clip"]
 CLOTHES = ["hoodie", "red dress", "suit", "jeans", "T-shirt"]
 TEMPLATE = "a photo of a {}"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -499,33 +495,3 @@ def test_its_tokenizer_does_not_collect_words(classifiers, bus):
     before = len(model._clip._tokenizer.cache)
     ask(model, bus, prompts=["never met before"])
     assert len(model._clip._tokenizer.cache) == before
-
-
-# ---------------------------------------------------------------- in the nursery
-
-EMPTY = {"transformers.models.aimv2", "transformers.models.clip.tokenization_clip_fast"}  # names that come without code
-
-
-def test_a_load_imports_nothing(folders, standin):
-    """The nursery has imported everything before it forks."""
-    served = [
-        ("clip", "ClipEmbedder", folders["embedder"], {}),
-        ("clip", "PromptClassifier", folders["transformers"], {"prompts": CLOTHES}),
-        ("clip", "PromptClassifier", folders["open_clip"], {"prompts": CLOTHES}),
-        ("xclip", "ActionRecognizer", standin("xclip-base"), {"prompts": CLOTHES}),
-    ]
-    code = f"""
-import sys, numpy as np
-from pathlib import PosixPath
-from workers.models import clip, xclip
-from workers.models.base import Input, Spec
-before = set(sys.modules)
-for module, kind, path, options in {served!r}:
-    model = getattr(globals()[module], kind)()
-    model.load(Spec(name="it", path=path, options=options), "cpu")
-    model.predict([Input(np.zeros((30, 20, 3), np.uint8), {{}})])
-print(*(set(sys.modules) - before))
-"""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True, timeout=60)
-    assert set(done.stdout.split()) <= EMPTY

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -149,26 +146,3 @@ def test_a_standin_is_marked_and_always_the_same(name, folders, tmp_path):
     again = load_file(standins.make(name, tmp_path) / "model.safetensors")
     first = load_file(folders[name] / "model.safetensors")
     assert all(torch.equal(first[k], again[k]) for k in first.keys() | again.keys())
-
-
-def test_a_load_imports_nothing_more(folders):
-    """What the nursery has not imported, each worker would import again."""
-    code = """
-import sys
-from importlib import import_module
-from pathlib import Path
-import numpy as np
-from workers.models.base import Input, Spec
-for adapter, path in zip(sys.argv[1::2], sys.argv[2::2]):
-    module, _, name = adapter.partition(":")
-    model = getattr(import_module(module), name)()
-    before = set(sys.modules)
-    model.load(Spec(name="it", path=Path(path)), "cpu")
-    model.predict([Input(np.zeros((40, 30, 3), np.uint8), {})])
-    print(adapter, sorted(set(sys.modules) - before))
-"""
-    pairs = [part for name in NAMES for part in (CONFIGURED[name].adapter, str(folders[name]))]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code, *pairs], capture_output=True, text=True, env=env, check=True)
-    assert done.stdout.splitlines() == [f"{CONFIGURED[name].adapter} []" for name in NAMES]
-    assert done.stderr == ""

@@ -1,56 +1,50 @@
-"""What the nursery has not imported, each worker would import again, at every load."""
+"""What the nursery has not imported, each worker would import again, at every load. All models, in one new process."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-predictor = pytest.importorskip("workers.models.predictor")
-import torch  # noqa: E402
-from torchvision.models import resnet50  # noqa: E402
+from tests.support import ROOT
+from zoo import load_config
+
+pytest.importorskip("workers.models.classify")
+from workers.models import standins
 
 pytestmark = pytest.mark.models
 
-ROOT = Path(__file__).parents[2]
-# Two modules of a few lines that transformers visits on its way to CLIP's tokenizer.
+# Modules of a few lines that transformers visits on its way to CLIP's tokenizer.
 EMPTY = {"transformers.models.aimv2", "transformers.models.clip.tokenization_clip_fast"}
 CODE = """
-import sys, threading
+import json, sys, threading
 from importlib import import_module
 from pathlib import Path
 import numpy as np
 from workers.models.base import Input, Spec
-models = [(*adapter.split(":"), path) for adapter, path in zip(sys.argv[1::2], sys.argv[2::2])]
-for module, _, _ in models:
-    import_module(module)
+models = json.loads(sys.argv[1])
+kinds = [getattr(import_module(adapter.partition(":")[0]), adapter.partition(":")[2]) for adapter, *_ in models]
 assert threading.active_count() == 1
 before = set(sys.modules)
-for module, name, path in models:
-    model = getattr(import_module(module), name)()
-    model.load(Spec(name="it", path=Path(path), trust_pickle=True), "cpu")
-    model.predict([Input(np.zeros((40, 30, 3), np.uint8), {})])
+for kind, (_, path, options) in zip(kinds, models):
+    model = kind()
+    model.load(Spec(name="it", path=path and Path(path), options=options, trust_pickle=True), "cpu")
+    model.predict([Input(np.random.randint(0, 255, (80, 60, 3), np.uint8), {})])
 print(*(set(sys.modules) - before))
 """
 
 
 def test_a_load_imports_nothing_more(standin, tmp_path):
-    vehicles = tmp_path / "vehicles"
-    vehicles.mkdir()
-    torch.save(resnet50(num_classes=2).state_dict(), vehicles / "pytorch_model.bin")
-    (vehicles / "classes.txt").write_text("car\nbus\n")
-    served = {
-        "vehicle:VehicleClassifier": [vehicles],
-        "osnet:PersonEmbedder": [standin("osnet-x0-25")],
-        "yolo_world:OpenVocabularyDetector": [standin("yolo-world-s")],
-        "yolo:Detector": [tmp_path / f"{kind}.pt" for kind in ("yolo11n", "yolo11n-pose", "yolo11n-seg")],
-    }
-    for path in served["yolo:Detector"]:
-        predictor.ultralytics.YOLO(f"{path.stem}.yaml").save(path)
-    pairs = [part for name, paths in served.items() for path in paths for part in (f"workers.models.{name}", str(path))]
+    configured = load_config(ROOT / "config.toml").models
+    models = [(m.adapter, str(standin(m.name)) if m.name in standins.STANDINS else None, m.options) for m in configured]
+    (fashion,) = (m for m in configured if m.name == "fashion-clip")  # may come in two forms
+    other = standins.place(standins.clip.open_clip, tmp_path / "marqo", fashion.name)
+    models.append((fashion.adapter, str(other), fashion.options))
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", CODE, *pairs], capture_output=True, text=True, env=env, check=True)
+    command = [sys.executable, "-c", CODE, json.dumps(models)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
     assert set(done.stdout.split()) <= EMPTY

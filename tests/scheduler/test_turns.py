@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from broker.states import State
 from tests.scheduler.world import World, model
 
 LOAD_S = 2.0
+POLICIES = ["priority", "adaptive"]
 
 
 def two(*, priorities: str = "MEDIUM MEDIUM", **broker) -> World:
@@ -192,3 +197,30 @@ def test_a_far_deadline_is_not_put_off_for_ever() -> None:
     w.done("a")
     w.gone("a")
     assert w.state("b") is State.LOADING
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), count=st.integers(2, 8), fits=st.integers(2, 6), policy=st.sampled_from(POLICIES))
+def test_small_models_that_never_rest_cannot_hold_up_a_big_one(seed: int, count: int, fits: int, policy: str) -> None:
+    """It gets its room when it has lost patience and those in its way have had their turn."""
+    small = [model(f"small{i}", 100) for i in range(count)]
+    w = World([*small, model("big", 100 * fits)], 100 * fits, patience_seconds=1.0, eviction=policy)
+    draw = random.Random(seed)
+
+    def rush(seconds: float) -> None:
+        """Each small model has requests waiting at all times; loads take half a second, answers 50 ms."""
+        end = w.now + seconds
+        while w.now < end and big not in w.dispatches():
+            for m in draw.sample(small, len(small)):
+                while w.s.models[m.name].waiting < 2:
+                    w.ask(m.name)
+            w.wait(0.05)
+            for p in list(w.processes.values()):
+                if p.running or p.killed or (p.loading and w.now >= w.s.models[p.model].started_at + 0.5):
+                    w.step(p)
+
+    big = 0
+    rush(3.0)
+    big = w.ask("big")
+    rush(12.0)
+    assert big in w.dispatches(), w.story("big")
