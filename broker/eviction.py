@@ -21,6 +21,7 @@ from zoo.config import ModelPriority
 class Candidate(msgspec.Struct, frozen=True, gc=False):
     """A loaded model that nobody is using: no lease, no pin, no request in flight.
 
+    `unasked`: it was loaded ahead of any request, and goes before all others, whatever its priority.
     `load_s`: how long its last load took. `expected`, `worth`: see `adaptive.py`, which fills them in.
     """
 
@@ -31,6 +32,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     load_s: float = 0.0
     expected: float = 0.0
     worth: float = 0.0
+    unasked: bool = False
 
 
 class Policy(Protocol):
@@ -63,15 +65,18 @@ class ByPriority:
         return choose(needed_mb, candidates, for_priority)
 
     def loss(self, victims: list[Candidate]) -> tuple[float, float]:
-        return -min(v.priority for v in victims), sum(v.mb for v in victims)
+        dearest = min((v.priority for v in victims if not v.unasked), default=ModelPriority.LOW)
+        return -dearest, sum(v.mb for v in victims)
 
     def why(self, victim: Candidate, spared: list[Candidate], now: float) -> str:
+        if victim.unasked:
+            return "loaded ahead, and nobody has asked for it"
         return f"{victim.priority.name}, unused for {now - victim.last_used:.1f} s"
 
 
 def order(candidates: list[Candidate]) -> list[Candidate]:
     """From the least to the most valuable."""
-    return sorted(candidates, key=lambda c: (-c.priority, c.last_used, c.model))
+    return sorted(candidates, key=lambda c: (not c.unasked, -c.priority, c.last_used, c.model))
 
 
 def choose(needed_mb: float, candidates: list[Candidate], for_priority: ModelPriority) -> list[Candidate] | None:
@@ -93,9 +98,9 @@ def choose(needed_mb: float, candidates: list[Candidate], for_priority: ModelPri
 
 
 def may_go(candidates: Sequence[Candidate], for_priority: ModelPriority) -> list[Candidate]:
-    """Those who free anything; CRITICAL only for CRITICAL."""
+    """Those who free anything; CRITICAL only for CRITICAL, unless nobody has asked for it."""
     critical = for_priority == ModelPriority.CRITICAL
-    return [c for c in candidates if c.mb > 0 and (critical or c.priority != ModelPriority.CRITICAL)]
+    return [c for c in candidates if c.mb > 0 and (critical or c.unasked or c.priority != ModelPriority.CRITICAL)]
 
 
 def spare(needed_mb: float, chosen: Sequence[Candidate]) -> list[Candidate]:

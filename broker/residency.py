@@ -110,6 +110,8 @@ class Residency:
         awaits: the busy models it waits for; kept to, or each request would move the turn to another of them.
         yielding: takes no further work, so that a model that has waited long enough gets its room.
         failed_load: how the current eviction ends: in FAILED instead of UNLOADED.
+        unasked: its process was started ahead of any request, and nobody has asked for it since.
+        misguessed: the last such process ended unasked, and nobody has asked since.
         number: never used twice, though a name may be.
         removed: config.toml has it no more; it is forgotten when nobody holds it.
         outdated: its process was started with settings that have changed since.
@@ -139,6 +141,7 @@ class Residency:
         self.keep_alive: float | None = None
         self.yielding = False
         self.unload_when_loaded = False
+        self.unasked = self.misguessed = False
         self.started_at = 0.0
         self.loaded_at = 0.0
         self.dispatched_at = 0.0

@@ -125,6 +125,8 @@ class Scheduler(Room):
         self._handlers[type(event)](event, now)
         if self.stopping:
             self._wind_down(now)
+        elif self._asked_last:
+            self._load_ahead(now)
         out, self._out = self._out, []
         return out
 
@@ -142,7 +144,12 @@ class Scheduler(Room):
     @property
     def is_loading(self) -> bool:
         """True while some model is (advice, like `is_cold`)."""
-        return any(model.state is State.LOADING for model in self._workers.values())
+        return any(model.state is State.LOADING for model in self._moving.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing is loading or at work (advice, like `is_cold`)."""
+        return not self._running and not self.is_loading
 
     def is_cold(self, name: str) -> bool:
         """True when a request for the model would need a load (advice for the caller, decides nothing)."""
@@ -167,8 +174,10 @@ class Scheduler(Room):
         if e.kind is Kind.UNLOAD:
             self._ask_unload(request, now)
             return
+        model.unasked = model.misguessed = False
         if self._habitual:
             self.habits.asked(model.name, now)
+            self._asked_last = model.name if self.config.prefetch else ""
         if model.state is State.LOADED:
             if e.kind is not Kind.INFER:
                 self._grant(request, now)
@@ -394,6 +403,7 @@ class Scheduler(Room):
         if model is None or model.removed or model.pinned == e.on:
             return
         model.pinned = e.on
+        model.unasked = False
         self.story.tell(now, model.name, "pinned: it will not be evicted" if e.on else "unpinned")
         if e.on and model.state is State.DRAINING:
             self._move(model, Move.KEEP)
@@ -902,6 +912,7 @@ class Scheduler(Room):
         model.removed = False
         if config.pinned != before.pinned or not config.enabled:
             model.pinned = config.pinned and config.enabled
+            model.unasked = model.unasked and not model.pinned
         if restart:
             model.outdated = bool(model.worker)
             model.failures, model.failure, model.retry_at = 0, "", 0.0  # the mistake may have been there

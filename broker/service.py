@@ -596,6 +596,8 @@ class Service:
                 if not self.scheduler.is_measured(number):  # it may be evicted in the very next moment, unknown
                     self._measure(number)
             self._handle(WorkerDone(number, outcomes))
+            if len(self._standby) < self.config.broker.standby and self.scheduler.is_idle:
+                self._refill()
         elif kind is protocol.Loaded:
             self._workers[number].stand_in = message.stand_in  # type: ignore[union-attr]
             self.gauge.loaded(number)
@@ -603,7 +605,6 @@ class Service:
             self._used_copy(self._workers[number], message.copied)  # type: ignore[union-attr]
             self.metrics.loaded(self._workers[number].model)
             self._report(number)
-            self._refill()
         elif kind is protocol.LoadError:
             assert isinstance(message, protocol.LoadError)
             self._handle(WorkerLoadFailed(number, message.code, message.message))
@@ -628,7 +629,7 @@ class Service:
         return worker
 
     def _refill(self) -> None:
-        """Sees to it that as many wait in reserve as should. Not while a model is loading, which a fork slows down."""
+        """Sees to it that as many wait in reserve as should. Not while a model is loading: a fork would slow that."""
         if self.scheduler.stopping or self.scheduler.is_loading:
             return
         now, wanted = time.monotonic(), self.config.broker.standby

@@ -53,8 +53,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         odd=st.booleans(),
         measured=st.booleans(),
         eviction=st.sampled_from(["priority", "adaptive"]),
+        prefetch=st.booleans(),
     )
-    def begin(self, sizes, budgets, patience, loads, max_queue, max_batch, odd, measured, eviction) -> None:
+    def begin(self, sizes, budgets, patience, loads, max_queue, max_batch, odd, measured, eviction, prefetch) -> None:
         models = [model(f"m{i}", mb, p.name) for i, (mb, p) in enumerate(sizes)]
         if odd:
             models[0].idle_seconds = 2.0
@@ -63,7 +64,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.world = World(
             models, *map(float, budgets), max_batch=max_batch, patience_seconds=patience, concurrent_loads=loads,
             max_queue=max_queue, idle_seconds=30.0, load_timeout=10.0, dispatch_timeout=5.0,
-            footprint="measured" if measured else "declared", reserve_mb=30.0, eviction=eviction,
+            footprint="measured" if measured else "declared", reserve_mb=30.0, eviction=eviction, prefetch=prefetch,
         )  # fmt: skip
         self.names = [m.name for m in models]
 
@@ -318,7 +319,15 @@ def test_the_invariants_hold_whatever_happens_for_long() -> None:
     )
 
 
-def storm(seed: int, steps: int, *, batches: bool = True, measured: bool = False, eviction: str = "priority") -> None:
+def storm(
+    seed: int,
+    steps: int,
+    *,
+    batches: bool = True,
+    measured: bool = False,
+    eviction: str = "priority",
+    prefetch: bool = False,
+) -> None:
     """One long life of a broker, by a random generator: reaches what hypothesis' short runs do not."""
     r = random.Random(seed)
     m = SchedulerMachine()
@@ -335,6 +344,7 @@ def storm(seed: int, steps: int, *, batches: bool = True, measured: bool = False
         odd=r.random() < 0.3,
         measured=measured,
         eviction=eviction,
+        prefetch=prefetch,
     )
     w, calm = m.world, r.random() < 0.5  # a calm world has few accidents, so that queues and leases build up
 
@@ -416,7 +426,13 @@ def storm(seed: int, steps: int, *, batches: bool = True, measured: bool = False
 
 
 def of_some_kind(seed: int, steps: int) -> None:
-    storm(seed, steps, measured=seed % 2 == 1, eviction="adaptive" if seed % 4 >= 2 else "priority")
+    storm(
+        seed,
+        steps,
+        measured=seed % 2 == 1,
+        eviction="adaptive" if seed % 4 >= 2 else "priority",
+        prefetch=seed % 3 == 1,
+    )
 
 
 @pytest.mark.parametrize("seed", range(120))
@@ -442,11 +458,12 @@ LIVE = st.sampled_from([ModelPriority.HIGH, ModelPriority.MEDIUM, ModelPriority.
     asks=st.lists(st.tuples(PICK, st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=60),
     eviction=st.sampled_from(["priority", "adaptive"]),
     strict=st.booleans(),
+    prefetch=st.booleans(),
 )
-def test_with_workers_that_work_everybody_is_served(sizes, budgets, asks, eviction, strict) -> None:
+def test_with_workers_that_work_everybody_is_served(sizes, budgets, asks, eviction, strict, prefetch) -> None:
     """No stall: whoever can fit gets its turn, however the models crowd each other out."""
     models = [model(f"m{i}", mb, p.name) for i, (mb, p) in enumerate(sizes)]
-    w = World(models, *map(float, budgets), eviction=eviction, strict=strict)
+    w = World(models, *map(float, budgets), eviction=eviction, strict=strict, prefetch=prefetch)
     for pick, priority, steps in asks:
         w.ask(f"m{pick % len(sizes)}", priority=priority, timeout=1e6)
         for _ in range(steps):
