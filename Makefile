@@ -21,6 +21,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.warm
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.replay
+	$(BIN)/python -m benchmarks.turns
 
 lint: $(READY)
 	$(BIN)/ruff check .

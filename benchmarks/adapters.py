@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import time
 
 from workers.models.base import AnyResult, Input, Spec
 
@@ -18,6 +19,16 @@ class Peek:
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         return [{"value": int(item.array[540, 960, 0])} for item in inputs]
+
+
+class SlowToLoad:
+    """Its load takes option `seconds`."""
+
+    def load(self, spec: Spec, device: str) -> None:
+        time.sleep(spec.options["seconds"])
+
+    def predict(self, inputs: list[Input]) -> list[AnyResult]:
+        return [{"value": int(item.array[0, 0, 0])} for item in inputs]
 
 
 class Product:

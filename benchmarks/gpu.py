@@ -61,6 +61,10 @@ class Meter:
     def used_mb(self) -> float:
         return self._meter.device_mb()[0]
 
+    def process_mb(self, pid: int) -> float | None:
+        """None where the driver does not say."""
+        return self._meter.used_mb(pid)
+
     def settled_mb(self, below: float, seconds: float = 10.0) -> float:
         """The use once it is at most `below`, or what it is after so many seconds."""
         end = time.monotonic() + seconds
@@ -143,7 +147,7 @@ def within_budget(weights: Path) -> dict[str, Any]:
             status = client.get_status()
             budget = status["vram_budget_mb"]
             charged.append(status["vram_used_mb"])
-            by_process = [row["used_mb"] for row in client.processes()]
+            by_process = [meter.process_mb(row["pid"]) for row in client.processes()]  # now, not as last seen
             # Drivers in containers do not say whose memory it is; then the whole device's rise is what counts.
             told = [mb for mb in by_process if mb is not None]
             used.append(sum(told) if len(told) == len(by_process) else meter.used_mb() - before)

@@ -19,7 +19,9 @@ class _Crowd:
         self.names = [f"m{i}" for i in range(models)]
         zoo = [ModelConfig(name=name, vram_mb=10) for name in self.names]
         zoo.append(ModelConfig(name="big", vram_mb=10.0 * models))
-        config = BrokerConfig(max_queue=2 * queued, footprint="declared", patience_seconds=1e6)
+        config = BrokerConfig(
+            max_queue=2 * queued, max_queue_per_client=2 * queued, footprint="declared", patience_seconds=1e6
+        )
         self.s = Scheduler(config, [Device("gpu0", "cuda", 10.0 * models)], zoo)
         self._asked = 0
         draw = random.Random(1)

@@ -102,7 +102,9 @@ class World:
         models: list[ModelConfig] | None = None,
         max_batch: int = 8,
     ) -> None:
-        self.config = BrokerConfig(eviction=eviction, idle_seconds=1e9, max_queue=1_000_000)  # type: ignore[arg-type]
+        self.config = BrokerConfig(
+            eviction=eviction, idle_seconds=1e9, max_queue=1_000_000, max_queue_per_client=1_000_000
+        )  # type: ignore[arg-type]
         self.s = Scheduler(self.config, [Device("gpu0", "cuda", trace.budget_mb)], models or trace.models)
         self.trace = trace
         self.load_s = load_s

@@ -1,8 +1,8 @@
 """`prefetch`: which model will probably be asked for next. Advice only; `room.py` loads it, where that costs nothing.
 
-A model that is loaded ahead is a guess. It is made in free room alone, while nobody waits for anything; it ends before
-any other model when somebody needs its room, its load at once when anybody needs one. A guess that was wrong is not made
-again before the model has been asked for.
+A model that is loaded ahead is a guess. It is made in free room alone, while nobody waits for anything. It goes before
+any other model when somebody needs its room, and its load ends when anybody needs one. A guess that was wrong is not
+made again before the model has been asked for.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import OrderedDict
 from typing import Annotated, Any
 
 import msgspec
 
+from broker.queue import Queue
 from broker.states import TRANSITIONS, Kind, Move, State
 from zoo.config import ModelConfig
 
@@ -31,6 +31,9 @@ class Request(msgspec.Struct, eq=False):
 
     In a `queue` → waiting; `running` → dispatched; neither → answered. `alone`: it was at work when a process died or
     hung, so it is not run together with others, and blame is never in doubt.
+
+    The rest is for the journal. `found`, `behind`: the model's state and how many waited when it came in, if it had to
+    wait; `sent`, `worker`, `batch`: its last dispatch; `ended`, `outcome`: the answer (of a success its type alone).
     """
 
     id: int
@@ -48,46 +51,13 @@ class Request(msgspec.Struct, eq=False):
     crashes: int = 0
     alone: bool = False
     digest: bytes | None = None
-
-
-class Queue:
-    """Requests by priority, then age. Answered ones are skipped, and swept out when they are the majority."""
-
-    __slots__ = ("_heap", "live")
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, int, Request]] = []
-        self.live = 0
-
-    def push(self, request: Request) -> None:
-        request.queue = self
-        self.live += 1
-        heapq.heappush(self._heap, (request.priority, request.seq, request))
-
-    def drop(self, request: Request) -> None:
-        """The request does not wait here any more."""
-        request.queue = None
-        self.live -= 1
-        if len(self._heap) > 2 * self.live + 64:
-            self._heap = [entry for entry in self._heap if entry[2].queue is self]
-            heapq.heapify(self._heap)
-
-    def head(self) -> Request | None:
-        heap = self._heap
-        while heap and heap[0][2].queue is not self:
-            heapq.heappop(heap)
-        return heap[0][2] if heap else None
-
-    def pop(self) -> Request | None:
-        request = self.head()
-        if request is not None:
-            heapq.heappop(self._heap)
-            request.queue = None
-            self.live -= 1
-        return request
-
-    def all(self) -> list[Request]:
-        return [entry[2] for entry in sorted(self._heap) if entry[2].queue is self]
+    found: State | None = None
+    behind: int = 0
+    sent: float = 0.0
+    worker: int = 0
+    batch: int = 0
+    ended: float = 0.0
+    outcome: Any = None
 
 
 class Residency:
@@ -101,6 +71,7 @@ class Residency:
         inflight: the batch its worker is running (also after it was answered, until the worker lets go).
         ahead: the batch that lies at the worker already, so that it goes on without waiting for us.
         max_batch: how many requests its adapter takes at once.
+        leaves_at: when what waits for company goes without; inf: nobody does.
         service_s, least_service_s: how long a request has taken lately, its share of the batch; and at the least.
         load_seconds, least_load_s: how long its last load took; and the fastest (inf: none yet).
         gap_s: how soon its callers usually come back when it has become idle (inf: they never have).
@@ -135,6 +106,7 @@ class Residency:
         self.inflight: list[Request] = []
         self.ahead: list[Request] = []
         self.max_batch = 1
+        self.leaves_at = math.inf
         self.service_s = self.least_service_s = 0.0
         self.gap_s = math.inf
         self.leases: dict[int, bytes] = {}

@@ -30,6 +30,7 @@ from broker.timers import Due, Timers
 from zoo.config import BrokerConfig, ModelConfig, ModelPriority
 
 LOOK_EVERY_S = 0.01  # where usage alone, which changes with every request, may have changed who has to go
+MOST_SPARED = 4  # named in a line
 MOST_LOOKS = 8  # two or three settle it; the bound is against a bug, not a need
 
 
@@ -107,7 +108,9 @@ class Room:
         model.evictions += 1
         key = (model.name, model.config.priority.name)
         self.evictions[key] = self.evictions.get(key, 0) + 1
-        self.story.tell(now, model.name, f"evicted, {model.mb:g} MB on {model.device}: {why}")
+        text = f"evicted, {model.mb:g} MB on {model.device}: {why}"
+        unused = round(now - model.last_used, 3)
+        self.story.tell(now, model.name, text, "evicted", mb=model.mb, device=model.device, unused_seconds=unused)
         self._out.append(KillWorker(model.worker))
         if model.waiting:
             self._wanted.setdefault(model.name, model)
@@ -133,10 +136,12 @@ class Room:
             if short > EPSILON_MB and device not in self._overdrawn:
                 self._overdrawn.add(device)
                 why = f"{self._overrun(device)}, and nobody may go: {self._users(device)}"
-                self.story.tell(now, "", f"{why}; nothing is loaded there until it fits")
+                text = f"{why}; nothing is loaded there until it fits"
+                self.story.tell(now, "", text, "overdrawn", device=device, over_mb=round(short, 3))
             elif short <= EPSILON_MB and device in self._overdrawn:
                 self._overdrawn.discard(device)
-                self.story.tell(now, "", f"what {device} is charged fits again, or will when what is ending is gone")
+                text = f"what {device} is charged fits again, or will when what is ending is gone"
+                self.story.tell(now, "", text, "fits again", device=device)
 
     def _overrun(self, device: str) -> str:
         return f"{device} is charged {self.ledger.used_mb(device):g} MB, {self.ledger.limit_mb(device):g} may be"
@@ -219,6 +224,7 @@ class Room:
                         now, model.name,
                         f"loaded ahead: follows {after} {probability:.0%} of the time, and needs {need:g} of "
                         f"{free:g} MB that are free on {device}",
+                        "ahead", after=after, probability=round(probability, 3), need_mb=need, free_mb=free,
                     )  # fmt: skip
                     model.unasked = True
                     self._start(model, device, now)
@@ -231,8 +237,9 @@ class Room:
             if model.unasked and model.state is State.LOADING:
                 self._move(model, Move.KILL)
                 model.misguessed, model.unasked = True, False
-                names = ", ".join(self._wanted)
-                self.story.tell(now, model.name, f"its load ahead of any request ends: {names} waits for a load")
+                others = tuple(self._wanted)
+                text = f"its load ahead of any request ends: {', '.join(others)} waits for a load"
+                self.story.tell(now, model.name, text, "dropped", others=others)
                 self._out.append(KillWorker(model.worker))
 
     def _drop_lost_claims(self) -> None:
@@ -295,6 +302,7 @@ class Room:
                     f"{self.ledger.limit_mb(device):g}; {self.policy.why(victim, spared, now)}",
                     now,
                 )
+            self._tell_spared(model, needed, victims, spared, now)
             if need[device] <= self.ledger.free_mb(device) + EPSILON_MB:  # what comes back is for an older claim
                 loading[device] += 1
                 self._start(model, device, now)
@@ -305,6 +313,26 @@ class Room:
             self._blocked(model, "loading", "another model is loading", now)
             return
         self._ask_to_yield(model, head, now, {name: spare[name] for name in free}, claimed, spoken_for, yielding)
+
+    def _tell_spared(
+        self, model: Residency, needed: float, victims: list[Candidate], spared: list[Candidate], now: float
+    ) -> None:
+        """Who could have gone as well."""
+        spared = [c for c in spared if c.mb > 0]
+        if not spared:
+            return
+        freed = sum(victim.mb for victim in victims)
+        who = [
+            f"{c.model} {c.mb:g} MB ({c.priority.name}, unused for {now - c.last_used:.1f} s)"
+            for c in spared[:MOST_SPARED]
+        ]
+        more = f" and {len(spared) - MOST_SPARED} more" if len(spared) > MOST_SPARED else ""
+        text = (
+            f"spared for it: {', '.join(who)}{more}; {', '.join(v.model for v in victims)} gave {freed:g} MB, "
+            f"{needed:g} were needed"
+        )
+        others = tuple(c.model for c in spared)
+        self.story.tell(now, model.name, text, "spared", others=others, needed_mb=needed, freed_mb=freed)
 
     def _claim(self, model: Residency, device: str, claimed: dict[str, float]) -> None:
         claimed[device] += model.need_mb(device)
@@ -344,8 +372,8 @@ class Room:
         names = [name for name, moment in until.items() if moment > now]
         if names:
             self._look_again(max(until.values()))
-            why = f"a moment for {', '.join(names)}, whose callers usually come right back"
-            self._blocked(model, f"lingering {names}", why, now)
+            crowd = ", ".join(names)
+            self._blocked(model, crowd, f"a moment for {crowd}, whose callers usually come right back", now)
         return bool(names)
 
     def _ask_to_yield(
@@ -381,7 +409,7 @@ class Room:
             if now >= turn:
                 for m in busy:
                     if not m.yielding:
-                        self.story.tell(now, m.name, f"yields: {model.name} waits for its room")
+                        self.story.tell(now, m.name, f"yields: {model.name} waits for its room", "yields")
                     m.yielding = True
                     yielding.add(m.name)
             else:
@@ -431,7 +459,7 @@ class Room:
         model.blocked = why
         if model.blocked_by != by:
             model.blocked_by = by
-            self.story.tell(now, model.name, f"waits: {why}")
+            self.story.tell(now, model.name, f"waits: {why}", "waits", waiting=model.waiting)
 
     def _start(self, model: Residency, device: str, now: float) -> None:
         worker = next(self._worker_ids)
@@ -451,5 +479,6 @@ class Room:
             now, model.name,
             f"loading on {device}: {model.waiting} waiting; {used - model.mb:g} + {model.mb:g} = {used:g} of "
             f"{budget:g} MB",
+            "loading", device=device, worker=worker, mb=model.mb, used_mb=used, limit_mb=budget, waiting=model.waiting,
         )  # fmt: skip
         self._out.append(StartWorker(worker, model.name, device))

@@ -19,9 +19,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from broker import turns
+from broker import batches, limits, turns
+from broker.journal import Journal, Turned
 from broker.ledger import EPSILON_MB, Device
-from broker.residency import Peak, Queue, Request, Residency
+from broker.queue import Queue
+from broker.residency import Peak, Request, Residency
 from broker.room import Room
 from broker.states import (
     Action,
@@ -57,13 +59,12 @@ from broker.states import (
     WorkerReady,
     WorkerSaid,
 )
+from broker.story import Line
 from broker.timers import Due, Entry
 from zoo.config import BrokerConfig, ModelConfig
 from zoo.errors import BY_CODE
 
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 300.0
-QUEUE_RETRY_S = 0.1
-BATCH_S = 0.05  # a batch should take no longer than this, or one request: nobody waits long for his neighbours
 SERVICE_WEIGHT = 0.2  # of the newest in the averages of how long a request takes, and how soon the next one comes
 
 
@@ -92,6 +93,9 @@ class Scheduler(Room):
         self._lease_ids = itertools.count(1)
         self._seq = itertools.count(1)
         self._drained = False
+        self._now = 0.0  # of the event at hand
+        self.journal = Journal()
+        self._batch_numbers = itertools.count(1)
         self._grace_ends = 0.0
         self._stopped = False
         self._leaving = False  # some model takes on nobody new, or did
@@ -122,6 +126,7 @@ class Scheduler(Room):
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Takes one event, gives what is to be done, in order."""
+        self._now = now
         self._handlers[type(event)](event, now)
         if self.stopping:
             self._wind_down(now)
@@ -164,6 +169,8 @@ class Scheduler(Room):
         if not warm or self.stopping or self._leaving:
             refusal = self._why_not(e, model, now)
             if refusal is not None:
+                self._tell_refusal(refusal, model, now)
+                self.journal.add(Turned(e.request, now, e.model, refusal))
                 self._out.append(refusal)
                 return
         assert model is not None
@@ -186,12 +193,14 @@ class Scheduler(Room):
                     self._room_may_exist(now)  # not from a leased model: whoever waits must look elsewhere
                 return
             self._register(request)
-            if not model.inflight and not model.queue.live:
+            if not model.inflight and not model.queue.live and model.last_used > model.loaded_at:
                 gap = now - model.last_used
                 model.gap_s = gap if model.gap_s == math.inf else model.gap_s + SERVICE_WEIGHT * (gap - model.gap_s)
-            if not model.queue.live and not model.yielding and self._takes(model, request):
+            at_once = not model.queue.live and not model.yielding and not model.config.max_delay_ms
+            if at_once and self._takes(model, request):
                 self._dispatch(model, [request], now)
             else:
+                request.found, request.behind = State.LOADED, model.queue.live
                 model.queue.push(request)
                 if not model.ahead:  # it may have come in before a suspect, which has to wait to run alone
                     self._serve(model, now)
@@ -199,6 +208,7 @@ class Scheduler(Room):
                 self._usage_changed(now)
             return
         self._register(request)
+        request.found, request.behind = model.state, model.waiting
         if model.state is State.DRAINING:
             model.later.push(request)
             return
@@ -215,9 +225,7 @@ class Scheduler(Room):
             return no("broker_unreachable", "the broker is shutting down", 1.0)
         held = model is not None and model.state is State.LOADED and bool(model.leases) and e.kind is Kind.INFER
         if model is None or (model.removed and e.kind is not Kind.UNLOAD and not held):
-            near = difflib.get_close_matches(e.model, self.models, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; `zoo ls` lists the models"
-            return no("model_not_found", f"there is no model {e.model!r}{hint}")
+            return no("model_not_found", self.no_such_model(e.model))
         if e.kind is Kind.UNLOAD:
             return None
         if not model.config.enabled and not held:
@@ -237,12 +245,24 @@ class Scheduler(Room):
             )
         waits = e.kind is Kind.INFER or model.state is not State.LOADED
         if waits and model.waiting >= self.config.max_queue:
-            return no(
-                "queue_full",
-                f"{model.waiting} requests wait for {model.name} already (max_queue); try again a little later",
-                QUEUE_RETRY_S,
-            )
+            return no("queue_full", *limits.model_is_full(model, self.config.max_queue, now))
+        if waits and (unanswered := self._unanswered(e.session)) >= self.config.max_queue_per_client:
+            return no("queue_full", *limits.client_is_full(model, unanswered, self.config.max_queue_per_client, now))
         return None
+
+    def _tell_refusal(self, refusal: Refuse, model: Residency | None, now: float) -> None:
+        name = model.name if model is not None else ""
+        text = f"refused request {refusal.request}: {refusal.message}"
+        self.story.tell_once(now, name, text, "refused", refusal.code, request=refusal.request)
+
+    def _unanswered(self, session: bytes) -> int:
+        found = self.sessions.get(session)
+        return len(found.requests) if found is not None else 0
+
+    def no_such_model(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self.models, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else "; `zoo ls` lists the models"
+        return f"there is no model {name!r}{hint}"
 
     def _ever_fits(self, model: Residency) -> bool:
         return any(model.need_mb(d.name) <= d.budget_mb + EPSILON_MB for d in self.ledger.devices.values())
@@ -278,18 +298,16 @@ class Scheduler(Room):
         return not model.ahead and not running[0].alone and not request.alone
 
     def _next_batch(self, model: Residency, now: float) -> list[Request]:
-        """Who goes to the worker next, out of the queue: as many as the adapter takes and `BATCH_S` allows."""
-        most = model.max_batch
-        if model.service_s * most > BATCH_S:
-            most = max(1, int(BATCH_S / model.service_s))
+        """Who goes to the worker next, out of the queue."""
+        most = batches.most(model)
         batch: list[Request] = []
         while len(batch) < most and (request := model.queue.head()) is not None:
+            if request.deadline <= now + model.least_service_s:  # and its client keeps its turn
+                self._too_late(request, f"in the queue before {model.queue.live - 1} others", now)
+                continue
             if batch and request.alone:
                 break
             model.queue.pop()
-            if request.deadline <= now + model.least_service_s:
-                self._too_late(request, f"in the queue before {model.queue.live} others", now)
-                continue
             batch.append(request)
             if request.alone:
                 break
@@ -303,8 +321,10 @@ class Scheduler(Room):
             model.dispatched_at = now
         else:
             model.ahead = batch
+        number = next(self._batch_numbers)
         for request in batch:
             request.running = True
+            request.sent, request.worker, request.batch = now, model.worker, number
         if model.watched != model.worker:
             model.watched = model.worker
             self.timers.add(now + self._dispatch_timeout(model), Due.WATCH, model.worker)
@@ -316,10 +336,18 @@ class Scheduler(Room):
         """The worker has a place: next batch, or nothing left to do."""
         if not model.yielding:
             while (request := model.queue.head()) is not None and self._takes(model, request):
+                if (leaves_at := batches.leaves_at(model)) > now and not (self._wanted or self.stopping):
+                    self._await_company(model, leaves_at)
+                    break
                 if batch := self._next_batch(model, now):
                     self._dispatch(model, batch, now)
         if not model.inflight and not model.queue.live:
             self._became_idle(model, now)
+
+    def _await_company(self, model: Residency, until: float) -> None:
+        if model.leaves_at != until:
+            model.leaves_at = until
+            self.timers.add(until, Due.BATCH, model.number)
 
     # ------------------------------------------------------------ requests go out
 
@@ -341,6 +369,11 @@ class Scheduler(Room):
             model.unloads.remove(request)
         request.running = False
         request.payload = None
+        self._answer(request, action)
+
+    def _answer(self, request: Request, action: Action) -> None:
+        request.ended, request.outcome = self._now, action if type(action) is Refuse else type(action)
+        self.journal.add(request)
         self._out.append(action)
 
     def _refuse(
@@ -355,7 +388,10 @@ class Scheduler(Room):
     ) -> None:
         can = BY_CODE[code].retryable if retryable is None else retryable
         request.model.errors += 1
-        self._finish(request, Refuse(request.id, code, text, can, after, held))
+        refusal = Refuse(request.id, code, text, can, after, held)
+        if code != "cancelled":
+            self._tell_refusal(refusal, request.model, self._now)
+        self._finish(request, refusal)
 
     def _grant(self, request: Request, now: float) -> None:
         """The model is loaded: a lease or preload is answered. `request` may not be on the books yet."""
@@ -373,7 +409,7 @@ class Scheduler(Room):
         if request.id in self.requests:
             self._finish(request, answer)
         else:
-            self._out.append(answer)
+            self._answer(request, answer)
 
     def _tidy(self, key: bytes, session: _Session) -> None:
         if not session.requests and not session.leases:
@@ -404,7 +440,7 @@ class Scheduler(Room):
             return
         model.pinned = e.on
         model.unasked = False
-        self.story.tell(now, model.name, "pinned: it will not be evicted" if e.on else "unpinned")
+        self.story.tell(now, model.name, "pinned: it will not be evicted" if e.on else "unpinned", "pinned")
         if e.on and model.state is State.DRAINING:
             self._move(model, Move.KEEP)
             self._refuse_unloads(model)
@@ -438,6 +474,7 @@ class Scheduler(Room):
                 now, "",
                 f"a client went away: {len(session.leases)} leases released, "
                 f"{len(session.requests) or 'no'} requests dropped",
+                "client gone", leases=len(session.leases), requests=len(session.requests),
             )  # fmt: skip
         for model in touched.values():
             self._after_loss(model, now)
@@ -447,7 +484,7 @@ class Scheduler(Room):
         """Somebody who waited for the model is gone: another may be first in its queue now, or another model."""
         if model.state is State.LOADING:
             if not model.waiting:
-                self.story.tell(now, model.name, "the load goes on with nobody waiting for it")
+                self.story.tell(now, model.name, "the load goes on with nobody waiting for it", "for nobody")
         elif model.state in (State.LOADED, State.DRAINING):
             self._serve(model, now)
         self._room_may_exist(now)
@@ -457,12 +494,11 @@ class Scheduler(Room):
     def _ask_unload(self, request: Request, now: float) -> None:
         model = request.model
         if model.leases or model.pinned:
-            self._out.append(
-                Refuse(request.id, "model_in_use", f"{model.name} is in use ({model.reasons()}); not unloaded")
-            )
+            text = f"{model.name} is in use ({model.reasons()}); not unloaded"
+            self._answer(request, Refuse(request.id, "model_in_use", text))
             return
         if model.state in (State.UNLOADED, State.FAILED):
-            self._out.append(Answer(request.id, False))
+            self._answer(request, Answer(request.id, False))
             return
         self._register(request)
         model.unloads.append(request)
@@ -475,7 +511,7 @@ class Scheduler(Room):
     def _drain(self, model: Residency, why: str, now: float) -> None:
         self._move(model, Move.DRAIN)
         model.yielding = False
-        self.story.tell(now, model.name, f"draining: {why} ({model.reasons()})")
+        self.story.tell(now, model.name, f"draining: {why} ({model.reasons()})", "draining")
         self._serve(model, now)
 
     def _refuse_unloads(self, model: Residency) -> None:
@@ -564,7 +600,9 @@ class Scheduler(Room):
         model.load_seconds = now - model.started_at
         model.least_load_s = min(model.least_load_s, model.load_seconds)
         model.least_service_s = 0.0
-        self.story.tell(now, model.name, f"loaded in {model.load_seconds:.2f} s")
+        seconds = round(model.load_seconds, 3)
+        text = f"loaded in {seconds:.2f} s"
+        self.story.tell(now, model.name, text, "loaded", worker=model.worker, seconds=seconds, mb=model.mb)
         self._grant_waiting(model, now)
         unload, model.unload_when_loaded = model.unload_when_loaded, False
         if unload and not (model.leases or model.pinned):
@@ -588,7 +626,8 @@ class Scheduler(Room):
         model.failure = cause
         back_off = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (model.failures - 1))
         model.retry_at = now + back_off
-        self.story.tell(now, model.name, f"load failed: {cause}; no further try for {back_off:g} s")
+        text = f"load failed: {cause}; no further try for {back_off:g} s"
+        self.story.tell(now, model.name, text, "load failed", failures=model.failures, retry_seconds=back_off)
         if code not in BY_CODE:
             code = "load_failed"
         for request in model.queue.all():
@@ -657,6 +696,7 @@ class Scheduler(Room):
             self.story.tell(
                 now, model.name,
                 f"its process ended ({e.how})" + (f" while running {_numbers(batch)}" if batch else ""),
+                "crashed", worker=e.worker, running=[request.id for request in batch],
             )  # fmt: skip
         for request in batch:
             if request.running:
@@ -675,13 +715,15 @@ class Scheduler(Room):
         if request.crashes == 1 and now < request.deadline:
             request.alone = True
             self._wait_again(request)
-            self.story.tell(now, model.name, f"request {request.id} is tried once more, alone, on a fresh process")
+            text = f"request {request.id} is tried once more, alone, on a fresh process"
+            self.story.tell(now, model.name, text, "retried", request=request.id)
             return
         text = f"{model.name}'s process ended under this request, {request.crashes} times ({how})"
         if request.digest is not None and request.crashes > 1:
             model.refuse_from_now_on(request.digest)
             text += "; the same input will be refused from now on"
-            self.story.tell(now, model.name, f"input {request.digest.hex()[:12]} killed two processes: quarantined")
+            quarantined = f"input {request.digest.hex()[:12]} killed two processes: quarantined"
+            self.story.tell(now, model.name, quarantined, "quarantined", request=request.id)
         self._refuse(request, "worker_crashed", text)
 
     # ------------------------------------------------------------ memory
@@ -716,6 +758,7 @@ class Scheduler(Room):
             now, model.name,
             f"measured: uses {seen:g} MB on {model.device}, charged {need:g} instead of {charge.mb:g} MB "
             f"(declared {model.config.vram_mb:g})",
+            "measured", device=model.device, worker=e.worker, seen_mb=seen, mb=need, before_mb=charge.mb,
         )  # fmt: skip
         self._room_may_exist(now)
 
@@ -730,6 +773,7 @@ class Scheduler(Room):
                 now, "",
                 f"other programs use {e.others_mb:g} of {e.device}'s {e.total_mb:g} MB, {self.config.reserve_mb:g} are "
                 f"kept free: {limit:g} of the budget's {budget:g} MB may be charged",
+                "limited", device=e.device, others_mb=e.others_mb, limit_mb=limit,
             )  # fmt: skip
         if limit != before:
             self._room_may_exist(now)
@@ -746,6 +790,7 @@ class Scheduler(Room):
             self.story.tell(
                 now, charge.model,
                 f"its process is gone but {charge.mb:g} MB on {charge.device} have not come back; they stay charged",
+                "memory stuck", device=charge.device, mb=charge.mb,
             )  # fmt: skip
             self._gone(e.worker, now)
             self._room_may_exist(now)
@@ -779,6 +824,8 @@ class Scheduler(Room):
             return key not in self._workers
         if due == Due.IDLE:
             return key not in self._numbered or when != self._numbered[key].idle_at
+        if due == Due.BATCH:
+            return key not in self._numbered or when != self._numbered[key].leaves_at
         return due == Due.LOOK and when != self._look_at
 
     def _dispatch_timeout(self, model: Residency) -> float:
@@ -801,6 +848,11 @@ class Scheduler(Room):
                 self._watch(key, now)
             elif due == Due.IDLE:
                 self._idle_timer(self._numbered[key], now)
+            elif due == Due.BATCH:
+                model = self._numbered[key]
+                model.leaves_at = math.inf
+                if model.state is State.LOADED:
+                    self._serve(model, now)
             elif due == Due.LOOK:
                 look = True
         for model in lost.values():
@@ -857,7 +909,8 @@ class Scheduler(Room):
         self._move(model, Move.KILL)
         model.crashes += 1
         batch = model.inflight
-        self.story.tell(now, model.name, f"killed: {_numbers(batch)} ran longer than dispatch_timeout ({limit:g} s)")
+        text = f"killed: {_numbers(batch)} ran longer than dispatch_timeout ({limit:g} s)"
+        self.story.tell(now, model.name, text, "killed", worker=model.worker, running=[r.id for r in batch])
         self._out.append(KillWorker(model.worker, gentle=True))
         self._take_back_ahead(model)
         # Of several, who is to blame shows when the process is gone and each is tried alone, see `_crashed_under`.
@@ -879,7 +932,7 @@ class Scheduler(Room):
         if self.stopping:
             return
         for name, text in e.changes:
-            self.story.tell(now, name, text)
+            self.story.tell(now, name, text, "changed")
         self.config = e.broker
         self._take_policy()
         for device, mb in e.budgets.items():
@@ -898,8 +951,8 @@ class Scheduler(Room):
         for model in list(self.models.values()):
             self._retire(model, now)
             self._leaving = self._leaving or model.leaving
-            if model.state is State.LOADED and not model.queue.live:
-                self._became_idle(model, now)  # by the new idle_seconds
+            if model.state is State.LOADED:
+                self._serve(model, now)  # by the new max_delay_ms and idle_seconds
         for worker, model in self._workers.items():
             began = model.started_at if model.state is State.LOADING else model.dispatched_at
             limit = self.config.load_timeout if model.state is State.LOADING else self._dispatch_timeout(model)
@@ -949,7 +1002,7 @@ class Scheduler(Room):
         if self.stopping:
             return
         self.stopping = True
-        self.story.tell(now, "", f"shutting down: at most {e.grace:g} s for what is running")
+        self.story.tell(now, "", f"shutting down: at most {e.grace:g} s for what is running", "stopping")
         self.timers.add(now + e.grace, Due.GRACE)
         self._grace_ends = now + e.grace
         for request in list(self.requests.values()):
@@ -957,6 +1010,9 @@ class Scheduler(Room):
             served = model.state in (State.LOADED, State.DRAINING) and request.queue is not model.later
             if request.kind is not Kind.INFER or not served:
                 self._turn_away(request)
+        for model in self._workers.values():
+            if model.state is State.LOADED and model.queue.live:  # nobody comes to keep them company any more
+                self._serve(model, now)
         for name in sorted(self._yielding):  # nobody is waiting for their room any more
             model = self.models[name]
             model.yielding = False
@@ -990,6 +1046,16 @@ class Scheduler(Room):
         self._wind_down(now)
 
     # ------------------------------------------------------------ what it looks like
+
+    def explain(self, model: str | None = None) -> list[Line]:
+        """The last decisions; of one model, also what became of its requests that had to wait or were refused."""
+        lines = self.story.about(model)
+        return lines if model is None else sorted([*lines, *self.journal.about(model)], key=lambda line: line.at)
+
+    def explain_request(self, number: int) -> list[Line] | None:
+        """The story of a request that is under way, or one of the last; None when it is neither."""
+        request = self.requests.get(number) or self.journal.find(number)
+        return None if request is None else self.journal.tell(request, self.story, self.requests.values())
 
     def status(self, now: float) -> dict[str, Any]:
         """Counts and megabytes; the names are public (see DESIGN)."""

@@ -66,6 +66,7 @@ from broker.states import (
     WorkerReady,
     WorkerSaid,
 )
+from broker.views import Views
 from zoo import catalogue, changes, protocol, wire
 from zoo.arena import ArenaRefused
 from zoo.channel import Channel
@@ -82,6 +83,7 @@ MEMORY_BACK_POLL_S = 0.02
 MEMORY_BACK_LIMIT_S = 10.0
 HOUSEKEEPING_S = 1.0
 SAMPLING_S = 0.005  # of each HOUSEKEEPING_S goes into measuring workers, or one of them
+TROUBLE = {"load failed", "crashed", "killed", "quarantined", "overdrawn", "memory stuck"}  # kinds of decisions
 LONGEST_REQUEST_S = 24 * 3600.0
 CARRYING = (protocol.LifelineArena, protocol.LifelineChannel, protocol.LifelineCopy)  # a descriptor
 
@@ -166,10 +168,11 @@ class Service:
             raise ConfigError(str(e)) from None
         self.scheduler = Scheduler(config.broker, devices, config.models)
         self.gauge = Gauge(self.meters)
+        self.copies = Copies(int(config.broker.host_cache_mb * meters.MB))
+        self.views = Views(self.scheduler, self.gauge, self.meters, self.copies)
         self._footprints = footprints.Store(config.state) if self._measures else None
         self._learnt = 0
         self.boot = secrets.token_hex(8)
-        self._wall = time.time() - time.monotonic()
         self._told = 0
         self._sessions: dict[bytes, _Session] = {}
         self._routes: dict[int, _Route] = {}
@@ -177,7 +180,6 @@ class Service:
         self._workers: dict[int, _Worker] = {}
         self._by_key: dict[bytes, _Worker] = {}
         self._standby = Standby()
-        self.copies = Copies(int(config.broker.host_cache_mb * meters.MB))
         self._forked = itertools.count(1)
         self._next_request = 0
         self._ending: dict[int, float] = {}  # worker → since when; 0: reported as stuck, looked for ever after
@@ -309,7 +311,8 @@ class Service:
 
     def _tell(self) -> None:
         for line in self.scheduler.story.since(self._told):
-            log.info("%s%s", f"{line.model}: " if line.model else "", line.text)
+            level = logging.WARNING if line.kind in TROUBLE else logging.INFO
+            log.log(level, "%s%s", f"{line.model}: " if line.model else "", line.text, extra={"line": line})
         self._told = self.scheduler.story.count
 
     def _add(self, fd: int, act: Callable[[], object]) -> None:
@@ -455,6 +458,11 @@ class Service:
             )
         )
 
+    def _problem(self, name: str) -> str | None:
+        """Why the model cannot be loaded as things stand, as far as one look at the disk tells."""
+        model = self.scheduler.models.get(name)
+        return catalogue.problem(self.config, model.config) if model is not None else None
+
     def _infer(self, identity: bytes, session: _Session, m: protocol.Infer, parts: list[bytes]) -> None:
         if len(m.arenas) > protocol.MAX_ARENAS:
             raise InvalidInput(f"arenas: {len(m.arenas)} of them, at most {protocol.MAX_ARENAS} go into one request")
@@ -483,7 +491,7 @@ class Service:
     def _pin(self, identity: bytes, session: _Session, m: protocol.Pin, _: list[bytes]) -> None:
         model = self.scheduler.models.get(m.model)
         if model is None or model.removed:
-            raise ModelNotFound(f"there is no model {m.model!r}; `zoo ls` lists the models")
+            raise ModelNotFound(self.scheduler.no_such_model(m.model[:64]))
         self._handle(Pinned(m.model, m.on))
         self._to_client(identity, protocol.Value(m.rid))
 
@@ -505,15 +513,15 @@ class Service:
 
     def _query(self, identity: bytes, session: _Session, m: protocol.Query, _: list[bytes]) -> None:
         if m.what == "status":
-            value: Any = self.status()
+            value: Any = self.views.status(self.config, self.boot, len(self._sessions))
         elif m.what == "models":
-            value = self.models()
+            value = self.views.models(self.config)
         elif m.what == "ps":
-            value = self.processes()
+            value = self.views.processes(self._workers)
         elif m.what == "explain":
-            value = self.explain(m.model)
+            value = self.views.explain(m.model)
         elif m.what == "enrich":
-            value = self.enrich()
+            value = self.views.enrich(self.config)
         else:
             raise InvalidInput(f"what: {m.what!r} is not one of status, models, ps, explain, enrich")
         self._to_client(identity, protocol.Value(m.rid, value))
@@ -772,15 +780,13 @@ class Service:
 
     def _sample(self) -> None:
         """Looks at a few workers, and at what everybody else uses."""
-        if not self._measures:
-            return
         end = time.monotonic() + SAMPLING_S
         for number in self.gauge.stalest():
             if number in self._workers:
                 self._measure(number)
             if time.monotonic() >= end:
                 break
-        for device in self.meters:
+        for device in self.meters if self._measures else ():
             if (seen := self.gauge.others(device)) is not None:
                 self._handle(DeviceSeen(device, *seen))
         self._remember()
@@ -1055,7 +1061,7 @@ class Service:
         if a.held:
             self._by_route.pop((route.identity, route.rid), None)
         text = a.message[: protocol.MAX_TEXT]
-        message = protocol.Error(route.rid, a.code, text, a.retryable, a.retry_after, a.held)
+        message = protocol.Error(route.rid, a.code, text, a.retryable, a.retry_after, a.held, a.request)
         self._to_client(route.identity, message)
 
     def _do_settled(self, a: Settled) -> None:
@@ -1072,86 +1078,6 @@ class Service:
 
     def _do_stop(self, _: Stop) -> None:
         self._stop = True
-
-    # ------------------------------------------------------------ what is asked about us
-
-    def _problem(self, name: str) -> str | None:
-        """Why the model cannot be loaded as things stand, as far as one look at the disk tells."""
-        model = self.scheduler.models.get(name)
-        return catalogue.problem(self.config, model.config) if model is not None else None
-
-    def _at(self, monotonic: float) -> float:
-        """A moment of the scheduler's clock as Unix time; 0 for never."""
-        return round(monotonic + self._wall, 3) if monotonic else 0.0
-
-    def status(self) -> dict[str, Any]:
-        now = time.monotonic()
-        status = self.scheduler.status(now)
-        for row in status["loaded_models"]:
-            row["last_used"] = self._at(row["last_used"])
-        for row in status["devices"]:
-            used, total = self.meters[row["name"]].device_mb()
-            row["device_used_mb"], row["device_total_mb"] = round(used, 1), round(total, 1)
-        status["sessions"] = len(self._sessions)
-        status["host_cache"] = {
-            "limit_mb": self.config.broker.host_cache_mb,
-            "used_mb": round(self.copies.used_bytes / meters.MB, 1),
-            "models": self.copies.models(),
-        }
-        status["broker"] = {
-            "pid": os.getpid(),
-            "boot": self.boot,
-            "endpoint": self.config.endpoint,
-            "footprint": self.config.broker.footprint,
-        }
-        return status
-
-    def models(self) -> list[dict[str, Any]]:
-        return [
-            {
-                **catalogue.row(self.config, model.config),
-                "state": model.state.value,
-                "measured_mb": max((peak.mb for peak in model.peaks.values()), default=None),
-                "available": model.config.available,
-                "pinned": model.pinned,
-            }
-            for model in self.scheduler.models.values()
-        ]
-
-    def processes(self) -> list[dict[str, Any]]:
-        rows = self.scheduler.processes()
-        for row in rows:
-            worker = self._workers.get(row["worker"])
-            child = worker.child if worker is not None else None
-            row["pid"] = child.pid if child is not None else None
-            row["stand_in"] = worker is not None and worker.stand_in
-            row["used_mb"] = None
-            if child is not None:
-                used = self.meters[row["device"]].used_mb(child.pid)
-                row["used_mb"] = round(used, 1) if used is not None else None
-            row["last_used"] = self._at(row["last_used"])
-        return rows
-
-    def explain(self, model: str | None) -> list[str]:
-        if model is not None and model not in self.scheduler.models:
-            raise ModelNotFound(f"there is no model {model!r}; `zoo ls` lists the models")
-        lines = []
-        for line in self.scheduler.story.about(model):
-            at = line.at + self._wall
-            clock = time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
-            lines.append(f"{clock} {line.model + ': ' if line.model else ''}{line.text}")
-        return lines
-
-    def enrich(self) -> dict[str, Any]:
-        """The table of enrichment, and where its clients find the models of it."""
-        table: dict[str, Any] = msgspec.to_builtins(self.config.enrich)
-        asked = {name for rule in self.config.enrich.rules for name in rule.models}
-        table["models"] = {
-            name: {"state": model.state.value, "vram_mb": model.config.vram_mb}
-            for name, model in self.scheduler.models.items()
-            if name in asked
-        }
-        return table
 
     def _describe(self) -> str:
         devices = ", ".join(f"{d.name} {d.budget_mb:g} MB" for d in self.scheduler.ledger.devices.values())

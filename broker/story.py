@@ -1,36 +1,64 @@
-"""The story: the last decisions, one line each, with the arithmetic. What `zoo explain` shows.
+"""The story: the last decisions, one line each, with the arithmetic. What `zoo explain` and the log show.
 
 Kept by the scheduler itself, so that what it says is what was decided, not what somebody guessed from outside.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from typing import Any
 
 import msgspec
 
 KEEP = 2000
+OFTEN_S = 1.0  # what may happen thousands of times a second is told once in so long
 
 
-class Line(msgspec.Struct, frozen=True, gc=False):
-    """`at`: on the scheduler's clock."""
+class Line(msgspec.Struct, frozen=True):
+    """One decision.
+
+    Attributes:
+        at: on the scheduler's clock.
+        model: whom it is about, or "".
+        text: the whole of it, in words.
+        kind: what was decided, in a word: loading, loaded, evicted, spared, refused, waits, killed, retried, …
+        fields: its numbers, by names that end in their unit; plain values.
+        others: models that it is about, too.
+    """
 
     at: float
     model: str
     text: str
+    kind: str = "note"
+    fields: dict[str, Any] = {}
+    others: tuple[str, ...] = ()
 
 
 class Story:
     def __init__(self, keep: int = KEEP) -> None:
         self._lines: deque[Line] = deque(maxlen=keep)
+        self._often: dict[tuple[str, str, str], tuple[float, int]] = {}
         self.count = 0  # lines ever told; a reader that remembers it can ask for what is new
 
-    def tell(self, at: float, model: str, text: str) -> None:
-        self._lines.append(Line(at, model, text))
+    def tell(
+        self, at: float, model: str, text: str, kind: str = "note", *, others: tuple[str, ...] = (), **fields: Any
+    ) -> None:
+        self._lines.append(Line(at, model, text, kind, fields, others))
         self.count += 1
 
+    def tell_once(self, at: float, model: str, text: str, kind: str, code: str, **fields: Any) -> None:
+        """The same of one model within `OFTEN_S` is only counted, and the next line says how many there were."""
+        last, missed = self._often.get((kind, model, code), (-math.inf, 0))
+        if at < last + OFTEN_S:
+            self._often[kind, model, code] = last, missed + 1
+            return
+        self._often[kind, model, code] = at, 0
+        more = f" ({missed} more like this since the last such line)" if missed else ""
+        self.tell(at, model, text + more, kind, code=code, untold=missed, **fields)
+
     def about(self, model: str | None = None) -> list[Line]:
-        return [line for line in self._lines if model is None or line.model == model]
+        return [line for line in self._lines if model is None or line.model == model or model in line.others]
 
     def since(self, count: int) -> list[Line]:
         """Lines told after `count` was read (those still kept)."""

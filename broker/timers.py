@@ -10,9 +10,10 @@ from collections.abc import Callable
 class Due(enum.IntEnum):
     DEADLINE = 0  # key: request
     WATCH = 1  # key: worker (its load or its dispatch has taken too long)
-    IDLE = 2  # key: index of the model
+    IDLE = 2  # key: number of the model
     LOOK = 3  # look again whether somebody who waits for room can be served
     GRACE = 4  # end of the drain
+    BATCH = 5  # key: number of the model, whose next batch has waited long enough for company
 
 
 Entry = tuple[float, int, int]

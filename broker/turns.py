@@ -17,8 +17,8 @@ import math
 from broker.residency import Request, Residency
 
 BURST = 2.0
-LINGER_GAPS = 3.0  # of its usual gaps
-LINGER_PART = 0.05  # of what the swap costs: the most that lingering may delay it
+LINGER_PART = 0.05  # of what the swap costs: so long a model lingers
+LINGER_GAPS = 3.0  # of the usual gaps have to be shorter than that
 LOAD_MARGIN = 1.5  # a load may take longer than the last one did
 
 
@@ -48,8 +48,8 @@ def gives_way_at(busy: Residency, waiter: Residency, head: Request, patience_s: 
 
 def lingers_until(idle: Residency, waiter: Residency, head: Request, patience_s: float) -> float:
     """Until when an idle model is taken for busy, because its callers usually come right back."""
-    moment = LINGER_GAPS * idle.gap_s
-    if moment > LINGER_PART * (idle.load_seconds + waiter.load_seconds):
+    moment = LINGER_PART * (idle.load_seconds + waiter.load_seconds)
+    if LINGER_GAPS * idle.gap_s > moment:
         return -math.inf
     return min(idle.last_used + moment, gives_way_at(idle, waiter, head, patience_s))
 

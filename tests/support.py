@@ -75,6 +75,7 @@ class Running:
         self.endpoint: str = broker_keys.pop("endpoint", f"ipc://{folder}/b")
         self.config_path = folder / "config.toml"
         self._module = broker_keys.pop("module", "zoo.broker")
+        self._arguments: list[str] = broker_keys.pop("arguments", [])
         keys = {
             "endpoint": self.endpoint,
             "device": "cpu",
@@ -101,7 +102,7 @@ class Running:
         self._starts += 1
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", self._module, "--config", str(self.config_path)],
+                [sys.executable, "-m", self._module, "--config", str(self.config_path), *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

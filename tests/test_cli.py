@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -159,7 +160,31 @@ def test_a_refusal_is_one_line_with_its_reason_and_status_1(run: Run, here: Runn
         assert err.startswith(f"zoo: {reason}: ")
         assert err.count("\n") == 1
     assert "again" in err
-    assert run("explain", "nobody")[0] == 1
+
+
+def test_explain_tells_the_story_of_a_model_and_of_a_request(run: Run, here: Running, picture: Path) -> None:
+    status, _, err = run("infer", "toy", picture, "--option", "do=raise")
+    assert status == 1
+    found = re.search(r"`zoo explain (\d+)` tells its story", err)
+    assert found, err
+    status, out, _ = run("explain", found[1])
+    assert status == 0
+    assert f"toy: request {found[1]} came in" in out
+    assert "no such animal" in out.splitlines()[-1]
+    assert f"request {found[1]} " in run("explain", "toy")[1]
+    assert json.loads(run("explain", found[1], "--json")[1])
+
+
+def test_explain_of_what_is_not_there_is_an_error_with_a_suggestion(run: Run, here: Running) -> None:
+    status, out, err = run("explain", "tow")
+    assert (status, out, err) == (1, "", "zoo: model not found: there is no model 'tow'; did you mean 'toy'?\n")
+    assert (
+        run("explain", "nobody")[2] == "zoo: model not found: there is no model 'nobody'; `zoo ls` lists the models\n"
+    )
+    for number in ("0", "999999999", "9" * 30):
+        status, _, err = run("explain", number)
+        assert (status, err.count("\n")) == (1, 1)
+    assert "request: 999999999 is not under way" in run("explain", "999999999")[2]
 
 
 # ---------------------------------------------------------------- infer

@@ -183,6 +183,18 @@ def test_a_full_arena_is_said_when_time_is_up(shared_broker: Running) -> None:
         assert failure.value.retryable
 
 
+def test_an_error_names_its_request_so_that_it_can_be_explained(zoo: Client) -> None:
+    with pytest.raises(InferenceFailed) as failure:
+        zoo.infer("toy", FRAME, do="raise")
+    number = failure.value.request
+    assert number > 0
+    first, *_, last = zoo.explain(number)
+    assert f"request {number} came in" in first
+    assert "no such animal" in last
+    with pytest.raises(InvalidInput, match="nor one of the last"):
+        zoo.explain(10**9)
+
+
 # ---------------------------------------------------------------- many models, many threads
 
 

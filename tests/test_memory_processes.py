@@ -64,7 +64,7 @@ def test_a_worker_that_grows_makes_room_for_itself_at_once(broker: Start) -> Non
     for name in ("old", "held", "grows"):
         client.infer(name, FRAME)
     with client.load("held"), client.load("grows"):
-        client.infer("grows", FRAME, do="grow", mb=300)
+        client.infer("grows", FRAME, do="grow", mb=340)
         wait_until(lambda: loaded(client) == {"held", "grows"}, 15, "the idle one has gone")
         assert ps(client, "grows")["vram_mb"] > 360
         client.infer("grows", FRAME, do="grow", mb=200)

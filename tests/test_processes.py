@@ -83,7 +83,7 @@ def test_the_first_use_loads_the_second_does_not(broker):
     with broker([toy("a")]).client() as client:
         first, second = client.infer("a", FRAME), client.infer("a", FRAME)
         assert first["pid"] == second["pid"]
-        assert sum("loading" in line for line in client.explain("a")) == 1
+        assert sum("loading on" in line for line in client.explain("a")) == 1
 
 
 def test_twenty_simultaneous_first_requests_start_one_process(broker):
@@ -91,7 +91,7 @@ def test_twenty_simultaneous_first_requests_start_one_process(broker):
     with running.client() as client, ThreadPoolExecutor(20) as pool:
         pids = set(pool.map(lambda _: client.infer("a", FRAME)["pid"], range(20)))
         assert len(pids) == 1
-        assert sum("loading" in line for line in client.explain("a")) == 1
+        assert sum("loading on" in line for line in client.explain("a")) == 1
 
 
 def test_three_models_load_one_after_another_while_a_warm_one_keeps_answering(broker):

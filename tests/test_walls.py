@@ -73,12 +73,16 @@ def test_the_scheduler_is_pure() -> None:
         "room",
         "states",
         "residency",
+        "queue",
         "eviction",
         "adaptive",
         "habits",
         "ledger",
         "timers",
         "story",
+        "journal",
+        "batches",
+        "limits",
     ):
         found = {imported.split(".")[0] for _, imported in imports(ROOT / f"broker/{name}.py")}
         assert not found & io, name

@@ -16,15 +16,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", help="config.toml (default: $ZOO_CONFIG, ./config.toml, the shipped one)")
     parser.add_argument("--endpoint", help="ipc://PATH or tcp://HOST:PORT, instead of the configured one")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    parser.add_argument("--log-format", default="text", choices=["text", "json"], help="json: one object per line")
     args = parser.parse_args(argv)
-    logging.basicConfig(
-        level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
 
+    from broker import logs
     from broker.service import Service
     from zoo.config import endpoint_problem, load_config
     from zoo.errors import ConfigError
 
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logs.formatter(args.log_format))
+    logging.basicConfig(level=args.log_level, handlers=[handler])
     try:
         config = load_config(args.config)
         if args.endpoint:

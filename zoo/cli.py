@@ -75,9 +75,9 @@ def _complain(what: str, message: str, status: int) -> int:
 
 
 def _hint(e: ZooError) -> str:
-    if not e.retryable:
-        return ""
-    return f" (trying again in {e.retry_after:.1f} s may help)" if e.retry_after else " (trying again may help)"
+    hints = [f"trying again{f' in {e.retry_after:.1f} s' if e.retry_after else ''} may help"] if e.retryable else []
+    hints += [f"`zoo explain {e.request}` tells its story"] if e.request else []
+    return f" ({'; '.join(hints)})" if hints else ""
 
 
 # ---------------------------------------------------------------- the command line
@@ -172,8 +172,13 @@ def _parser() -> argparse.ArgumentParser:
     standins = commands.add_parser("standins", help="write small random checkpoints for models without weights",
                                    add_help=False)  # fmt: skip
     standins.set_defaults(run=_standins)
-    explain = add("explain", _explain, "tell the last decisions: loads, evictions, refusals, and why")
-    explain.add_argument("model", nargs="?")
+    explain = add(
+        "explain",
+        _explain,
+        "tell the last decisions: loads, evictions, refusals, and why",
+        "Of a MODEL also its last requests that had to wait. Of a REQUEST, by its number, all that it went through.",
+    )
+    explain.add_argument("about", nargs="?", metavar="MODEL|REQUEST")
     return parser
 
 
@@ -479,7 +484,7 @@ def _done(args: argparse.Namespace, said: str, **values: Any) -> int:
 
 def _explain(args: argparse.Namespace) -> int:
     with _client(args, LOOK_S) as zoo:
-        lines = zoo.explain(args.model)
+        lines = zoo.explain(args.about)
     if args.json:
         _print_json(lines)
     else:

@@ -346,9 +346,20 @@ class Client:
         """One row per living worker: charged and really used memory, process id, leases, queue."""
         return list(self._query("ps"))
 
-    def explain(self, model: str | None = None) -> list[str]:
-        """The last decisions, one line each, with the arithmetic."""
-        return list(self._query("explain", model))
+    def explain(self, model_or_request: str | int | None = None) -> list[str]:
+        """Why: the last decisions, one line each, with the arithmetic.
+
+        Args:
+            model_or_request: a model: what concerns it, and its last requests that had to wait or were refused. A
+                request, by its number (the `request` of an error, or from a line): when it came in, what it waited
+                for, where it went, how it ended. None: everything.
+
+        Raises:
+            ModelNotFound: with a suggestion.
+            InvalidInput: the request is neither under way nor one of the last.
+        """
+        about = None if model_or_request is None else str(model_or_request)
+        return list(self._query("explain", about))
 
     def _query(self, what: str, model: str | None = None, seconds: float | None = None) -> Any:
         return self._call(lambda rid, _: protocol.Query(rid, what, model), seconds or self.timeout)[0]

@@ -21,6 +21,7 @@ from zoo.source import Published, mistakes
 
 DEFAULT_BUDGET_GB = 6.8  # 6963.2 MB
 MB_PER_GB = 1024
+MOST_DELAY_MS = 10_000.0
 MAX_IPC_PATH = 107 - len(".handoff")  # sun_path of a Unix socket, less our longest suffix
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -49,6 +50,8 @@ class ModelConfig(msgspec.Struct, kw_only=True):
         source, revision, files, sha256: where the published weights come from: see `zoo.source`.
         idle_seconds: evict after this long without use; None takes the broker's.
         dispatch_timeout: kill the worker after this long in one request; None takes the broker's.
+        max_delay_ms: the first request of a batch waits up to so long for others to fill it (where the adapter takes
+            more than one): each takes longer, but the worker gets through more of them. 0: nobody waits.
         pinned: never evicted once it is loaded.
         options: for the adapter.
         trust_pickle: read the weights although their format can run code of its own (see `docs/models.md`).
@@ -69,6 +72,7 @@ class ModelConfig(msgspec.Struct, kw_only=True):
     pinned: bool = False
     idle_seconds: Seconds | None = None
     dispatch_timeout: Seconds | None = None
+    max_delay_ms: Annotated[float, msgspec.Meta(ge=0, le=MOST_DELAY_MS)] = 0.0
     options: dict[str, Any] = {}
     trust_pickle: bool = False
     available: bool = False
@@ -102,6 +106,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
             `drain_seconds`.
         load_timeout, dispatch_timeout: after these a worker is killed.
         max_queue: requests waiting per model.
+        max_queue_per_client: requests of one client that are not answered yet, over all models.
         concurrent_loads: per device.
         eviction: "priority" lets LOW go first and CRITICAL last, whatever their reload costs; "adaptive" weighs that,
             and how often, how lately and after which others a model is asked for (see `docs/eviction.md`).
@@ -129,6 +134,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
     dispatch_timeout: Seconds = 30.0
     drain_seconds: Annotated[float, msgspec.Meta(ge=0)] = 5.0
     max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
+    max_queue_per_client: Annotated[int, msgspec.Meta(ge=1)] = 128
     concurrent_loads: Annotated[int, msgspec.Meta(ge=1)] = 1
     eviction: Literal["priority", "adaptive"] = "priority"
     patience_seconds: Annotated[float, msgspec.Meta(ge=0)] = 1.0

@@ -337,4 +337,10 @@ def _is_for(rule: rules.Rule, detection: Enriched) -> bool:
 
 def _copy(error: ZooError, before: str = "") -> ZooError:
     """The same error without its traceback, which would keep the frame in memory."""
-    return from_code(error.code, f"{before}{error}", retryable=error.retryable, retry_after=error.retry_after)
+    return from_code(
+        error.code,
+        f"{before}{error}",
+        retryable=error.retryable,
+        retry_after=error.retry_after,
+        request=error.request,
+    )

@@ -14,16 +14,25 @@ class ZooError(Exception):
     Attributes:
         retryable: the same request may succeed later without anything being changed.
         retry_after: seconds after which a retry makes sense, or None when unknown.
+        request: the broker's number for the request, for `Client.explain`; 0 when it never got one.
     """
 
     code = "zoo_error"
     retryable = False
 
-    def __init__(self, message: str = "", *, retryable: bool | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        retryable: bool | None = None,
+        retry_after: float | None = None,
+        request: int = 0,
+    ) -> None:
         super().__init__(message)
         if retryable is not None:
             self.retryable = retryable
         self.retry_after = retry_after
+        self.request = request
 
 
 class ConfigError(ZooError):
@@ -148,6 +157,13 @@ def _all_errors(cls: type[ZooError] = ZooError) -> dict[str, type[ZooError]]:
 BY_CODE: dict[str, type[ZooError]] = _all_errors()
 
 
-def from_code(code: str, message: str, *, retryable: bool | None = None, retry_after: float | None = None) -> ZooError:
+def from_code(
+    code: str,
+    message: str,
+    *,
+    retryable: bool | None = None,
+    retry_after: float | None = None,
+    request: int = 0,
+) -> ZooError:
     """The error a wire message stands for; an unknown code becomes a plain `ZooError`."""
-    return BY_CODE.get(code, ZooError)(message, retryable=retryable, retry_after=retry_after)
+    return BY_CODE.get(code, ZooError)(message, retryable=retryable, retry_after=retry_after, request=request)

@@ -100,7 +100,10 @@ class CleanupIdle(Message, tag=7):
 
 
 class Query(Message, tag=8):
-    """Asks for `what`: "status", "models", "ps", "explain" (optionally of one model) or "enrich"."""
+    """Asks for `what`: "status", "models", "ps", "explain" or "enrich".
+
+    `model`: what to explain, a model's name or a request's number (`Error.request`); None: the last decisions.
+    """
 
     rid: Rid
     what: str
@@ -148,7 +151,10 @@ class Result(Message, tag=2):
 
 
 class Error(Message, tag=3):
-    """`held`: the slots of the request are still being read; `LifelineSettled` will follow."""
+    """`held`: the slots of the request are still being read; `LifelineSettled` will follow.
+
+    `request`: the broker's own number for it, to be explained by; 0 when it never got one.
+    """
 
     rid: int
     code: str
@@ -156,9 +162,12 @@ class Error(Message, tag=3):
     retryable: bool = False
     retry_after: float | None = None
     held: bool = False
+    request: int = 0
 
     def exception(self) -> errors.ZooError:
-        return errors.from_code(self.code, self.message, retryable=self.retryable, retry_after=self.retry_after)
+        return errors.from_code(
+            self.code, self.message, retryable=self.retryable, retry_after=self.retry_after, request=self.request
+        )
 
 
 class Value(Message, tag=4):

@@ -49,22 +49,30 @@ class SchedulerMachine(RuleBasedStateMachine):
         patience=st.sampled_from([0.2, 0.0, 1.0]),
         loads=st.sampled_from([1, 1, 2]),
         max_queue=st.sampled_from([256, 5, 2]),
+        per_client=st.sampled_from([128, 3]),
         max_batch=st.sampled_from([1, 2, 5]),
+        delay_ms=st.sampled_from([0.0, 0.0, 20.0, 700.0]),
         odd=st.booleans(),
         measured=st.booleans(),
         eviction=st.sampled_from(["priority", "adaptive"]),
         prefetch=st.booleans(),
     )
-    def begin(self, sizes, budgets, patience, loads, max_queue, max_batch, odd, measured, eviction, prefetch) -> None:
+    def begin(
+        self, sizes, budgets, patience, loads, max_queue, per_client, max_batch, delay_ms, odd, measured, eviction,
+        prefetch,
+    ) -> None:  # fmt: skip
         models = [model(f"m{i}", mb, p.name) for i, (mb, p) in enumerate(sizes)]
         if odd:
             models[0].idle_seconds = 2.0
             models[0].dispatch_timeout = 0.5
             models[1].pinned = True
+        for config in models[::2]:
+            config.max_delay_ms = delay_ms
         self.world = World(
             models, *map(float, budgets), max_batch=max_batch, patience_seconds=patience, concurrent_loads=loads,
-            max_queue=max_queue, idle_seconds=30.0, load_timeout=10.0, dispatch_timeout=5.0,
-            footprint="measured" if measured else "declared", reserve_mb=30.0, eviction=eviction, prefetch=prefetch,
+            max_queue=max_queue, max_queue_per_client=per_client, idle_seconds=30.0, load_timeout=10.0,
+            dispatch_timeout=5.0, footprint="measured" if measured else "declared", reserve_mb=30.0, eviction=eviction,
+            prefetch=prefetch,
         )  # fmt: skip
         self.names = [m.name for m in models]
 
@@ -340,7 +348,9 @@ def storm(
         patience=r.choice([0.0, 0.2, 1.0]),
         loads=r.choice([1, 1, 2]),
         max_queue=r.choice([3, 20]),
+        per_client=4 if batches and seed % 4 == 1 else 128,
         max_batch=seed % 3 + 1 if batches else 1,
+        delay_ms=(0.0, 0.0, 30.0, 700.0)[seed % 4] if batches else 0.0,
         odd=r.random() < 0.3,
         measured=measured,
         eviction=eviction,

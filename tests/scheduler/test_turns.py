@@ -128,7 +128,7 @@ def test_a_caller_that_stays_away_delays_the_swap_by_a_moment_only() -> None:
     w.ask("b")
     assert w.state("a") is State.LOADED
     assert any("usually come right back" in line for line in w.story("b"))
-    w.wait(0.05)
+    w.wait(0.2)
     assert w.state("a") is State.EVICTING
 
 

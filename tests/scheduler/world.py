@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from broker import batches
 from broker.ledger import Device
 from broker.scheduler import Scheduler
 from broker.states import (
@@ -136,6 +137,7 @@ class World:
         self.stopped = False
         self._numbers = itertools.count(1)
         self._told = 0
+        self._overtakers: dict[tuple[str, int, bytes], set[bytes]] = {}  # since the client was last served there
 
     # ------------------------------------------------------------ what a client does
 
@@ -419,7 +421,9 @@ class World:
         actions = self.s.handle(event, self.now)
         self._after(event, actions)
         moving = any(isinstance(a, StartWorker | KillWorker) for a in actions)  # then more comes by itself
-        if self.strict and not self.s.stopping and not moving:
+        wake = self.s.next_wakeup()
+        overdue = wake is not None and wake <= self.now  # its tick will do what there is to do
+        if self.strict and not self.s.stopping and not moving and not overdue:
             self.s._room_may_exist(self.now)  # whatever could be done now must have been done
             left, self.s._out = self.s._out, []
             dying = any(p.killed and not p.stuck for p in self.processes.values())
@@ -436,9 +440,9 @@ class World:
             at: peak for at, peak in self.peaks.items() if at[0] in self.s.models
         }  # the removed are forgotten
         refused = {action.request for action in actions if isinstance(action, Refuse)}
-        if isinstance(event, Asked) and event.kind is not Kind.UNLOAD and event.request not in refused:
-            self._asked_for(event.model)
-        elif isinstance(event, Pinned):
+        if (isinstance(event, Asked) and event.kind is not Kind.UNLOAD and event.request not in refused) or isinstance(
+            event, Pinned
+        ):
             self._asked_for(event.model)
         for action in actions:
             self._take(event, action)
@@ -448,6 +452,8 @@ class World:
         if isinstance(event, Tick):
             late = [n for n, q in self.questions.items() if not q.answers and q.event.deadline <= self.now]
             assert not late, f"requests {late} are past their deadline"
+        waiting = {(m.name, r.priority, r.session) for m in self.s.models.values() for r in m.queue.all()}
+        self._overtakers = {who: by for who, by in self._overtakers.items() if who in waiting}
         self._check_victims()
         self._check_overrun(event, actions)
         self.check_books()
@@ -576,10 +582,23 @@ class World:
             assert question.event.deadline > self.now, "dispatched past its deadline"
             assert payload == f"in{request}"
         numbers = [request for request, _ in batch]
+        self._note_turns(p.model, numbers)
         if p.running:
             p.ahead = numbers
         else:
             p.running, p.dispatched_at = numbers, self.now
+
+    def _note_turns(self, name: str, numbers: list[int]) -> None:
+        """Nobody is overtaken twice by the same client, within a model's queue and a priority."""
+        waiting = {(r.priority, r.session) for r in self.s.models[name].queue.all()}
+        for number in numbers:
+            event = self.questions[number].event
+            self._overtakers.pop((name, event.priority, event.session), None)
+            for priority, session in waiting - {(event.priority, event.session)}:
+                if priority == event.priority:
+                    overtakers = self._overtakers.setdefault((name, priority, session), set())
+                    assert event.session not in overtakers, f"{event.session!r} overtook {session!r} twice"
+                    overtakers.add(event.session)
 
     def _check_victims(self) -> None:
         """No victim too many, none too few, CRITICAL only for CRITICAL: from what the story says."""
@@ -651,7 +670,8 @@ class World:
             if m.state is State.LOADED:
                 assert all(r.kind is Kind.INFER for r in m.queue.all())
                 head = m.queue.head()
-                if head is not None and not m.yielding:
+                held = -math.inf < m.leaves_at <= batches.leaves_at(m) and not s.stopping  # its tick is to come
+                if head is not None and not m.yielding and not held:
                     assert not s._takes(m, head), f"{m.name} has a place and does not serve its queue"
             if m.state is State.DRAINING:
                 assert m.inflight, f"{m.name} drains although nothing runs"

@@ -1,0 +1,43 @@
+"""Who is turned away because too many wait already, with the arithmetic and an honest hint when to come again. Pure."""
+
+from __future__ import annotations
+
+from broker.residency import Residency
+from broker.states import State
+
+RETRY_LEAST_S, RETRY_MOST_S = 0.1, 30.0
+
+
+def model_is_full(model: Residency, limit: int, now: float) -> tuple[str, float]:
+    """(why, seconds until a retry makes sense) when `limit` requests wait for the model."""
+    text = f"{model.waiting} requests wait for {model.name} already (max_queue = {limit})"
+    return f"{text}: {_work(model, now)}", retry_after(model, now)
+
+
+def client_is_full(model: Residency, unanswered: int, limit: int, now: float) -> tuple[str, float]:
+    """The same when the client that asks for the model has `unanswered` requests, of whatever models."""
+    text = f"this client waits for {unanswered} answers already (max_queue_per_client = {limit})"
+    return f"{text}; {model.name} has {model.waiting} waiting: {_work(model, now)}", retry_after(model, now)
+
+
+def retry_after(model: Residency, now: float) -> float:
+    """Seconds until those who are before a newcomer have been served, as far as is known, within bounds."""
+    return min(max(_load_s(model, now) + _before(model) * model.service_s, RETRY_LEAST_S), RETRY_MOST_S)
+
+
+def _before(model: Residency) -> int:
+    return model.waiting + len(model.inflight) + len(model.ahead)
+
+
+def _load_s(model: Residency, now: float) -> float:
+    """What is left of a load that takes as long as the last one did."""
+    if model.state in (State.LOADED, State.DRAINING):
+        return 0.0
+    return max(0.0, model.load_seconds - (now - model.started_at if model.state is State.LOADING else 0.0))
+
+
+def _work(model: Residency, now: float) -> str:
+    count, load, each = _before(model), _load_s(model, now), model.service_s
+    parts = ([f"a load of {load:.2f} s"] if load else []) + [f"{count} x {each * 1000:.3g} ms"]
+    known = f"{' + '.join(parts)} = {load + count * each:.2f} s of work"
+    return known if each else "how long one takes is not known yet"

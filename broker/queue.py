@@ -1,0 +1,95 @@
+"""The order in which those who wait for one model are served. The only place that knows it.
+
+By the priority of requests first. Within a priority the clients take turns, one request each, so that whoever has
+queued two hundred does not keep the others waiting for all of them: a newcomer waits for one request of each other
+client at most (and for the batch at work). Within a client's turn the oldest is first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from broker.residency import Request
+
+PRIORITIES = 4
+SWEEP = 64  # answered requests that may lie about, beside as many as there are live ones
+
+_Line = list[tuple[int, "Request"]]  # one client's, a heap by age
+
+
+class Queue:
+    """Requests that wait. `push` and `pop` are O(log n); answered ones are skipped, and swept out in time."""
+
+    __slots__ = ("_rings", "_size", "live")
+
+    def __init__(self) -> None:
+        self._rings: tuple[OrderedDict[bytes, _Line], ...] = tuple(OrderedDict() for _ in range(PRIORITIES))
+        self._size = 0  # with those that were answered and not swept out
+        self.live = 0
+
+    def push(self, request: Request) -> None:
+        """A client that has nothing here comes last in the turn; one that waits already keeps its place."""
+        request.queue = self
+        self.live += 1
+        self._size += 1
+        ring = self._rings[request.priority]
+        heapq.heappush(ring.setdefault(request.session, []), (request.seq, request))
+
+    def drop(self, request: Request) -> None:
+        """The request does not wait here any more."""
+        request.queue = None
+        self.live -= 1
+        if self._size > 2 * self.live + SWEEP:
+            self._sweep()
+
+    def head(self) -> Request | None:
+        """Whose turn it is."""
+        if not self.live:
+            return None
+        for ring in self._rings:
+            while ring:
+                session, line = next(iter(ring.items()))
+                while line and line[0][1].queue is not self:
+                    heapq.heappop(line)
+                    self._size -= 1
+                if line:
+                    return line[0][1]
+                del ring[session]
+        return None
+
+    def pop(self) -> Request | None:
+        """Takes the head; its client has had its turn."""
+        request = self.head()
+        if request is not None:
+            ring = self._rings[request.priority]
+            line = ring[request.session]
+            heapq.heappop(line)
+            self._size -= 1
+            if line:
+                ring.move_to_end(request.session)
+            else:
+                del ring[request.session]
+            request.queue = None
+            self.live -= 1
+        return request
+
+    def all(self) -> list[Request]:
+        """By priority, then age."""
+        return [
+            request
+            for ring in self._rings
+            for _, request in sorted(entry for line in ring.values() for entry in line)
+            if request.queue is self
+        ]
+
+    def _sweep(self) -> None:
+        for ring in self._rings:
+            for session, line in list(ring.items()):
+                line[:] = [entry for entry in line if entry[1].queue is self]
+                heapq.heapify(line)
+                if not line:
+                    del ring[session]
+        self._size = self.live

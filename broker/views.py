@@ -1,0 +1,120 @@
+"""What is asked about us: answers of plain maps and lists, as `docs/protocol.md` names their fields.
+
+Looks at what the scheduler and the gauge know anyway, so that a question costs the loop little however many workers
+there are. Changes nothing, and measures no process.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from broker.copies import Copies
+from broker.gauge import Gauge
+from broker.journal import KEEP
+from broker.meters import MB, Meter
+from broker.pool import Child
+from broker.scheduler import Scheduler
+from broker.story import Line
+from zoo import catalogue
+from zoo.config import ZooConfig
+from zoo.errors import InvalidInput, ModelNotFound
+
+MOST_DIGITS, MOST_NAME = 20, 64
+
+
+class Worker(Protocol):
+    child: Child | None
+    stand_in: bool
+
+
+class Views:
+    """`config` comes with each question: a reload replaces it."""
+
+    def __init__(self, scheduler: Scheduler, gauge: Gauge, meters: dict[str, Meter], copies: Copies) -> None:
+        self._scheduler = scheduler
+        self._copies = copies
+        self._gauge = gauge
+        self._meters = meters
+        self._wall = time.time() - time.monotonic()
+
+    def _at(self, monotonic: float) -> float:
+        """A moment of the scheduler's clock as Unix time; 0 for never."""
+        return round(monotonic + self._wall, 3) if monotonic else 0.0
+
+    def status(self, config: ZooConfig, boot: str, sessions: int) -> dict[str, Any]:
+        status = self._scheduler.status(time.monotonic())
+        for row in status["loaded_models"]:
+            row["last_used"] = self._at(row["last_used"])
+        for row in status["devices"]:
+            used, total = self._meters[row["name"]].device_mb()
+            row["device_used_mb"], row["device_total_mb"] = round(used, 1), round(total, 1)
+        status["sessions"] = sessions
+        status["host_cache"] = {
+            "limit_mb": config.broker.host_cache_mb,
+            "used_mb": round(self._copies.used_bytes / MB, 1),
+            "models": self._copies.models(),
+        }
+        status["broker"] = {
+            "pid": os.getpid(),
+            "boot": boot,
+            "endpoint": config.endpoint,
+            "footprint": config.broker.footprint,
+        }
+        return status
+
+    def models(self, config: ZooConfig) -> list[dict[str, Any]]:
+        return [
+            {
+                **catalogue.row(config, model.config),
+                "state": model.state.value,
+                "measured_mb": max((peak.mb for peak in model.peaks.values()), default=None),
+                "available": model.config.available,
+                "pinned": model.pinned,
+            }
+            for model in self._scheduler.models.values()
+        ]
+
+    def processes(self, workers: Mapping[int, Worker]) -> list[dict[str, Any]]:
+        rows = self._scheduler.processes()
+        for row in rows:
+            worker = workers.get(row["worker"])
+            child = worker.child if worker is not None else None
+            row["pid"] = child.pid if child is not None else None
+            row["stand_in"] = worker is not None and worker.stand_in
+            told = child is not None and self._gauge.is_told(row["worker"])
+            row["used_mb"] = round(self._gauge.seen_mb(row["worker"]), 1) if told else None
+            row["last_used"] = self._at(row["last_used"])
+        return rows
+
+    def explain(self, about: str | None) -> list[str]:
+        """`about`: a model, or the number of a request."""
+        lines: list[Line] | None
+        if about is None or about in self._scheduler.models:
+            lines = self._scheduler.explain(about)
+        elif about.isdecimal() and len(about) < MOST_DIGITS:
+            lines = self._scheduler.explain_request(int(about))
+            if lines is None:
+                raise InvalidInput(f"request: {about} is not under way, nor one of the last {KEEP} that were")
+        else:
+            raise ModelNotFound(self._scheduler.no_such_model(about[:MOST_NAME]))
+        return [f"{self._clock(line.at)} {line.model + ': ' if line.model else ''}{line.text}" for line in lines]
+
+    def _clock(self, monotonic: float) -> str:
+        at = monotonic + self._wall
+        return time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
+
+    def enrich(self, config: ZooConfig) -> dict[str, Any]:
+        """The table of enrichment, and where its clients find the models of it."""
+        table: dict[str, Any] = msgspec.to_builtins(config.enrich)
+        asked = {name for rule in config.enrich.rules for name in rule.models}
+        table["models"] = {
+            name: {"state": model.state.value, "vram_mb": model.config.vram_mb}
+            for name, model in self._scheduler.models.items()
+            if name in asked
+        }
+        return table
