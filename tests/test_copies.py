@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
 import sys
 import threading
@@ -68,6 +69,17 @@ def test_a_copy_is_sealed_and_has_all_of_its_pages() -> None:
     with pytest.raises(PermissionError):
         os.pwrite(fd, b"x", 0)
     os.close(fd)
+
+
+def test_a_copy_is_of_no_use_when_the_code_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "edited_adapter.py"
+    file.write_text("class Edited:\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    fd = copied(importlib.import_module("edited_adapter").Edited())
+    assert type(copies.read(os.dup(fd), 1)).__name__ == "Edited"
+    os.utime(file, (1, 1))
+    with pytest.raises(ValueError, match="the code of Edited has changed"):
+        copies.read(fd, 1)
 
 
 def test_what_cannot_be_pickled_or_is_too_large_has_no_copy_and_says_why() -> None:

@@ -55,7 +55,7 @@ class Copy:
         buffers: list[pickle.PickleBuffer] = []
         raw = io.BytesIO()
         try:
-            _Pickler(raw, PROTOCOL, buffer_callback=buffers.append).dump(model)
+            _Pickler(raw, PROTOCOL, buffer_callback=buffers.append).dump((_source(model), model))
             views = [buffer.raw() for buffer in buffers]
         except Exception as e:  # whatever a __reduce__ of somebody's raises
             raise Uncopyable(f"{type(e).__name__}: {e}") from e
@@ -107,7 +107,9 @@ def read(fd: int, threads: int) -> Any:
     at = _PAIR.size * (1 + count)
     table = _PAIR.iter_unpack(view[_PAIR.size : at])
     buffers = [view[offset : offset + length] for offset, length in table]
-    model = pickle.loads(view[at : at + pickled], buffers=buffers)
+    source, model = pickle.loads(view[at : at + pickled], buffers=buffers)
+    if source != _source(model):
+        raise ValueError(f"the code of {type(model).__name__} has changed since")
     if "torch" in sys.modules:
         _tensors().use_threads(threads)
     return model
@@ -125,6 +127,12 @@ class _Pickler(pickle.Pickler):
         if "torch" in sys.modules:
             return _tensors().reduce(value, pickle.PickleBuffer, PROTOCOL)
         return NotImplemented
+
+
+def _source(model: object) -> tuple[str, int] | None:
+    """Where the adapter's code lies and when it was written: what a copy keeps is not for other code to look at."""
+    file = getattr(sys.modules[type(model).__module__], "__file__", None)
+    return (file, os.stat(file).st_mtime_ns) if file else None
 
 
 def _tensors() -> Any:
