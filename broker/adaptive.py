@@ -101,7 +101,9 @@ class Adaptive:
     def _valued(self, c: Candidate, wanted: str, now: float) -> Candidate:
         if c.unasked:
             return c  # a guess is worth nothing to those who need its room
-        expected = use(self.habits.often(c.model, now), now - c.last_used, self.habits.follows(wanted, c.model))
+        expected = 0.0  # of a worker beside which another stays: nobody has to wait for its reload
+        if not c.dispensable:
+            expected = use(self.habits.often(c.model, now), now - c.last_used, self.habits.follows(wanted, c.model))
         return msgspec.structs.replace(c, expected=expected, worth=worth(c.priority, c.load_s, expected))
 
     def choose(

@@ -29,6 +29,6 @@ def _may(model: Residency, now: float) -> bool:
     return (
         model.state is State.UNLOADED
         and model.config.available
-        and not (model.leaving or model.pinned or model.misguessed)
+        and not (model.leaving or model.pinned or model.misguessed or model.others)
         and now >= model.retry_at
     )

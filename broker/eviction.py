@@ -1,6 +1,7 @@
 """Who goes when room is needed. Pure: takes candidates, gives victims, never acts.
 
-Strictly by priority, LOW first; among equals the least recently used first. CRITICAL goes only for CRITICAL.
+Strictly by priority, LOW first; among equals first those of whose model another worker stays, then the least recently
+used. CRITICAL goes only for CRITICAL.
 No more victims than needed: whoever turns out to be unnecessary, because a larger one had to go as well, is
 spared, the most valuable first.
 
@@ -21,8 +22,9 @@ from zoo.config import ModelPriority
 class Candidate(msgspec.Struct, frozen=True, gc=False):
     """A loaded model that nobody is using: no lease, no pin, no request in flight.
 
-    `unasked`: it was loaded ahead of any request, and goes before all others, whatever its priority.
-    `load_s`: how long its last load took. `expected`, `worth`: see `adaptive.py`, which fills them in.
+    `load_s`: how long its last load took. `dispensable`: another worker of the model stays. `expected`, `worth`: see
+    `adaptive.py`, which fills them in. `unasked`: it was loaded ahead of any request, and goes before all others,
+    whatever its priority.
     """
 
     model: str
@@ -30,6 +32,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     priority: ModelPriority
     last_used: float
     load_s: float = 0.0
+    dispensable: bool = False
     expected: float = 0.0
     worth: float = 0.0
     unasked: bool = False
@@ -71,12 +74,13 @@ class ByPriority:
     def why(self, victim: Candidate, spared: list[Candidate], now: float) -> str:
         if victim.unasked:
             return "loaded ahead, and nobody has asked for it"
-        return f"{victim.priority.name}, unused for {now - victim.last_used:.1f} s"
+        several = "another worker stays, " if victim.dispensable else ""
+        return f"{victim.priority.name}, {several}unused for {now - victim.last_used:.1f} s"
 
 
 def order(candidates: list[Candidate]) -> list[Candidate]:
     """From the least to the most valuable."""
-    return sorted(candidates, key=lambda c: (not c.unasked, -c.priority, c.last_used, c.model))
+    return sorted(candidates, key=lambda c: (not c.unasked, -c.priority, not c.dispensable, c.last_used, c.model))
 
 
 def choose(needed_mb: float, candidates: list[Candidate], for_priority: ModelPriority) -> list[Candidate] | None:

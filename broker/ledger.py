@@ -89,10 +89,6 @@ class Ledger:
     def used_mb(self, device: str) -> float:
         return self._sums[device]
 
-    @property
-    def largest_budget_mb(self) -> float:
-        return max(d.budget_mb for d in self.devices.values())
-
     def limit_mb(self, device: str) -> float:
         """What may be charged: the budget, or what other programs leave of the device if that is less."""
         return min(self.devices[device].budget_mb, self._allowed[device])

@@ -22,11 +22,16 @@ def client_is_full(model: Residency, unanswered: int, limit: int, now: float) ->
 
 def retry_after(model: Residency, now: float) -> float:
     """Seconds until those who are before a newcomer have been served, as far as is known, within bounds."""
-    return min(max(_load_s(model, now) + _before(model) * model.service_s, RETRY_LEAST_S), RETRY_MOST_S)
+    return min(max(_load_s(model, now) + _before(model) * _each_s(model), RETRY_LEAST_S), RETRY_MOST_S)
 
 
 def _before(model: Residency) -> int:
-    return model.waiting + len(model.inflight) + len(model.ahead)
+    return model.waiting + sum(len(worker.inflight) + len(worker.ahead) for worker in (model, *model.others))
+
+
+def _each_s(model: Residency) -> float:
+    """How long one keeps those behind it waiting: several workers share the queue."""
+    return model.service_s / max(1, len(model.answering))
 
 
 def _load_s(model: Residency, now: float) -> float:
@@ -37,7 +42,7 @@ def _load_s(model: Residency, now: float) -> float:
 
 
 def _work(model: Residency, now: float) -> str:
-    count, load, each = _before(model), _load_s(model, now), model.service_s
+    count, load, each = _before(model), _load_s(model, now), _each_s(model)
     parts = ([f"a load of {load:.2f} s"] if load else []) + [f"{count} x {each * 1000:.3g} ms"]
     known = f"{' + '.join(parts)} = {load + count * each:.2f} s of work"
     return known if each else "how long one takes is not known yet"

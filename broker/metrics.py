@@ -47,10 +47,10 @@ class Metrics(Collector):
             except (OSError, OverflowError) as e:
                 raise ConfigError(f"metrics: cannot listen on {address}: {e}") from None
 
-    def loaded(self, model: str) -> None:
-        residency = self._scheduler.models[model]
-        if residency.state is State.LOADED:
-            self._load_time.labels(model).observe(residency.load_seconds)
+    def loaded(self, model: str, seconds: float | None) -> None:
+        """A worker of the model has become ready, or (None) has come too late with it."""
+        if seconds is not None:
+            self._load_time.labels(model).observe(seconds)
 
     def describe(self) -> list[Metric]:
         return []
@@ -95,12 +95,14 @@ class Metrics(Collector):
         errors = CounterMetricFamily("zoo_request_errors", "Requests answered with an error", labels=["model_name"])
         crashes = CounterMetricFamily("zoo_worker_crashes", "Processes that died or hung", labels=["model_name"])
         queued = GaugeMetricFamily("zoo_queued_requests", "Requests waiting", labels=["model_name"])
+        workers = GaugeMetricFamily("zoo_model_workers", "Processes that answer now", labels=["model_name"])
         for m in models:
             requests.add_metric([m.name], m.requests)
             errors.add_metric([m.name], m.errors)
             crashes.add_metric([m.name], m.crashes)
             queued.add_metric([m.name], m.waiting)
-        yield from (requests, errors, crashes, queued)
+            workers.add_metric([m.name], len(m.answering))
+        yield from (requests, errors, crashes, queued, workers)
 
     def close(self) -> None:
         if self._server is not None:

@@ -1,4 +1,8 @@
-"""One model's life in memory: its state, its queue, its leases. Plain records; the scheduler moves them."""
+"""One model's life in memory: its state, its queue, its leases. Plain records; the scheduler moves them.
+
+A model with several workers has one `Residency` for each. The first is the model's own: under its name, with its queue,
+leases, pin and everything else that outlives a process. The further ones are no more than the life of their process.
+"""
 
 from __future__ import annotations
 
@@ -61,9 +65,11 @@ class Request(msgspec.Struct, eq=False):
 
 
 class Residency:
-    """A registered model and where it is.
+    """A registered model and where it is, or a further worker of one.
 
     Attributes:
+        first: itself, or the model that it is a further worker of.
+        others: of the first: its further workers, until their memory is back.
         mb: what its process is charged, or was last.
         version: of its weights and options, opaque; `peaks`: device → the most that these have been seen to use.
         queue: what waits for this life of the model; `later`: what came while it drained, for the next life.
@@ -83,20 +89,24 @@ class Residency:
         failed_load: how the current eviction ends: in FAILED instead of UNLOADED.
         unasked: its process was started ahead of any request, and nobody has asked for it since.
         misguessed: the last such process ended unasked, and nobody has asked since.
+        failed_on: device of the last load, if that failed.
+        further_failures, further_at: failed loads of further workers in a row, and when another may be tried.
         number: never used twice, though a name may be.
         removed: config.toml has it no more; it is forgotten when nobody holds it.
         outdated: its process was started with settings that have changed since.
     """
 
-    def __init__(self, config: ModelConfig, number: int) -> None:
+    def __init__(self, config: ModelConfig, number: int, first: Residency | None = None) -> None:
         self.config = config
         self.number = number
+        self.first = first or self
+        self.others: list[Residency] = []
         self.removed = self.outdated = False
         self.name = config.name
         self.mb = config.vram_mb
         self.version = ""
         self.peaks: dict[str, Peak] = {}
-        self.pinned = config.pinned
+        self.pinned = config.pinned and first is None
         self.state = State.UNLOADED
         self.worker = 0
         self.device = ""
@@ -124,6 +134,9 @@ class Residency:
         self.failures = 0
         self.failure = ""
         self.retry_at = 0.0
+        self.failed_on = ""
+        self.further_failures = 0
+        self.further_at = 0.0
         self.claim = 0
         self.claim_on = ""
         self.blocked = ""
@@ -151,14 +164,14 @@ class Residency:
 
         The declared megabytes, until one has been seen at work there; from then on the most that was ever seen.
         """
-        peak = self.peaks.get(device)
+        peak = self.first.peaks.get(device)
         if peak is None:
             return self.config.vram_mb
         return peak.mb if peak.worked else max(peak.mb, self.config.vram_mb)
 
     def measured_mb(self, device: str) -> float | None:
         """The most that was seen on the device; None where nothing was."""
-        peak = self.peaks.get(device)
+        peak = self.first.peaks.get(device)
         return peak.mb if peak is not None else None
 
     @property
@@ -168,7 +181,17 @@ class Residency:
     @property
     def leaving(self) -> bool:
         """Removed or disabled while it may have been in use: it takes on nobody new."""
-        return self.removed or not self.config.enabled
+        return self.first.removed or not self.config.enabled
+
+    @property
+    def answering(self) -> list[Residency]:
+        """The workers of a model that answer requests; `self` is its first."""
+        return [one for one in (self, *self.others) if one.state in (State.LOADED, State.DRAINING)]
+
+    @property
+    def dispensable(self) -> bool:
+        """Another worker of the model goes on without it."""
+        return self.first is not self or any(other.state is State.LOADED for other in self.others)
 
     @property
     def referenced(self) -> bool:

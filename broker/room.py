@@ -1,4 +1,4 @@
-"""Making room: who waits for it, who starts, who goes. The half of the scheduler that knows devices and megabytes.
+"""Making room: who waits for it, who starts, who goes. The part of the scheduler that knows devices and megabytes.
 
 Theory of operation. Requests for a model that is not there make it *wanted*. `_advance` goes through the wanted models,
 those who wait longest first, and starts each that fits; where room must be made, it chooses victims among the models
@@ -23,6 +23,7 @@ from broker.adaptive import Adaptive
 from broker.eviction import ByPriority, Candidate, Policy
 from broker.habits import Habits
 from broker.ledger import EPSILON_MB, Device, Ledger
+from broker.placement import DOUBT_S, MODELS_IN_DOUBT, Doubts, choose
 from broker.residency import Request, Residency
 from broker.states import Action, KillWorker, Move, StartWorker, State
 from broker.story import Story
@@ -35,12 +36,13 @@ MOST_LOOKS = 8  # two or three settle it; the bound is against a bug, not a need
 
 
 class Room:
-    """The models, what they are charged, and who waits for room. `Scheduler` adds requests and workers.
+    """The models, what they are charged, and who waits for room. `Instances` and `Scheduler` add workers and requests.
 
     Attributes:
         policy: who goes.
         habits: who is asked for, and after whom; kept only where somebody looks at it.
         evictions: (model, priority) → how often.
+        further: workers beyond the first of their model, by names that no model can have (`instances.py`).
         _workers: living workers, from the decision to start until the memory is back (or written off).
         _moving: those of them that are loading or going, so that a look at what comes back is not one at everybody.
         _wanted: models that somebody waits for and that are not there, in the order in which they became so.
@@ -62,6 +64,8 @@ class Room:
         self._take_policy()
         self.stopping = False
         self.evictions: dict[tuple[str, str], int] = {}
+        self.further: dict[str, Residency] = {}
+        self._doubts = Doubts()
         self._workers: dict[int, Residency] = {}
         self._moving: dict[int, Residency] = {}
         self._wanted: dict[str, Residency] = {}
@@ -105,8 +109,8 @@ class Room:
             raise AssertionError(f"{model.name} is in use ({model.reasons()}) and was to be evicted")
         self._move(model, Move.KILL)
         model.misguessed, model.unasked = model.unasked, False
-        model.evictions += 1
-        key = (model.name, model.config.priority.name)
+        model.first.evictions += 1
+        key = (model.config.name, model.config.priority.name)
         self.evictions[key] = self.evictions.get(key, 0) + 1
         text = f"evicted, {model.mb:g} MB on {model.device}: {why}"
         unused = round(now - model.last_used, 3)
@@ -114,6 +118,13 @@ class Room:
         self._out.append(KillWorker(model.worker))
         if model.waiting:
             self._wanted.setdefault(model.name, model)
+
+    def _named(self, name: str) -> Residency:
+        return self.models.get(name) or self.further[name]
+
+    def devices_for(self, model: Residency) -> list[str]:
+        """Where the model may be loaded, as far as config.toml says."""
+        return [model.config.device] if model.config.device else list(self.ledger.devices)
 
     @property
     def _tense(self) -> bool:
@@ -130,7 +141,7 @@ class Room:
                 idle = [c for c in self._candidates(device, set(), "", now, busy=False) if c.mb > 0]
                 victims = self.policy.choose(short, idle, ModelPriority.CRITICAL)
                 for victim in idle if victims is None else victims:
-                    model = self.models[victim.model]
+                    model = self._named(victim.model)
                     self._evict(model, f"{self._overrun(device)}; unused for {now - victim.last_used:.1f} s", now)
                 short = 0.0 if victims is not None else short - sum(c.mb for c in idle)
             if short > EPSILON_MB and device not in self._overdrawn:
@@ -193,7 +204,7 @@ class Room:
             if (head := m.queue.head())
         ]
         for *_, model in sorted(waiting):
-            if model.state not in (State.UNLOADED, State.FAILED):
+            if model.state not in (State.UNLOADED, State.FAILED) or model.others:
                 continue  # its last process is not gone yet
             if now < model.retry_at:
                 self._look_again(model.retry_at)
@@ -205,7 +216,7 @@ class Room:
             return
         no_longer, self._yielding = self._yielding - yielding, yielding
         for name in sorted(no_longer):
-            model = self.models[name]
+            model = self._named(name)
             if model.yielding:
                 model.yielding = False
                 if model.state is State.LOADED:
@@ -217,19 +228,25 @@ class Room:
             return  # later, perhaps
         after, self._asked_last = self._asked_last, ""
         for probability, model in ahead.likely(self.habits, after, self.models.values(), now):
-            for device in self.ledger.devices:
-                need, free = model.need_mb(device), self.ledger.free_mb(device)
-                if need <= free + EPSILON_MB:
-                    self.story.tell(
-                        now, model.name,
-                        f"loaded ahead: follows {after} {probability:.0%} of the time, and needs {need:g} of "
-                        f"{free:g} MB that are free on {device}",
-                        "ahead", after=after, probability=round(probability, 3), need_mb=need, free_mb=free,
-                    )  # fmt: skip
-                    model.unasked = True
-                    self._start(model, device, now)
-                    self._asked_last = after  # there may be room for more
-                    return
+            room = {name: self.ledger.free_mb(name) for name in self.devices_for(model)}
+            need = {
+                name: mb
+                for name in room
+                if (mb := model.need_mb(name)) <= room[name] + EPSILON_MB and self._doubts.until(name, now) is None
+            }
+            if need:
+                device = choose(need, room, ())
+                self.story.tell(
+                    now, model.name,
+                    f"loaded ahead: follows {after} {probability:.0%} of the time, and needs {need[device]:g} of "
+                    f"{room[device]:g} MB that are free on {device}",
+                    "ahead", after=after, probability=round(probability, 3), need_mb=need[device],
+                    free_mb=room[device],
+                )  # fmt: skip
+                model.unasked = True
+                self._start(model, device, now)
+                self._asked_last = after  # there may be room for more
+                return
 
     def _end_loads_ahead(self, now: float) -> None:
         """Somebody waits for a load: those that nobody waits for are in his way, or will be."""
@@ -261,18 +278,20 @@ class Room:
         loading: dict[str, int],
         yielding: set[str],
     ) -> None:
-        need = {name: model.need_mb(name) for name in self.ledger.devices}
-        fitting = [d.name for d in self.ledger.devices.values() if need[d.name] <= d.budget_mb + EPSILON_MB]
+        need = {name: model.need_mb(name) for name in self.devices_for(model)}
+        fitting = [name for name, mb in need.items() if mb <= self.ledger.devices[name].budget_mb + EPSILON_MB]
         if not fitting:
             self._outgrown(model)
             return
+        fitting = self._sound(model, fitting, now) or fitting
         spare = {name: self._coming_mb(name) - claimed[name] for name in fitting}
         free = [name for name in fitting if loading[name] < self.config.concurrent_loads]
-        for device in free:  # a claim takes what is coming first, and what is free only for the rest
-            if need[device] <= min(spare[device], self.ledger.free_mb(device)) + EPSILON_MB:
-                loading[device] += 1
-                self._start(model, device, now)
-                return
+        # A claim takes what is coming first, and what is free only for the rest.
+        room = {name: min(mb, self.ledger.free_mb(name)) for name, mb in spare.items()}
+        if device := self._best_place(model, [name for name in free if need[name] <= room[name] + EPSILON_MB], room):
+            loading[device] += 1
+            self._start(model, device, now)
+            return
         for device in [model.claim_on, *free] if model.claim else free:
             if need[device] <= spare[device] + EPSILON_MB:
                 self._claim(model, device, claimed)
@@ -297,7 +316,7 @@ class Room:
                 return
             for victim in victims:
                 self._evict(
-                    self.models[victim.model],
+                    self._named(victim.model),
                     f"{model.name} needs {need[device]:g} MB, {needed:g} MB short of "
                     f"{self.ledger.limit_mb(device):g}; {self.policy.why(victim, spared, now)}",
                     now,
@@ -334,6 +353,34 @@ class Room:
         others = tuple(c.model for c in spared)
         self.story.tell(now, model.name, text, "spared", others=others, needed_mb=needed, freed_mb=freed)
 
+    def _load_failed_on(self, device: str, model: Residency, now: float) -> None:
+        model.failed_on = device
+        if self._doubts.failed(device, model.name, now):
+            why = f"{MODELS_IN_DOUBT} models in a row could not be loaded on {device}"
+            text = f"{why}: for {DOUBT_S:g} s nothing is loaded there that fits elsewhere"
+            self.story.tell(now, "", text, "in doubt", device=device, seconds=DOUBT_S)
+
+    def _sound(self, model: Residency, devices: list[str], now: float) -> list[str]:
+        """Those on which loads succeed, or on which room has been made for the model already."""
+        until = {device: self._doubts.until(device, now) for device in devices}
+        sound = [name for name in devices if until[name] is None or (model.claim and name == model.claim_on)]
+        for end in until.values() if sound else ():
+            if end is not None:
+                self._look_again(end)
+        return sound
+
+    def _best_place(self, model: Residency, devices: list[str], room: dict[str, float]) -> str | None:
+        """Which of the devices that have room for the model; rather not where its last load has failed."""
+        devices = [device for device in devices if device != model.failed_on] or devices
+        if len(devices) < 2:
+            return devices[0] if devices else None
+        absent = [
+            {device: other.need_mb(device) for device in self.devices_for(other) if device in room}
+            for other in self.models.values()
+            if other is not model and not other.worker and not other.leaving
+        ]
+        return choose({device: model.need_mb(device) for device in devices}, room, absent)
+
     def _claim(self, model: Residency, device: str, claimed: dict[str, float]) -> None:
         claimed[device] += model.need_mb(device)
         model.claim, model.claim_on = model.claim or next(self._claims), device
@@ -351,7 +398,7 @@ class Room:
     def _candidates(self, device: str, spoken_for: set[str], wanted: str, now: float, *, busy: bool) -> list[Candidate]:
         """Models on the device that may go; with `busy`, also those that would be free once they stop taking work."""
         candidates = [
-            Candidate(m.name, m.mb, m.config.priority, m.last_used, m.load_seconds, unasked=m.unasked)
+            Candidate(m.name, m.mb, m.config.priority, m.last_used, m.load_seconds, m.dispensable, unasked=m.unasked)
             for m in self._workers.values()
             if m.state is State.LOADED
             and m.device == device
@@ -365,7 +412,7 @@ class Room:
     def _lingering(self, model: Residency, head: Request, device: str, victims: list[Candidate], now: float) -> bool:
         """Some of them are idle for a moment only, it seems: they are given that moment."""
         until = {
-            v.model: turns.lingers_until(self.models[v.model], model, head, self.config.patience_seconds)
+            v.model: turns.lingers_until(self._named(v.model), model, head, self.config.patience_seconds)
             for v in victims
             if not v.unasked
         }
@@ -404,7 +451,7 @@ class Room:
             if victims is None:
                 continue
             model.awaits = tuple(v.model for v in victims)
-            busy = [self.models[v.model] for v in victims]
+            busy = [self._named(v.model) for v in victims]
             turn = max(turns.gives_way_at(m, model, head, patience) for m in busy)
             if now >= turn:
                 for m in busy:
@@ -477,8 +524,8 @@ class Room:
         used, budget = self.ledger.used_mb(device), self.ledger.limit_mb(device)
         self.story.tell(
             now, model.name,
-            f"loading on {device}: {model.waiting} waiting; {used - model.mb:g} + {model.mb:g} = {used:g} of "
+            f"loading on {device}: {model.first.waiting} waiting; {used - model.mb:g} + {model.mb:g} = {used:g} of "
             f"{budget:g} MB",
             "loading", device=device, worker=worker, mb=model.mb, used_mb=used, limit_mb=budget, waiting=model.waiting,
         )  # fmt: skip
-        self._out.append(StartWorker(worker, model.name, device))
+        self._out.append(StartWorker(worker, model.config.name, device))

@@ -4,7 +4,8 @@ What lives here: every decision about models, requests, leases and room. What ne
 processes, logging, threads. Time comes in with the event; what is to be done goes out as actions.
 
 Theory of operation. A request either finds its model LOADED and is dispatched at once, or waits in the model's
-queue and makes the model *wanted*: how it then gets its room is told in `room.py`.
+queue and makes the model *wanted*: how it then gets its room is told in `room.py`, and how a model comes to have
+several workers in `instances.py`.
 
 Every accepted request is answered exactly once: `_finish` is the only way out, and it takes the request off
 the books. A request that was answered while a worker still reads its frames (deadline, cancel) stays known to
@@ -20,11 +21,11 @@ from collections.abc import Callable
 from typing import Any
 
 from broker import batches, limits, turns
+from broker.instances import Instances
 from broker.journal import Journal, Turned
 from broker.ledger import EPSILON_MB, Device
 from broker.queue import Queue
 from broker.residency import Peak, Request, Residency
-from broker.room import Room
 from broker.states import (
     Action,
     Answer,
@@ -80,14 +81,13 @@ def _numbers(batch: list[Request]) -> str:
     return f"request{'s' if len(batch) > 1 else ''} {', '.join(str(request.id) for request in batch)}"
 
 
-class Scheduler(Room):
+class Scheduler(Instances):
     """See the module's docstring. Not thread-safe: one caller, one event at a time."""
 
     def __init__(self, config: BrokerConfig, devices: list[Device], models: list[ModelConfig]) -> None:
         super().__init__(config, devices, models)
         self.sessions: dict[bytes, _Session] = {}
         self.requests: dict[int, Request] = {}
-        self._numbered = {m.number: m for m in self.models.values()}
         self._leases: dict[int, Residency] = {}
         self._running = 0  # answered or not, requests that a worker reads
         self._lease_ids = itertools.count(1)
@@ -143,7 +143,7 @@ class Scheduler(Room):
     def is_measured(self, worker: int) -> bool:
         """True when the worker's model has been measured at work on its device (advice, like `is_cold`)."""
         model = self._workers.get(worker)
-        peak = model.peaks.get(model.device) if model is not None else None
+        peak = model.first.peaks.get(model.device) if model is not None else None
         return peak is not None and peak.worked
 
     @property
@@ -155,6 +155,11 @@ class Scheduler(Room):
     def is_idle(self) -> bool:
         """True when nothing is loading or at work (advice, like `is_cold`)."""
         return not self._running and not self.is_loading
+
+    def loaded_in(self, worker: int) -> float | None:
+        """How many seconds the load of a worker took that is ready and may stay."""
+        model = self._workers.get(worker)
+        return model.load_seconds if model is not None and model.state is State.LOADED else None
 
     def is_cold(self, name: str) -> bool:
         """True when a request for the model would need a load (advice for the caller, decides nothing)."""
@@ -196,14 +201,15 @@ class Scheduler(Room):
             if not model.inflight and not model.queue.live and model.last_used > model.loaded_at:
                 gap = now - model.last_used
                 model.gap_s = gap if model.gap_s == math.inf else model.gap_s + SERVICE_WEIGHT * (gap - model.gap_s)
-            at_once = not model.queue.live and not model.yielding and not model.config.max_delay_ms
-            if at_once and self._takes(model, request):
-                self._dispatch(model, [request], now)
+            at_once = not model.queue.live and not model.config.max_delay_ms
+            if at_once and (worker := self._place(model, request)) is not None:
+                self._dispatch(worker, [request], now)
             else:
                 request.found, request.behind = State.LOADED, model.queue.live
                 model.queue.push(request)
-                if not model.ahead:  # it may have come in before a suspect, which has to wait to run alone
+                if not model.ahead or model.others:  # it may have come in before a suspect, which has to run alone
                     self._serve(model, now)
+                self._grow(model, now)
             if self._tense:  # being used, it may not be the one to go any more
                 self._usage_changed(now)
             return
@@ -265,11 +271,14 @@ class Scheduler(Room):
         return f"there is no model {name!r}{hint}"
 
     def _ever_fits(self, model: Residency) -> bool:
-        return any(model.need_mb(d.name) <= d.budget_mb + EPSILON_MB for d in self.ledger.devices.values())
+        budgets = {name: self.ledger.devices[name].budget_mb for name in self.devices_for(model)}
+        return any(model.need_mb(name) <= mb + EPSILON_MB for name, mb in budgets.items())
 
     def _too_large(self, model: Residency) -> str:
-        need = min(model.need_mb(name) for name in self.ledger.devices)
-        return f"{model.name} needs {need:g} MB, the whole budget is {self.ledger.largest_budget_mb:g} MB"
+        names = self.devices_for(model)
+        need, most = min(map(model.need_mb, names)), max(self.ledger.devices[name].budget_mb for name in names)
+        where = f" of {model.config.device}" if model.config.device else ""
+        return f"{model.name} needs {need:g} MB, the whole budget{where} is {most:g} MB"
 
     def _outgrown(self, model: Residency) -> None:
         for request in model.queue.all():
@@ -290,24 +299,18 @@ class Scheduler(Room):
         session.requests.add(request.id)
         self.timers.add(request.deadline, Due.DEADLINE, request.id)
 
-    def _takes(self, model: Residency, request: Request) -> bool:
-        """The worker is free, or has a place for the next batch. Whoever may have killed a process runs alone."""
-        running = model.inflight
-        if not running:
-            return True
-        return not model.ahead and not running[0].alone and not request.alone
-
     def _next_batch(self, model: Residency, now: float) -> list[Request]:
         """Who goes to the worker next, out of the queue."""
+        queue = model.first.queue
         most = batches.most(model)
         batch: list[Request] = []
-        while len(batch) < most and (request := model.queue.head()) is not None:
+        while len(batch) < most and (request := queue.head()) is not None:
             if request.deadline <= now + model.least_service_s:  # and its client keeps its turn
-                self._too_late(request, f"in the queue before {model.queue.live - 1} others", now)
+                self._too_late(request, f"in the queue before {queue.live - 1} others", now)
                 continue
-            if batch and request.alone:
+            if request.alone and (batch or model.inflight):
                 break
-            model.queue.pop()
+            queue.pop()
             batch.append(request)
             if request.alone:
                 break
@@ -329,20 +332,21 @@ class Scheduler(Room):
             model.watched = model.worker
             self.timers.add(now + self._dispatch_timeout(model), Due.WATCH, model.worker)
         self._out.append(
-            Dispatch(model.worker, [(r.id, r.payload) for r in batch], batch[0].alone, tuple(model.quarantine))
+            Dispatch(model.worker, [(r.id, r.payload) for r in batch], batch[0].alone, tuple(model.first.quarantine))
         )
 
     def _serve(self, model: Residency, now: float) -> None:
-        """The worker has a place: next batch, or nothing left to do."""
-        if not model.yielding:
-            while (request := model.queue.head()) is not None and self._takes(model, request):
-                if (leaves_at := batches.leaves_at(model)) > now and not (self._wanted or self.stopping):
-                    self._await_company(model, leaves_at)
-                    break
-                if batch := self._next_batch(model, now):
-                    self._dispatch(model, batch, now)
-        if not model.inflight and not model.queue.live:
-            self._became_idle(model, now)
+        """Whichever worker of the model has a place gets the next batch, or has nothing left to do."""
+        model = model.first
+        while (request := model.queue.head()) is not None and (worker := self._place(model, request)) is not None:
+            if (leaves_at := batches.leaves_at(model)) > now and not (self._wanted or self.stopping):
+                self._await_company(model, leaves_at)
+                break
+            if batch := self._next_batch(worker, now):
+                self._dispatch(worker, batch, now)
+        for worker in (*model.others, model):
+            if not worker.inflight and not worker.queue.live:
+                self._became_idle(worker, now)
 
     def _await_company(self, model: Residency, until: float) -> None:
         if model.leaves_at != until:
@@ -497,7 +501,7 @@ class Scheduler(Room):
             text = f"{model.name} is in use ({model.reasons()}); not unloaded"
             self._answer(request, Refuse(request.id, "model_in_use", text))
             return
-        if model.state in (State.UNLOADED, State.FAILED):
+        if model.state in (State.UNLOADED, State.FAILED) and not model.others:
             self._answer(request, Answer(request.id, False))
             return
         self._register(request)
@@ -509,6 +513,7 @@ class Scheduler(Room):
             self._room_may_exist(now)
 
     def _drain(self, model: Residency, why: str, now: float) -> None:
+        self._part(model, 0, why, now)
         self._move(model, Move.DRAIN)
         model.yielding = False
         self.story.tell(now, model.name, f"draining: {why} ({model.reasons()})", "draining")
@@ -566,16 +571,16 @@ class Scheduler(Room):
             self._arm_idle(model, now + left)
 
     def idle_models(self, idle_seconds: float, now: float) -> list[str]:
-        """Which models `IdleCleanup` would evict now."""
+        """Which models `IdleCleanup` would evict now; a further worker counts as one, by its name in `processes`."""
         return [
             m.name
-            for m in self.models.values()
+            for m in (*self.further.values(), *self.models.values())
             if m.state is State.LOADED and not m.referenced and not m.queue.live and now - m.last_used >= idle_seconds
         ]
 
     def _idle_cleanup(self, e: IdleCleanup, now: float) -> None:
         for name in self.idle_models(e.idle_seconds, now):
-            model = self.models[name]
+            model = self._named(name)
             self._evict(model, f"clean-up: idle for {now - model.last_used:.1f} s", now)
         self._room_may_exist(now)
 
@@ -591,14 +596,21 @@ class Scheduler(Room):
         if model is None or model.state is not State.LOADING:
             return
         self._move(model, Move.READY)
+        if model.first.state is State.LOADING:  # it was asked for later, and is there sooner
+            self._step_down(model.first, now)
+            model = model.first
         model.max_batch = max(1, e.max_batch)
         model.config.available = True
         model.failures, model.failure, model.retry_at = 0, "", 0.0
-        model.loads += 1
+        if model.first is not model:
+            model.first.further_failures, model.first.further_at = 0, 0.0
+        model.first.failed_on = ""
+        self._doubts.loaded(model.device)
+        model.first.loads += 1
         model.loaded_at = model.last_used = now
         model.watched = 0
         model.load_seconds = now - model.started_at
-        model.least_load_s = min(model.least_load_s, model.load_seconds)
+        model.first.least_load_s = min(model.first.least_load_s, model.load_seconds)
         model.least_service_s = 0.0
         seconds = round(model.load_seconds, 3)
         text = f"loaded in {seconds:.2f} s"
@@ -618,20 +630,25 @@ class Scheduler(Room):
             self._fail_load(model, e.code, e.message, Move.KILL, now)
 
     def _fail_load(self, model: Residency, code: str, cause: str, move: Move, now: float) -> None:
+        model = self._step_down(model, now)
+        first = model.first
         self._move(model, move)
         if move is Move.KILL:
             self._out.append(KillWorker(model.worker))
         model.failed_load = True
-        model.failures += 1
-        model.failure = cause
-        back_off = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (model.failures - 1))
-        model.retry_at = now + back_off
+        failures = 1 + (first.failures if first is model else first.further_failures)
+        back_off = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (failures - 1))
         text = f"load failed: {cause}; no further try for {back_off:g} s"
-        self.story.tell(now, model.name, text, "load failed", failures=model.failures, retry_seconds=back_off)
-        if code not in BY_CODE:
-            code = "load_failed"
-        for request in model.queue.all():
-            self._refuse(request, code, f"{model.name} could not be loaded: {cause}", after=back_off)
+        self.story.tell(now, model.name, text, "load failed", failures=failures, retry_seconds=back_off)
+        self._load_failed_on(model.device, first, now)
+        if first is model:
+            model.failures, model.failure, model.retry_at = failures, cause, now + back_off
+            if code not in BY_CODE:
+                code = "load_failed"
+            for request in model.queue.all():
+                self._refuse(request, code, f"{model.name} could not be loaded: {cause}", after=back_off)
+        else:  # the model goes on with the workers that it has
+            first.further_failures, first.further_at = failures, now + back_off
         self._room_may_exist(now)  # the device may load another one
 
     def _worker_done(self, e: WorkerDone, now: float) -> None:
@@ -648,16 +665,19 @@ class Scheduler(Room):
         model.least_service_s = min(model.least_service_s or took, took)
         model.dispatched_at = model.last_used = now
         model.requests += len(batch)
+        if model.first is not model:
+            model.first.requests += len(batch)
         for request, outcome in zip(batch, e.outcomes, strict=True):
             if not request.running:  # answered long ago (deadline, cancel, client gone)
                 self._out.append(Settled(request.id, e.worker, outcome.body))
             elif outcome.error is None:
-                self._finish(request, Deliver(request.id, outcome.body))
+                self._finish(request, Deliver(request.id, outcome.body, e.worker))
             else:
                 code = outcome.error[0] if outcome.error[0] in BY_CODE else "inference_failed"
                 self._refuse(request, code, outcome.error[1])
         if model.state is State.LOADED or model.state is State.DRAINING:
             self._serve(model, now)
+            self._grow(model.first, now)
         self._usage_changed(now)
 
     def _take_back_ahead(self, model: Residency) -> None:
@@ -691,8 +711,9 @@ class Scheduler(Room):
         if model.state is State.LOADING:
             self._fail_load(model, "load_failed", f"its process ended while loading ({e.how})", Move.EXIT, now)
         elif model.state in (State.LOADED, State.DRAINING):
+            model = self._step_down(model, now)
             self._move(model, Move.EXIT)
-            model.crashes += 1
+            model.first.crashes += 1
             self.story.tell(
                 now, model.name,
                 f"its process ended ({e.how})" + (f" while running {_numbers(batch)}" if batch else ""),
@@ -703,11 +724,17 @@ class Scheduler(Room):
                 self._crashed_under(model, request, e.how, now)
             else:
                 self._out.append(Settled(request.id, e.worker))
-        if model.waiting and model.state is State.EVICTING:
-            self._wanted.setdefault(model.name, model)
-        if self.stopping:
+        self._go_on_without(model, now)
+
+    def _go_on_without(self, model: Residency, now: float) -> None:
+        """A worker has ended: whoever waits is served by the others, or by the model's next life."""
+        model = model.first
+        if self.stopping and model.state not in (State.LOADED, State.DRAINING):
             for waiting in model.queue.all():  # there is no next life to wait for
                 self._turn_away(waiting)
+        if model.waiting and model.state in (State.UNLOADED, State.EVICTING, State.FAILED):
+            self._wanted.setdefault(model.name, model)
+        self._serve(model, now)
         self._room_may_exist(now)
 
     def _crashed_under(self, model: Residency, request: Request, how: str, now: float) -> None:
@@ -715,12 +742,12 @@ class Scheduler(Room):
         if request.crashes == 1 and now < request.deadline:
             request.alone = True
             self._wait_again(request)
-            text = f"request {request.id} is tried once more, alone, on a fresh process"
+            text = f"request {request.id} is tried once more, alone, on another process"
             self.story.tell(now, model.name, text, "retried", request=request.id)
             return
-        text = f"{model.name}'s process ended under this request, {request.crashes} times ({how})"
+        text = f"{request.model.name}'s process ended under this request, {request.crashes} times ({how})"
         if request.digest is not None and request.crashes > 1:
-            model.refuse_from_now_on(request.digest)
+            request.model.refuse_from_now_on(request.digest)
             text += "; the same input will be refused from now on"
             quarantined = f"input {request.digest.hex()[:12]} killed two processes: quarantined"
             self.story.tell(now, model.name, quarantined, "quarantined", request=request.id)
@@ -744,10 +771,10 @@ class Scheduler(Room):
         if model.state is State.EVICTING:  # on its way out, and its model may have other weights by now
             need = max(charge.mb, seen)
         else:
-            known = model.peaks.get(model.device, Peak(0.0))
+            known = model.first.peaks.get(model.device, Peak(0.0))
             peak = Peak(max(known.mb, seen), known.worked or e.worked)
             if peak != known:
-                model.peaks[model.device] = peak
+                model.first.peaks[model.device] = peak
                 self.learnt += 1
             need = model.need_mb(model.device)
         if need == charge.mb:
@@ -801,15 +828,20 @@ class Scheduler(Room):
         if model is None or model.worker != worker:
             return
         self._move(model, Move.FAILED if model.failed_load else Move.FREED)
-        model.worker, model.device = 0, ""
-        if not model.leases:  # leases outlive a crash, and so does what they asked for
-            model.keep_alive = None
-        model.failed_load = model.yielding = False
-        self._next_life(model)
-        for request in list(model.unloads):
-            self._finish(request, Answer(request.id, True))
+        if model.first is not model:
+            self._forget(model)
+            model = model.first
+        else:
+            model.worker, model.device = 0, ""
+            if not model.leases:  # leases outlive a crash, and so does what they asked for
+                model.keep_alive = None
+            model.failed_load = model.yielding = False
+            self._next_life(model)
+        if not model.worker and not model.others:
+            for request in list(model.unloads):
+                self._finish(request, Answer(request.id, True))
         self._retire(model, now)
-        if model.queue.live:
+        if model.queue.live and not model.worker:
             self._wanted.setdefault(model.name, model)
             if model.retry_at > now:
                 self._look_again(model.retry_at)
@@ -906,8 +938,9 @@ class Scheduler(Room):
                 self.timers.add(model.dispatched_at + limit, Due.WATCH, worker)
 
     def _hung(self, model: Residency, limit: float, now: float) -> None:
+        model = self._step_down(model, now)
         self._move(model, Move.KILL)
-        model.crashes += 1
+        model.first.crashes += 1
         batch = model.inflight
         text = f"killed: {_numbers(batch)} ran longer than dispatch_timeout ({limit:g} s)"
         self.story.tell(now, model.name, text, "killed", worker=model.worker, running=[r.id for r in batch])
@@ -918,12 +951,10 @@ class Scheduler(Room):
             self._refuse(
                 batch[0],
                 "worker_hung",
-                f"{model.name} did not answer within dispatch_timeout ({limit:g} s) and was killed",
+                f"{model.first.name} did not answer within dispatch_timeout ({limit:g} s) and was killed",
                 held=True,
             )
-        if model.waiting:
-            self._wanted.setdefault(model.name, model)
-        self._room_may_exist(now)
+        self._go_on_without(model, now)
 
     # ------------------------------------------------------------ live changes
 
@@ -960,24 +991,32 @@ class Scheduler(Room):
         self._room_may_exist(now)
 
     def _take_over(self, model: Residency, config: ModelConfig, *, restart: bool) -> None:
-        before, model.config = model.config, config
+        before = model.config
         config.available = before.available
         model.removed = False
+        if model.claim and config.device not in ("", model.claim_on):
+            model.claim = 0
         if config.pinned != before.pinned or not config.enabled:
             model.pinned = config.pinned and config.enabled
             model.unasked = model.unasked and not model.pinned
         if restart:
-            model.outdated = bool(model.worker)
             model.failures, model.failure, model.retry_at = 0, "", 0.0  # the mistake may have been there
+            model.further_failures, model.further_at = 0, 0.0
             model.quarantine.clear()
-        charge = self.ledger.of(model.worker)
-        if charge is not None and model.state is not State.EVICTING:
-            model.mb = model.need_mb(model.device)
-            self.ledger.recharge(model.worker, model.mb)
+        for worker in (model, *model.others):
+            worker.config = config
+            if worker.worker and (restart or config.device not in ("", worker.device)):
+                worker.outdated = True
+            charge = self.ledger.of(worker.worker)
+            if charge is not None and worker.state is not State.EVICTING:
+                worker.mb = worker.need_mb(worker.device)
+                self.ledger.recharge(worker.worker, worker.mb)
 
     def _retire(self, model: Residency, now: float) -> None:
         """A model that is not to go on as it is goes, unless somebody holds it: what it has accepted is finished."""
-        if not model.leaving and not model.outdated:
+        ending = model.leaving or model.outdated
+        self._part(model, 0 if ending else model.config.max_instances - 1, "config.toml wants fewer workers", now)
+        if not ending:
             return
         if model.state is State.LOADED and not (model.leases or model.pinned):
             why = (
@@ -991,7 +1030,7 @@ class Scheduler(Room):
             rest = [] if model.state in (State.LOADED, State.DRAINING) else model.queue.all()
             for request in [*rest, *model.later.all()]:
                 self._refuse(request, code, f"{model.name} is not in config.toml any more, or disabled there")
-        if model.removed and not model.leases and model.state in (State.UNLOADED, State.FAILED):
+        if model.removed and not model.leases and not model.worker and not model.others:
             del self.models[model.name], self._numbered[model.number]
             self._wanted.pop(model.name, None)
             self._yielding.discard(model.name)
@@ -1014,7 +1053,7 @@ class Scheduler(Room):
             if model.state is State.LOADED and model.queue.live:  # nobody comes to keep them company any more
                 self._serve(model, now)
         for name in sorted(self._yielding):  # nobody is waiting for their room any more
-            model = self.models[name]
+            model = self._named(name)
             model.yielding = False
             if model.state is State.LOADED:
                 self._serve(model, now)
@@ -1072,11 +1111,12 @@ class Scheduler(Room):
             "loaded_models": [
                 {
                     "name": m.name,
-                    "vram_mb": m.mb,
+                    "vram_mb": sum(w.mb for w in (m, *m.others) if w.state is not State.EVICTING),
                     "declared_mb": m.config.vram_mb,
                     "measured_mb": m.measured_mb(m.device),
                     "priority": m.config.priority.name,
-                    "last_used": m.last_used,
+                    "last_used": max(w.last_used for w in (m, *m.others)),
+                    "workers": len(m.answering),
                 }
                 for m in loaded
             ],

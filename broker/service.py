@@ -108,7 +108,6 @@ class _Route(msgspec.Struct, eq=False):
     identity: bytes
     rid: int
     session: _Session
-    model: str
 
 
 class _Worker:
@@ -414,13 +413,13 @@ class Service:
         handoff = None if self.config.endpoint.startswith("tcp://") else self.place.handoff
         self._to_client(identity, protocol.Welcome(handoff, self.handoff.limit, self.boot))
 
-    def _route(self, identity: bytes, session: _Session, rid: int, model: str) -> int:
+    def _route(self, identity: bytes, session: _Session, rid: int) -> int:
         key = (identity, rid)
         if key in self._by_route:
             raise InvalidInput(f"rid: {rid} is already in use on this socket")
         self._next_request += 1
         self._by_route[key] = self._next_request
-        self._routes[self._next_request] = _Route(identity, rid, session, model)
+        self._routes[self._next_request] = _Route(identity, rid, session)
         return self._next_request
 
     def _ask(
@@ -443,7 +442,7 @@ class Service:
         if self.scheduler.is_cold(model):
             problem = self._problem(model)
             self._recall(model)
-        request = self._route(identity, session, rid, model)
+        request = self._route(identity, session, rid)
         self._handle(
             Asked(
                 request,
@@ -611,7 +610,7 @@ class Service:
             self.gauge.loaded(number)
             self._handle(WorkerReady(number, message.max_batch))  # type: ignore[union-attr]
             self._used_copy(self._workers[number], message.copied)  # type: ignore[union-attr]
-            self.metrics.loaded(self._workers[number].model)
+            self.metrics.loaded(self._workers[number].model, self.scheduler.loaded_in(number))
             self._report(number)
         elif kind is protocol.LoadError:
             assert isinstance(message, protocol.LoadError)
@@ -1022,30 +1021,29 @@ class Service:
         arena = 0
         session = route.session
         if offsets:
-            arena = self._result_arena(route.model)
+            arena = self._result_arena(a.worker)
             line = session.line
             if line is None or not arena or not self.handoff.share(arena, line):
-                self._give_back_result(route.model, offsets)
+                self._give_back_result(a.worker, offsets)
                 text = "the result is large and this connection cannot share memory"
                 self._to_client(route.identity, protocol.Error(route.rid, "inference_failed", text))
                 return
             session.results.update((arena, offset) for offset in offsets)
         if not self._to_client(route.identity, protocol.Result(route.rid, arena), body) and offsets:
             session.results.difference_update((arena, offset) for offset in offsets)
-            self._give_back_result(route.model, offsets)
+            self._give_back_result(a.worker, offsets)
 
-    def _result_arena(self, model: str) -> int:
-        """The arena of the model's worker; its offer lies on the lifeline when it is not known yet."""
-        found = self.scheduler.models.get(model)
-        worker = self._workers.get(found.worker) if found is not None else None
+    def _result_arena(self, number: int) -> int:
+        """The worker's arena; its offer lies on the lifeline when it is not known yet."""
+        worker = self._workers.get(number)
         if worker is None:
             return 0
         if not worker.arena and worker.line is not None:
             self._read_line(worker.line)
         return worker.arena
 
-    def _give_back_result(self, model: str, offsets: tuple[int, ...]) -> None:
-        arena = self._result_arena(model)
+    def _give_back_result(self, number: int, offsets: tuple[int, ...]) -> None:
+        arena = self._result_arena(number)
         for offset in offsets:
             self._free_result(arena, offset)
 
@@ -1067,9 +1065,7 @@ class Service:
     def _do_settled(self, a: Settled) -> None:
         route = self._route_out(a.request)
         if a.body is not None and a.body[0]:
-            worker = self._workers.get(a.worker)
-            if worker is not None:
-                self._give_back_result(worker.model, a.body[0])
+            self._give_back_result(a.worker, a.body[0])
         if route is not None and route.session.line is not None:
             route.session.line.send(protocol.LifelineSettled(route.rid))
 

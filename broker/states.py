@@ -281,10 +281,11 @@ class Dispatch(_Record):
 
 
 class Deliver(_Record):
-    """An inference succeeded: hand `body` to whoever asked."""
+    """An inference succeeded on `worker`: hand `body` to whoever asked."""
 
     request: int
     body: Any
+    worker: int
 
 
 class Answer(_Record):

@@ -35,6 +35,10 @@ class Line(msgspec.Struct, frozen=True):
     others: tuple[str, ...] = ()
 
 
+def _models(line: Line) -> set[str]:
+    return {name.partition("#")[0] for name in (line.model, *line.others)}
+
+
 class Story:
     def __init__(self, keep: int = KEEP) -> None:
         self._lines: deque[Line] = deque(maxlen=keep)
@@ -58,7 +62,8 @@ class Story:
         self.tell(at, model, text + more, kind, code=code, untold=missed, **fields)
 
     def about(self, model: str | None = None) -> list[Line]:
-        return [line for line in self._lines if model is None or line.model == model or model in line.others]
+        """`model`: only the lines that are about it or one of its further workers ("NAME#2")."""
+        return [line for line in self._lines if model is None or model in _models(line)]
 
     def since(self, count: int) -> list[Line]:
         """Lines told after `count` was read (those still kept)."""

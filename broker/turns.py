@@ -3,7 +3,8 @@
 A swap costs the load of whoever comes, and later that of whoever has to come back. So a model that is loaded works off
 its queue before it makes room for an equal, for a *burst* of at most `BURST` times both loads. Less when the waiter's
 deadline wants it, but never less than its own load took: below that minimum residency a device would do little else
-but load. A waiter that is more important than the busy model has to wait for `patience_seconds` only.
+but load. A waiter that is more important than the busy model, or that has to wait for one of its several workers, has
+to wait for `patience_seconds` only.
 
 Callers that send their next request when they have the last answer leave their model idle for a moment after each. If
 they have usually come back soon, compared with what a swap costs, the model is given that moment (it *lingers*), within
@@ -37,7 +38,7 @@ def latest_start(waiter: Residency, head: Request) -> float:
 def gives_way_at(busy: Residency, waiter: Residency, head: Request, patience_s: float) -> float:
     """From when on a busy model takes no further work, so that the waiter gets its room; inf: not for this request."""
     patient = max(head.since, busy.loaded_at) + patience_s
-    if busy.config.priority > waiter.config.priority:
+    if busy.config.priority > waiter.config.priority or busy.dispensable:
         return patient
     first = busy.queue.head()
     if first is not None and first.priority < head.priority:

@@ -20,6 +20,7 @@ SHIPPED = Path(__file__).parent.parent / "config.toml"
 # ---------------------------------------------------------------- mistakes
 
 MODEL = '[[models]]\nname = "a"\n'
+TWO = "".join(f'[[devices]]\nname = "cpu:{i}"\nkind = "cpu"\n' for i in range(2))
 RULE = MODEL + '[[models]]\nname = "b"\n[[enrich.rules]]\nfor = ["car"]\nmodels = ["a"]\n'  # 7 lines
 SECOND = RULE + "[[enrich.rules]]\n"
 MISTAKES = [
@@ -92,6 +93,12 @@ MISTAKES = [
     ('[[devices]]\nname = "cuda:0"', 1, "devices", "'kind' is missing"),
     ('[[devices]]\nname = "a"\nkind = "gpu"', 3, "devices.kind", "gpu"),
     ('[[devices]]\nname = "a"\nkind = "cpu"\nbudget_gb = 0', 4, "devices.budget_gb", "> 0"),
+    (MODEL + 'device = "cpu"', 3, "models.device", "'cpu' is not the name of one of the [[devices]]; there are none"),
+    (TWO + MODEL + 'device = "cpu:2"', 9, "models.device", "there are cpu:0, cpu:1"),
+    (TWO + MODEL + 'device = "cpu:1"\nmax_instances = 2', 10, "models.max_instances", "this one names its device"),
+    (TWO + MODEL + "max_instances = 3", 9, "models.max_instances", "one worker on a device at most, and there are 2"),
+    (MODEL + "max_instances = 2", 3, "models.max_instances", "one worker on a device at most, and there is one"),
+    (MODEL + "max_instances = 0", 3, "models.max_instances", ">= 1"),
     ("enrich = 3", 1, "enrich", "expected a table"),
     ("[enrich]\nrules = 3", 2, "enrich.rules", "expected [[enrich.rules]] tables"),
     ("[enrich]\nmin_score = 1.5", 2, "enrich.min_score", "<= 1"),

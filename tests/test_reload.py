@@ -110,3 +110,5 @@ def test_what_takes_a_restart_is_said_and_left() -> None:
     ]
     assert (found.config.broker.footprint, found.config.broker.max_queue) == ("declared", 3)
     assert found.config.devices == old.devices
+    with pytest.raises(zoo.ZooError, match=r"models\.device: a names 'x', which takes a restart"):
+        compare(old, parse_config('[[devices]]\nname = "x"\nkind = "cpu"\n[[models]]\nname = "a"\ndevice = "x"'))

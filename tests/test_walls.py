@@ -70,6 +70,9 @@ def test_the_scheduler_is_pure() -> None:
           "selectors", "select", "random", "datetime"}  # fmt: skip
     for name in (
         "scheduler",
+        "instances",
+        "placement",
+        "turns",
         "room",
         "states",
         "residency",

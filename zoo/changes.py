@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from zoo.config import BrokerConfig, ModelConfig, ZooConfig
+from zoo.errors import ConfigError
 
 LIVE = {  # keys of [broker] that a running broker takes over
     "vram_budget_gb", "reserve_mb", "idle_seconds", "request_timeout", "load_timeout", "dispatch_timeout",
@@ -30,6 +31,11 @@ class Changes(msgspec.Struct):
 
 
 def compare(old: ZooConfig, new: ZooConfig) -> Changes:
+    """What is to be done about `new`.
+
+    Raises:
+        ConfigError: a model names a device that is not there before a restart.
+    """
     lines: list[tuple[str, str]] = []
     broker: dict[str, Any] = {}
     for key, before, after in _differences(old.broker, new.broker):
@@ -42,6 +48,9 @@ def compare(old: ZooConfig, new: ZooConfig) -> Changes:
     if [(d.name, d.kind) for d in old.devices] != [(d.name, d.kind) for d in new.devices]:
         lines.append(("", "devices: others take a restart of the broker"))
         devices = old.devices
+        for model in new.models:
+            if model.device and model.device not in [d.name for d in devices]:
+                raise ConfigError(f"models.device: {model.name} names {model.device!r}, which takes a restart")
     for was, now in zip(old.devices, devices, strict=True):
         if was.budget_gb != now.budget_gb:
             lines.append(("", f"{now.name}: budget_gb: {was.budget_gb!r} is now {now.budget_gb!r}"))

@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run the broker in the foreground", add_help=False)
     serve.set_defaults(run=_serve)
     add("ls", _ls, "list the models", "Without a broker: those of config.toml.")
-    add("ps", _ps, "list the processes: one per loaded model")
+    add("ps", _ps, "list the processes: one per loaded model, or more")
     add("status", _status, "show the budget and what uses it")
 
     load = add(

@@ -50,6 +50,8 @@ class ModelConfig(msgspec.Struct, kw_only=True):
         source, revision, files, sha256: where the published weights come from: see `zoo.source`.
         idle_seconds: evict after this long without use; None takes the broker's.
         dispatch_timeout: kill the worker after this long in one request; None takes the broker's.
+        device: the only one of the `[[devices]]` that it is loaded on; "" leaves the choice to the broker.
+        max_instances: how many workers it may have when one cannot keep up, each on a device of its own.
         max_delay_ms: the first request of a batch waits up to so long for others to fill it (where the adapter takes
             more than one): each takes longer, but the worker gets through more of them. 0: nobody waits.
         pinned: never evicted once it is loaded.
@@ -72,6 +74,8 @@ class ModelConfig(msgspec.Struct, kw_only=True):
     pinned: bool = False
     idle_seconds: Seconds | None = None
     dispatch_timeout: Seconds | None = None
+    device: str = ""
+    max_instances: Annotated[int, msgspec.Meta(ge=1)] = 1
     max_delay_ms: Annotated[float, msgspec.Meta(ge=0, le=MOST_DELAY_MS)] = 0.0
     options: dict[str, Any] = {}
     trust_pickle: bool = False
@@ -244,6 +248,8 @@ def parse_config(text: str, file: Path | None = None) -> ZooConfig:
     for i, model in enumerate(models):
         if model is not None:
             _check_model(model, i, reader)
+            if None not in devices:
+                _check_placement(model, i, [d.name for d in devices], reader)
     if reader.mistakes:
         raise ConfigError("\n".join(reader.mistakes))
     assert broker is not None
@@ -284,6 +290,18 @@ def _check_model(model: ModelConfig, index: int, reader: _Reader) -> None:
         reader.wrong(here, "adapter", f'expected "package.module:Class", got {model.adapter!r}')
     for key, what in mistakes(model.published, model.path):
         reader.wrong(here, key, what)
+
+
+def _check_placement(model: ModelConfig, index: int, devices: list[str], reader: _Reader) -> None:
+    here = ("models", index)
+    if model.device and model.device not in devices:
+        known = f"there are {', '.join(devices)}" if devices else "there are none: leave it out"
+        reader.wrong(here, "device", f"{model.device!r} is not the name of one of the [[devices]]; {known}")
+    if model.device and model.max_instances > 1:
+        reader.wrong(here, "max_instances", "a model has one worker on a device at most, and this one names its device")
+    elif model.max_instances > max(1, len(devices)):
+        have = f"there are {len(devices)}" if len(devices) > 1 else "there is one"
+        reader.wrong(here, "max_instances", f"a model has one worker on a device at most, and {have}")
 
 
 def _read_enrich(raw: Any, models: list[ModelConfig | None], reader: _Reader) -> rules.EnrichConfig | None:

@@ -60,7 +60,7 @@ class ModelUnavailable(ZooError):
 
 
 class ModelTooLarge(ZooError):
-    """The model is larger than the whole budget of every device; nothing was evicted for it."""
+    """The model is larger than the whole budget of every device it may be on; nothing was evicted for it."""
 
     code = "model_too_large"
 

@@ -804,7 +804,7 @@ def test_a_model_goes_to_the_device_where_it_fits() -> None:
     for n in ("a", "b", "large"):
         w.ask(n)
     w.settle()
-    assert {p.model: p.device for p in w.processes.values()} == {"a": "gpu0", "b": "gpu1", "large": "gpu1"}
+    assert {p.model: p.device for p in w.processes.values()} == {"a": "gpu1", "b": "gpu0", "large": "gpu1"}
     assert w.kills() == []
 
 
@@ -1055,6 +1055,22 @@ def test_after_a_crash_each_of_the_batch_is_tried_alone_and_only_the_culprit_is_
     w.memory_back("a")
     w.settle()
     assert [w.code(r) for r in requests] == ["ok", "ok", "worker_crashed", "ok"]
+
+
+def test_a_suspect_does_not_come_in_beside_others_in_place_of_one_that_is_too_late() -> None:
+    w = World([model("a")], 512)
+    w.load("a")
+    suspect = w.ask("a")
+    w.exits("a")
+    w.memory_back("a")
+    w.ask("a", priority=0), w.ask("a", priority=0)
+    late = w.ask("a", priority=0, timeout=0.7)
+    w.ready("a")
+    w.now += 0.5
+    w.done("a")
+    assert w.code(late) == "deadline_exceeded", "0.2 s are left, and one takes 0.5 s"
+    w.settle()
+    assert w.code(suspect) == "ok"
 
 
 def test_after_a_hang_each_of_the_batch_is_tried_alone() -> None:

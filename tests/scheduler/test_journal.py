@@ -84,7 +84,7 @@ def test_a_request_that_is_retried_says_so() -> None:
     w.exits("a")
     w.settle()
     told = tell(w, asked)
-    assert f"request {asked} is tried once more, alone, on a fresh process" in told
+    assert f"request {asked} is tried once more, alone, on another process" in told
     assert any("its process ended (signal 9)" in text for text in told)
     assert told[-1].startswith(f"request {asked} was answered")
     assert any(line.text.startswith(f"request {asked} came in") for line in w.s.explain("a"))

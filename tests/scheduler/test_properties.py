@@ -36,7 +36,9 @@ from zoo.config import ModelPriority
 
 CLIENTS = st.sampled_from([b"c1", b"c2", b"c3"])
 TIMEOUTS = st.sampled_from([500.0, 500.0, 500.0, 500.0, 20.0, 3.0, 0.5, 0.0])
+BUDGETS = [(1000,), (700,), (700, 700), (1000, 400)]
 PICK = st.integers(0, 1000)
+KINDS = ["remove", "back", "back", "disable", "enable", "size", "pin", "idle", "options", "several", "several", "place"]
 SIZES = st.sampled_from([300, 400, 200, 500, 100, 600, 300, 400, 0, 1300])
 
 
@@ -45,7 +47,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         sizes=st.lists(st.tuples(SIZES, st.sampled_from(list(ModelPriority))), min_size=3, max_size=6),
-        budgets=st.sampled_from([(1000,), (512,), (700, 700), (1000, 300)]),
+        budgets=st.sampled_from([(1000,), (512,), (700, 700), (1000, 300), (700, 500, 500)]),
         patience=st.sampled_from([0.2, 0.0, 1.0]),
         loads=st.sampled_from([1, 1, 2]),
         max_queue=st.sampled_from([256, 5, 2]),
@@ -56,12 +58,27 @@ class SchedulerMachine(RuleBasedStateMachine):
         measured=st.booleans(),
         eviction=st.sampled_from(["priority", "adaptive"]),
         prefetch=st.booleans(),
+        instances=st.integers(1, 3),
     )
     def begin(
-        self, sizes, budgets, patience, loads, max_queue, per_client, max_batch, delay_ms, odd, measured, eviction,
+        self,
+        sizes,
+        budgets,
+        patience,
+        loads,
+        max_queue,
+        per_client,
+        max_batch,
+        delay_ms,
+        odd,
+        measured,
+        eviction,
+        instances,
         prefetch,
-    ) -> None:  # fmt: skip
+    ) -> None:
         models = [model(f"m{i}", mb, p.name) for i, (mb, p) in enumerate(sizes)]
+        for config in models[::2]:
+            config.max_instances = instances
         if odd:
             models[0].idle_seconds = 2.0
             models[0].dispatch_timeout = 0.5
@@ -166,7 +183,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(p.busy_loading for p in self.world.processes.values()))
     @rule(pick=PICK)
     def load_fails(self, pick) -> None:
-        self.world.load_fails(self.pick(pick, lambda p: p.busy_loading).model)
+        self.world.emit_load_failed(self.pick(pick, lambda p: p.busy_loading))
 
     @precondition(lambda self: self.world.s._running)
     @rule(pick=PICK, error=st.sampled_from([("invalid_input", "boxes: NaN"), ("what", "?")]))
@@ -178,7 +195,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def crashes_while_running(self, pick, says, again) -> None:
         p = self.pick(pick, lambda p: p.running)
         if says:
-            self.world.says(p.model, bytes([pick % 3]))
+            self.world.emit_said(p, bytes([pick % 3]))
         self.world.emit_exit(p, "signal 11")
         if again:
             self.world.emit_back(p)
@@ -243,13 +260,16 @@ class SchedulerMachine(RuleBasedStateMachine):
             config.vram_mb = (0.0, 150.0, 450.0, config.vram_mb)[pick % 4] if how == "size" else config.vram_mb
             config.pinned = pick % 7 == 0 if how == "pin" else config.pinned
             config.idle_seconds = 1.0 if how == "idle" else None
+            config.max_instances = 1 + pick % 3 if how == "several" else config.max_instances
+            if how == "place":
+                config.device = ["", *(d.name for d in self.world.devices)][pick % (1 + len(self.world.devices))]
         restart = {name} if how == "options" else set()
         if not self.world.s.stopping:
             self.world.reconfigure(list(given.values()), restart=restart)
 
     @rule(
         pick=PICK,
-        how=st.sampled_from(["remove", "back", "back", "disable", "enable", "size", "pin", "idle", "options"]),
+        how=st.sampled_from(KINDS),
     )
     def models_are_changed(self, pick, how) -> None:
         self.reconfigure_models(pick, how)
@@ -335,6 +355,7 @@ def storm(
     measured: bool = False,
     eviction: str = "priority",
     prefetch: bool = False,
+    several: bool = False,
 ) -> None:
     """One long life of a broker, by a random generator: reaches what hypothesis' short runs do not."""
     r = random.Random(seed)
@@ -344,7 +365,7 @@ def storm(
             (r.choice([50, 100, 200, 300, 300, 400, 500, 700]), r.choice(list(ModelPriority)))
             for _ in range(r.randint(3, 8))
         ],
-        budgets=r.choice([(1000,), (700,), (700, 700), (1000, 400)]),
+        budgets=r.choice([(900, 900), (900, 500, 700), (700, 700, 700), (1500, 700)] if several else BUDGETS),
         patience=r.choice([0.0, 0.2, 1.0]),
         loads=r.choice([1, 1, 2]),
         max_queue=r.choice([3, 20]),
@@ -355,6 +376,7 @@ def storm(
         measured=measured,
         eviction=eviction,
         prefetch=prefetch,
+        instances=2 + seed % 2 if several else 1,
     )
     w, calm = m.world, r.random() < 0.5  # a calm world has few accidents, so that queues and leases build up
 
@@ -396,7 +418,7 @@ def storm(
         (1, lambda: m.pin(pick(), True)),
         (2, lambda: m.pin(pick(), False)),
         (1, lambda: m.cleanup(r.choice([0.0, 3.0]))),
-        (accident, lambda: on_processes(lambda p: p.busy_loading, lambda p: w.load_fails(p.model))),
+        (accident, lambda: on_processes(lambda p: p.busy_loading, w.emit_load_failed)),
         (accident, lambda: on_processes(lambda p: p.running, lambda p: w.emit_done(p, ("invalid_input", "x")))),
         (
             2 * accident,
@@ -411,8 +433,17 @@ def storm(
         (2, lambda: m.the_broker_is_late(r.choice([0.01, 0.6, 6.0]))),
         (1, w.settle),
     ]
+    if several:
+
+        def rush() -> None:
+            hot = m.names[2 * r.randint(0, 1)]
+            for _ in range(r.randint(3, 12)):
+                w.ask(hot, client=client(), timeout=100.0)
+            w.wait(0.3)
+
+        deeds += [(15, rush)]
     if measured:
-        kinds = ["remove", "back", "back", "disable", "enable", "size", "pin", "idle", "options"]
+        kinds = KINDS if several else KINDS[:9]
         times = (1.0, 0.2, 0.7, 0.97, 1.05, 1.4)
         deeds += [
             (3, lambda: m.reconfigure_models(pick(), r.choice(kinds))),
@@ -436,13 +467,8 @@ def storm(
 
 
 def of_some_kind(seed: int, steps: int) -> None:
-    storm(
-        seed,
-        steps,
-        measured=seed % 2 == 1,
-        eviction="adaptive" if seed % 4 >= 2 else "priority",
-        prefetch=seed % 3 == 1,
-    )
+    eviction = "adaptive" if seed % 4 >= 2 else "priority"
+    storm(seed, steps, measured=seed % 2 == 1, eviction=eviction, several=seed % 8 >= 4, prefetch=seed % 3 == 1)
 
 
 @pytest.mark.parametrize("seed", range(120))
@@ -489,7 +515,8 @@ def test_with_workers_that_work_everybody_is_served(sizes, budgets, asks, evicti
             w.tick()
         w.now += 0.01
     assert all(isinstance(q.answer, Deliver) for q in w.questions.values())
-    assert all(m.state in (State.LOADED, State.UNLOADED, State.EVICTING) for m in w.s.models.values())
+    resting = (State.LOADED, State.UNLOADED, State.EVICTING)
+    assert all(m.state in resting or m.unasked for m in w.s.models.values()), "but for a guess that still loads"
     w.drain()
     w.empty()
 

@@ -15,6 +15,7 @@ import msgspec
 
 from broker import batches
 from broker.ledger import Device
+from broker.residency import Residency
 from broker.scheduler import Scheduler
 from broker.states import (
     Action,
@@ -128,6 +129,8 @@ class World:
         self.processes: dict[int, Process] = {}  # charged: until their memory is back
         self.questions: dict[int, Question] = {}
         self.leases: dict[int, tuple[bytes, str]] = {}
+        self.firsts: dict[str, int] = {}  # model → its first worker before the event at hand
+        self.granted_on: dict[int, int] = {}  # lease → worker; after its end, whoever took its place
         self.pins = {m.name for m in models if m.pinned}
         self.true_mb = true_mb or {}
         self.peaks: dict[tuple[str, str], tuple[float, bool]] = {}  # (model, device) → the most seen, and if at work
@@ -227,8 +230,16 @@ class World:
     # ------------------------------------------------------------ what a worker does
 
     def process(self, name: str) -> Process:
-        """The model's one process that has not ended."""
-        return next(p for p in self.processes.values() if p.model == name and not p.exited)
+        """The model's process that has not ended, the first if there are several; "NAME#2" is its second one."""
+        worker = self.residency(name).worker
+        found = [p for p in self.processes.values() if p.model == name.partition("#")[0] and not p.exited]
+        return next((p for p in found if p.worker == worker), None) or found[0]
+
+    def residency(self, name: str) -> Residency:
+        return self.s._named(name)
+
+    def residencies(self) -> list[Residency]:
+        return [*self.s.models.values(), *self.s.further.values()]
 
     def alive(self, name: str) -> bool:
         return any(p.model == name and not p.exited for p in self.processes.values())
@@ -242,7 +253,10 @@ class World:
         self.emit(WorkerReady(p.worker, self.max_batch))
 
     def load_fails(self, name: str, cause: str = "no such file", code: str = "load_failed") -> None:
-        self.emit(WorkerLoadFailed(self.process(name).worker, code, cause))
+        self.emit_load_failed(self.process(name), cause, code)
+
+    def emit_load_failed(self, p: Process, cause: str = "no such file", code: str = "load_failed") -> None:
+        self.emit(WorkerLoadFailed(p.worker, code, cause))
 
     def done(self, name: str, error: tuple[str, str] | None = None) -> int:
         return self.emit_done(self.process(name), error)
@@ -258,7 +272,9 @@ class World:
         return batch[0]
 
     def says(self, name: str, digest: bytes) -> None:
-        p = self.process(name)
+        self.emit_said(self.process(name), digest)
+
+    def emit_said(self, p: Process, digest: bytes) -> None:
         assert p.running
         self.emit(WorkerSaid(p.worker, p.running[0], digest))
 
@@ -270,7 +286,7 @@ class World:
         self.emit(WorkerExited(p.worker, how))
 
     def memory_back(self, name: str) -> None:
-        self.emit_back(next(p for p in self.processes.values() if p.model == name and p.exited))
+        self.emit_back(next(p for p in self.processes.values() if p.model == name.partition("#")[0] and p.exited))
 
     def emit_back(self, p: Process) -> None:
         del self.processes[p.worker]
@@ -418,6 +434,7 @@ class World:
     # ------------------------------------------------------------ the checks
 
     def emit(self, event: Event) -> list[Action]:
+        self.firsts = {name: m.worker for name, m in self.s.models.items()}
         actions = self.s.handle(event, self.now)
         self._after(event, actions)
         moving = any(isinstance(a, StartWorker | KillWorker) for a in actions)  # then more comes by itself
@@ -446,6 +463,10 @@ class World:
             self._asked_for(event.model)
         for action in actions:
             self._take(event, action)
+        for lease, (_, name) in self.leases.items():
+            granted = self.processes.get(self.granted_on[lease])
+            if (granted is None or granted.killed or granted.exited) and not self.s.stopping:
+                self.granted_on[lease] = self.s.models[name].worker
         only_asked = isinstance(event, Asked)  # a measurement or a new budget may tell one and evict another
         if only_asked and any(isinstance(a, Refuse) and a.code == "model_too_large" for a in actions):
             assert not any(isinstance(a, KillWorker) for a in actions), "evicted for what can never fit"
@@ -470,8 +491,9 @@ class World:
                 self._killed(event, worker, gentle)
             case Dispatch(worker, batch):
                 self._dispatched(worker, batch)
-            case Deliver(request, body):
+            case Deliver(request, body, worker):
                 question = self._answered(action)
+                assert worker == event.worker
                 assert question.event.kind is Kind.INFER
                 assert body == f"out{request}"
                 assert isinstance(event, WorkerDone)
@@ -481,6 +503,7 @@ class World:
                 if question.event.kind is Kind.LEASE:
                     assert value not in self.leases
                     self.leases[value] = (question.event.session, question.event.model)
+                    self.granted_on[value] = self.s.models[question.event.model].worker
                     assert self.state(question.event.model) in (State.LOADED, State.DRAINING)
                 elif question.event.kind is Kind.UNLOAD:
                     rest = [p for p in self.processes.values() if p.model == question.event.model and not p.stuck]
@@ -523,7 +546,14 @@ class World:
     def _started(self, worker: int, name: str, device: str) -> None:
         assert not self.s.stopping
         assert worker not in self.processes
-        assert not self.alive(name), f"{name} is started twice"
+        same = [p for p in self.processes.values() if p.model == name and not p.stuck]
+        assert len(same) < self.s.models[name].config.max_instances, f"{name} is started too often"
+        assert not any(p.busy_loading for p in same), f"{name} is started twice at a time"
+        assert device not in [p.device for p in same], f"{name} is started twice on {device}"
+        only = self.s.models[name].config.device
+        assert not only or device == only, f"{name} is started on {device}"
+        if any(not p.killed and not p.exited for p in same):
+            assert not self.s._wanted, f"a further worker of {name} is started although others wait for room"
         mb = self.need_mb(name, device)
         loading = [p for p in self.processes.values() if p.device == device and p.busy_loading]
         assert len(loading) < self.config.concurrent_loads, "too many loads at once"
@@ -563,8 +593,9 @@ class World:
             assert self.now >= p.dispatched_at + limit, "killed as hung too early"
             return
         assert not p.running, f"{p.model} was evicted with requests {p.running} in flight"
-        assert p.model not in self.pins, f"{p.model} was evicted although pinned"
-        held = [n for n, (_, name) in self.leases.items() if name == p.model]
+        first = self.firsts.get(p.model) == worker
+        assert not (first and p.model in self.pins), f"{p.model} was evicted although pinned"
+        held = [n for n, (_, name) in self.leases.items() if name == p.model and self.granted_on[n] == worker]
         assert not held, f"{p.model} was evicted with leases {held}"
 
     def _dispatched(self, worker: int, batch: list[tuple[int, Any]]) -> None:
@@ -611,11 +642,11 @@ class World:
                 needer, short = reason.split(" needs ")[0], float(reason.split(" MB short of ")[0].split()[-1])
                 groups.setdefault(needer, (short, []))[1].append(line.model)
         for needer, (short, victims) in groups.items():
-            sizes = [self.s.models[v].mb for v in victims]
+            sizes = [self.residency(v).mb for v in victims]
             assert sum(sizes) >= short - 1e-3, f"{victims} do not make room for {needer}"
             for victim, mb in zip(victims, sizes, strict=True):
                 assert sum(sizes) - mb < short + 1e-3, f"{victim} went for {needer} without need"
-                if self.s.models[victim].config.priority is ModelPriority.CRITICAL and victim not in guessed:
+                if self.residency(victim).config.priority is ModelPriority.CRITICAL and victim not in guessed:
                     assert self.s.models[needer].config.priority is ModelPriority.CRITICAL
 
     def _check_overrun(self, event: Event, actions: list[Action]) -> None:
@@ -635,9 +666,12 @@ class World:
                 assert not idle, f"{device.name} is charged {over} MB too much, and {idle} could go"
 
     def _may_go(self, p: Process) -> bool:
+        if p.loading or p.killed or p.exited or p.running:
+            return False
+        first = self.s.models[p.model]
         leased = any(name == p.model for _, name in self.leases.values())
-        idle = not (p.loading or p.killed or p.exited or p.running or self.s.models[p.model].queue.live)
-        return idle and p.mb > 0 and not leased and p.model not in self.pins
+        held = p.worker == first.worker and (leased or p.model in self.pins)
+        return p.mb > 0 and not first.queue.live and not held
 
     def check_books(self) -> None:
         """The scheduler's own books agree with each other and with the world's."""
@@ -648,7 +682,7 @@ class World:
         assert set(s._workers) == {p.worker for p in self.processes.values() if not p.stuck}
         assert {c.worker for c in s.ledger.charges()} == set(self.processes)
         placed: list[int] = []
-        for m in s.models.values():
+        for m in self.residencies():
             for queue in (m.queue, m.later):
                 live = [r.id for r in queue.all()]
                 assert len(live) == queue.live
@@ -669,10 +703,15 @@ class World:
             assert [r.id for r in m.ahead] == (process.ahead if process else [])
             if m.state is State.LOADED:
                 assert all(r.kind is Kind.INFER for r in m.queue.all())
-                head = m.queue.head()
-                held = -math.inf < m.leaves_at <= batches.leaves_at(m) and not s.stopping  # its tick is to come
+                head, first = m.first.queue.head(), m.first
+                held = -math.inf < first.leaves_at <= batches.leaves_at(first) and not s.stopping  # its tick is to come
                 if head is not None and not m.yielding and not held:
                     assert not s._takes(m, head), f"{m.name} has a place and does not serve its queue"
+            if m.first is not m:
+                assert m in m.first.others
+                assert not any((m.leases, m.pinned, m.waiting, m.unloads)), f"{m.name} holds what is its model's"
+                serving = m.state is State.LOADED and not m.unload_when_loaded
+                assert not serving or m.first.state is State.LOADED, f"{m.name} is loaded, and its first is not"
             if m.state is State.DRAINING:
                 assert m.inflight, f"{m.name} drains although nothing runs"
         assert sorted(placed) == sorted(s.requests), "every request waits in exactly one place"
@@ -732,4 +771,5 @@ class World:
             assert self.stopped
         assert not self.s.ledger.charges()
         assert not self.s._workers
-        assert all(m.state in (State.UNLOADED, State.FAILED) for m in self.s.models.values())
+        assert all(m.state in (State.UNLOADED, State.FAILED) for m in self.residencies())
+        assert not self.s.further
