@@ -18,10 +18,11 @@ RUN_TIMES = 2.0  # the time that the batch is expected to take must be left so o
 
 
 def most(model: Residency) -> int:
-    """As many as the adapter takes and `BATCH_S` allows."""
-    if model.service_s * model.max_batch > BATCH_S:
+    """As many as the adapter takes, memory has sufficed for, and `BATCH_S` allows."""
+    limit = min(model.max_batch, model.batch_limit or model.max_batch)
+    if model.service_s * limit > BATCH_S:
         return max(1, int(BATCH_S / model.service_s))
-    return model.max_batch
+    return limit
 
 
 def leaves_at(model: Residency) -> float:

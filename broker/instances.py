@@ -48,8 +48,8 @@ class Instances(Room):
         """The worker is free, or has a place for the next batch. Whoever may have killed a process runs alone."""
         running = model.inflight
         if not running:
-            return True
-        return not model.ahead and not running[0].alone and not request.alone
+            return not model.short
+        return not model.short and not model.ahead and not running[0].alone and not request.alone
 
     def _serves(self, model: Residency) -> bool:
         """The worker takes from the model's queue: of those that drain, only the first has to finish it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from broker.ledger import Device
+from zoo.smaps import unique_mb
 
 MB = 1 << 20
 
@@ -22,16 +23,6 @@ class Meter(Protocol):
 
     def released(self, pid: int) -> bool:
         """The device does not show the (ended) process any more."""
-
-
-def unique_mb(pid: int) -> float | None:
-    """Unique set size of a process in MB (/proc/PID/smaps_rollup); None when it is gone."""
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as f:
-            kb = sum(int(line.split()[1]) for line in f if line.startswith((b"Private_Clean", b"Private_Dirty")))
-    except (OSError, ValueError):
-        return None
-    return kb / 1024
 
 
 def _ended(pid: int) -> bool:

@@ -94,6 +94,7 @@ class Metrics(Collector):
         requests = CounterMetricFamily("zoo_requests", "Inferences that a worker finished", labels=["model_name"])
         errors = CounterMetricFamily("zoo_request_errors", "Requests answered with an error", labels=["model_name"])
         crashes = CounterMetricFamily("zoo_worker_crashes", "Processes that died or hung", labels=["model_name"])
+        shortages = CounterMetricFamily("zoo_out_of_memory", "Memory ran out", labels=["model_name", "when"])
         queued = GaugeMetricFamily("zoo_queued_requests", "Requests waiting", labels=["model_name"])
         workers = GaugeMetricFamily("zoo_model_workers", "Processes that answer now", labels=["model_name"])
         for m in models:
@@ -102,7 +103,9 @@ class Metrics(Collector):
             crashes.add_metric([m.name], m.crashes)
             queued.add_metric([m.name], m.waiting)
             workers.add_metric([m.name], len(m.answering))
-        yield from (requests, errors, crashes, queued, workers)
+            for when in ("load", "batch", "request"):
+                shortages.add_metric([m.name, when], m.shortages[when])
+        yield from (requests, errors, crashes, shortages, queued, workers)
 
     def close(self) -> None:
         if self._server is not None:

@@ -25,6 +25,8 @@ from zoo import launch
 
 log = logging.getLogger("zoo.pool")
 
+BY_SIGKILL = "killed by SIGKILL"  # as `Child.reap` says it
+
 
 class Child:
     """A worker's process. `sentinel` becomes readable when it has ended."""

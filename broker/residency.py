@@ -7,7 +7,7 @@ leases, pin and everything else that outlives a process. The further ones are no
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Annotated, Any
 
 import msgspec
@@ -34,7 +34,7 @@ class Request(msgspec.Struct, eq=False):
     """One accepted request, until it is answered (and, if a worker still reads its frames, until that ends).
 
     In a `queue` → waiting; `running` → dispatched; neither → answered. `alone`: it was at work when a process died or
-    hung, so it is not run together with others, and blame is never in doubt.
+    hung, so it is not run together with others, and blame is never in doubt. `starved`: memory ran out under it once.
 
     The rest is for the journal. `found`, `behind`: the model's state and how many waited when it came in, if it had to
     wait; `sent`, `worker`, `batch`: its last dispatch; `ended`, `outcome`: the answer (of a success its type alone).
@@ -54,6 +54,7 @@ class Request(msgspec.Struct, eq=False):
     running: bool = False
     crashes: int = 0
     alone: bool = False
+    starved: bool = False
     digest: bytes | None = None
     found: State | None = None
     behind: int = 0
@@ -76,7 +77,10 @@ class Residency:
         unloads: UNLOAD requests to answer once it is gone.
         inflight: the batch its worker is running (also after it was answered, until the worker lets go).
         ahead: the batch that lies at the worker already, so that it goes on without waiting for us.
-        max_batch: how many requests its adapter takes at once.
+        short: of its queue, those that ran out of memory: nobody is served until the process may be charged for them.
+        max_batch: how many requests its adapter takes at once; `batch_limit`: how many it gets, because memory ran out
+            (0: as many as it takes), `batches`: how many of that size have gone well since, `batches_before`: and have
+            to, before larger ones are tried.
         leaves_at: when what waits for company goes without; inf: nobody does.
         service_s, least_service_s: how long a request has taken lately, its share of the batch; and at the least.
         load_seconds, least_load_s: how long its last load took; and the fastest (inf: none yet).
@@ -89,6 +93,8 @@ class Residency:
         failed_load: how the current eviction ends: in FAILED instead of UNLOADED.
         unasked: its process was started ahead of any request, and nobody has asked for it since.
         misguessed: the last such process ended unasked, and nobody has asked since.
+        second_load: memory ran out in the load before: if it does again, that is the end of it.
+        shortages: "load", "batch" or "request" → how often memory ran out under one.
         failed_on: device of the last load, if that failed.
         further_failures, further_at: failed loads of further workers in a row, and when another may be tried.
         number: never used twice, though a name may be.
@@ -115,7 +121,10 @@ class Residency:
         self.unloads: list[Request] = []
         self.inflight: list[Request] = []
         self.ahead: list[Request] = []
+        self.short: list[Request] = []
         self.max_batch = 1
+        self.batch_limit = 0
+        self.batches = self.batches_before = 0
         self.leaves_at = math.inf
         self.service_s = self.least_service_s = 0.0
         self.gap_s = math.inf
@@ -131,6 +140,7 @@ class Residency:
         self.watched = 0  # worker whose timer is armed
         self.idle_at = math.inf
         self.failed_load = False
+        self.second_load = False
         self.failures = 0
         self.failure = ""
         self.retry_at = 0.0
@@ -148,6 +158,7 @@ class Residency:
         self.loads = 0
         self.evictions = 0
         self.crashes = 0
+        self.shortages: Counter[str] = Counter()
         self.load_seconds = 0.0
         self.least_load_s = math.inf
 

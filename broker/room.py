@@ -45,7 +45,8 @@ class Room:
         further: workers beyond the first of their model, by names that no model can have (`instances.py`).
         _workers: living workers, from the decision to start until the memory is back (or written off).
         _moving: those of them that are loading or going, so that a look at what comes back is not one at everybody.
-        _wanted: models that somebody waits for and that are not there, in the order in which they became so.
+        _wanted: models that somebody waits for and that are not there, or not large enough (`Residency.short`), in the
+            order in which they became so.
         _yielding: names of models that take no new work, so that somebody gets their room.
         _contested: somebody waits for models in use, so that whoever uses another one may decide which have to go.
         _asked_last: the model last asked for, while it may be worth to load ahead what follows it.
@@ -64,6 +65,7 @@ class Room:
         self._take_policy()
         self.stopping = False
         self.evictions: dict[tuple[str, str], int] = {}
+        self.learnt = 0  # counts changes of any model's peaks
         self.further: dict[str, Residency] = {}
         self._doubts = Doubts()
         self._workers: dict[int, Residency] = {}
@@ -97,6 +99,10 @@ class Room:
         """It has turned out to need more than any device has: whoever waits for it is told, by the scheduler."""
         raise NotImplementedError
 
+    def _starved(self, model: Residency, why: str, now: float) -> None:
+        """Nobody may go for what its process would need beyond its charge: see `shortage.py`."""
+        raise NotImplementedError
+
     def _move(self, model: Residency, move: Move) -> None:
         model.move(move)
         if model.state is State.LOADING or model.state is State.EVICTING:
@@ -107,6 +113,7 @@ class Room:
     def _evict(self, model: Residency, why: str, now: float) -> None:
         if model.referenced:  # the promise of the house; nothing may come here past it
             raise AssertionError(f"{model.name} is in use ({model.reasons()}) and was to be evicted")
+        self._stay_small(model)
         self._move(model, Move.KILL)
         model.misguessed, model.unasked = model.unasked, False
         model.first.evictions += 1
@@ -204,7 +211,9 @@ class Room:
             if (head := m.queue.head())
         ]
         for *_, model in sorted(waiting):
-            if model.state not in (State.UNLOADED, State.FAILED) or model.others:
+            if model.short and model.yielding:
+                continue  # it would not be served
+            if not model.short and (model.state not in (State.UNLOADED, State.FAILED) or model.others):
                 continue  # its last process is not gone yet
             if now < model.retry_at:
                 self._look_again(model.retry_at)
@@ -263,7 +272,7 @@ class Room:
         """Memory that was coming back has got stuck: whoever it no longer reaches waits like those without a claim."""
         coming = {name: self._coming_mb(name) for name in self.ledger.devices}
         for model in sorted((m for m in self._wanted.values() if m.claim), key=lambda m: m.claim):
-            need = model.need_mb(model.claim_on)
+            need = self._lacks_mb(model, model.claim_on)
             if need > coming[model.claim_on] + EPSILON_MB:
                 model.claim = 0
             else:
@@ -278,29 +287,34 @@ class Room:
         loading: dict[str, int],
         yielding: set[str],
     ) -> None:
-        need = {name: model.need_mb(name) for name in self.devices_for(model)}
-        fitting = [name for name, mb in need.items() if mb <= self.ledger.devices[name].budget_mb + EPSILON_MB]
+        devices = [model.device] if model.short else self.devices_for(model)
+        fitting = [d for d in devices if model.need_mb(d) <= self.ledger.devices[d].budget_mb + EPSILON_MB]
         if not fitting:
-            self._outgrown(model)
+            if model.short:
+                self._starved(model, self._no_room(model, devices), now)
+            else:
+                self._outgrown(model)
             return
-        fitting = self._sound(model, fitting, now) or fitting
+        need = {name: self._lacks_mb(model, name) for name in fitting}
+        fitting = fitting if model.short else self._sound(model, fitting, now) or fitting
         spare = {name: self._coming_mb(name) - claimed[name] for name in fitting}
-        free = [name for name in fitting if loading[name] < self.config.concurrent_loads]
+        free = [name for name in fitting if model.short or loading[name] < self.config.concurrent_loads]
         # A claim takes what is coming first, and what is free only for the rest.
         room = {name: min(mb, self.ledger.free_mb(name)) for name, mb in spare.items()}
         if device := self._best_place(model, [name for name in free if need[name] <= room[name] + EPSILON_MB], room):
-            loading[device] += 1
-            self._start(model, device, now)
+            self._let_in(model, device, now, loading)
             return
         for device in [model.claim_on, *free] if model.claim else free:
             if need[device] <= spare[device] + EPSILON_MB:
                 self._claim(model, device, claimed)
                 return
-        self._give_up_hopeless(model, now)
+        if not model.short:  # it needs no load
+            self._give_up_hopeless(model, now)
         head = model.queue.head()
         if head is None:
             return
-        self._look_again(turns.hopeless_from(head))
+        if not model.short:
+            self._look_again(turns.hopeless_from(head))
         plans = []
         for device in free:
             needed = need[device] - spare[device]
@@ -317,14 +331,13 @@ class Room:
             for victim in victims:
                 self._evict(
                     self._named(victim.model),
-                    f"{model.name} needs {need[device]:g} MB, {needed:g} MB short of "
+                    f"{model.name} needs {need[device]:g} MB{' more' if model.short else ''}, {needed:g} MB short of "
                     f"{self.ledger.limit_mb(device):g}; {self.policy.why(victim, spared, now)}",
                     now,
                 )
             self._tell_spared(model, needed, victims, spared, now)
             if need[device] <= self.ledger.free_mb(device) + EPSILON_MB:  # what comes back is for an older claim
-                loading[device] += 1
-                self._start(model, device, now)
+                self._let_in(model, device, now, loading)
             else:
                 self._claim(model, device, claimed)
             return
@@ -332,6 +345,39 @@ class Room:
             self._blocked(model, "loading", "another model is loading", now)
             return
         self._ask_to_yield(model, head, now, {name: spare[name] for name in free}, claimed, spoken_for, yielding)
+
+    def _lacks_mb(self, model: Residency, device: str) -> float:
+        """What has to be free for it: all that its process takes, or what a process that is there lacks of that."""
+        return model.need_mb(device) - (model.mb if model.short else 0.0)
+
+    def _let_in(self, model: Residency, device: str, now: float, loading: dict[str, int]) -> None:
+        if model.short:
+            self._enlarge(model, now)
+        else:
+            loading[device] += 1
+            self._start(model, device, now)
+
+    def _enlarge(self, model: Residency, now: float) -> None:
+        """Its process may be charged what it needs, and those who waited for that are served."""
+        before, model.mb = model.mb, model.need_mb(model.device)
+        self.ledger.recharge(model.worker, model.mb)
+        self._stay_small(model)
+        used, limit = self.ledger.used_mb(model.device), self.ledger.limit_mb(model.device)
+        self.story.tell(
+            now, model.name,
+            f"charged {model.mb:g} instead of {before:g} MB on {model.device}, {used:g} of {limit:g} MB in all: what "
+            "ran out of memory is tried once more",
+            "grown", mb=model.mb, before_mb=before, device=model.device,
+        )  # fmt: skip
+        self._serve(model, now)
+
+    def _stay_small(self, model: Residency) -> None:
+        """It does not wait for more memory (any more)."""
+        if model.short:
+            model.short = []
+            model.claim = 0
+            model.unblock()
+            self._wanted.pop(model.name, None)
 
     def _tell_spared(
         self, model: Residency, needed: float, victims: list[Candidate], spared: list[Candidate], now: float
@@ -382,7 +428,7 @@ class Room:
         return choose({device: model.need_mb(device) for device in devices}, room, absent)
 
     def _claim(self, model: Residency, device: str, claimed: dict[str, float]) -> None:
-        claimed[device] += model.need_mb(device)
+        claimed[device] += self._lacks_mb(model, device)
         model.claim, model.claim_on = model.claim or next(self._claims), device
         model.unblock()
 
@@ -404,6 +450,7 @@ class Room:
             and m.device == device
             and not m.leases
             and not m.pinned
+            and m.name != wanted
             and m.name not in spoken_for
             and (busy or (not m.inflight and (not m.queue.live or m.yielding)))
         ]
@@ -440,10 +487,8 @@ class Room:
         """
         patience = self.config.patience_seconds
         for device, mb in spare.items():
-            needed, candidates = (
-                model.need_mb(device) - mb,
-                self._candidates(device, spoken_for, model.name, now, busy=True),
-            )
+            needed = self._lacks_mb(model, device) - mb
+            candidates = self._candidates(device, spoken_for, model.name, now, busy=True)
             awaited = [c for c in candidates if c.model in model.awaits]
             victims = self.policy.choose(needed, awaited, model.config.priority) if awaited else None
             if victims is None:
@@ -462,7 +507,7 @@ class Room:
             else:
                 self._look_again(turn)
             if now >= head.since + patience:
-                claimed[device] += model.need_mb(device)
+                claimed[device] += self._lacks_mb(model, device)
             else:
                 self._look_again(head.since + patience)
             spoken_for.update(m.name for m in busy)
@@ -472,7 +517,10 @@ class Room:
         why = self._no_room(model, list(spare))
         if spoken_for:
             why += f" (those who came first wait for {', '.join(sorted(spoken_for))})"
-        self._blocked(model, "room", why, now)
+        if model.short:
+            self._starved(model, why, now)
+        else:
+            self._blocked(model, "room", why, now)
 
     def _look_again(self, when: float) -> None:
         if when < self._look_at:

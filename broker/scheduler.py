@@ -21,11 +21,11 @@ from collections.abc import Callable
 from typing import Any
 
 from broker import batches, limits, turns
-from broker.instances import Instances
 from broker.journal import Journal, Turned
 from broker.ledger import EPSILON_MB, Device
 from broker.queue import Queue
 from broker.residency import Peak, Request, Residency
+from broker.shortage import Shortages
 from broker.states import (
     Action,
     Answer,
@@ -49,6 +49,7 @@ from broker.states import (
     Remembered,
     SessionClosed,
     Settled,
+    Shortage,
     ShutDown,
     State,
     Stop,
@@ -81,7 +82,7 @@ def _numbers(batch: list[Request]) -> str:
     return f"request{'s' if len(batch) > 1 else ''} {', '.join(str(request.id) for request in batch)}"
 
 
-class Scheduler(Instances):
+class Scheduler(Shortages):
     """See the module's docstring. Not thread-safe: one caller, one event at a time."""
 
     def __init__(self, config: BrokerConfig, devices: list[Device], models: list[ModelConfig]) -> None:
@@ -99,7 +100,6 @@ class Scheduler(Instances):
         self._grace_ends = 0.0
         self._stopped = False
         self._leaving = False  # some model takes on nobody new, or did
-        self.learnt = 0  # counts changes of any model's peaks
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             Asked: self._asked,
             Released: self._released,
@@ -365,7 +365,8 @@ class Scheduler(Instances):
         model = request.model
         if request.queue is not None:
             request.queue.drop(request)
-            if not model.waiting:
+            growing, model.short = bool(model.short), [r for r in model.short if r is not request]
+            if not model.waiting or (growing and not model.short):
                 self._wanted.pop(model.name, None)
                 model.unblock()
                 model.claim = 0
@@ -513,6 +514,7 @@ class Scheduler(Instances):
             self._room_may_exist(now)
 
     def _drain(self, model: Residency, why: str, now: float) -> None:
+        self._stay_small(model)
         self._part(model, 0, why, now)
         self._move(model, Move.DRAIN)
         model.yielding = False
@@ -602,6 +604,7 @@ class Scheduler(Instances):
         model.max_batch = max(1, e.max_batch)
         model.config.available = True
         model.failures, model.failure, model.retry_at = 0, "", 0.0
+        model.second_load = False
         if model.first is not model:
             model.first.further_failures, model.first.further_at = 0, 0.0
         model.first.failed_on = ""
@@ -626,7 +629,11 @@ class Scheduler(Instances):
 
     def _worker_load_failed(self, e: WorkerLoadFailed, now: float) -> None:
         model = self._of(e.worker)
-        if model is not None and model.state is State.LOADING:
+        if model is None or model.state is not State.LOADING:
+            return
+        if e.short is not None:
+            self._load_ran_out(model, e.short, e.message, Move.KILL, now)
+        else:
             self._fail_load(model, e.code, e.message, Move.KILL, now)
 
     def _fail_load(self, model: Residency, code: str, cause: str, move: Move, now: float) -> None:
@@ -636,6 +643,7 @@ class Scheduler(Instances):
         if move is Move.KILL:
             self._out.append(KillWorker(model.worker))
         model.failed_load = True
+        model.second_load = False
         failures = 1 + (first.failures if first is model else first.further_failures)
         back_off = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (failures - 1))
         text = f"load failed: {cause}; no further try for {back_off:g} s"
@@ -667,18 +675,27 @@ class Scheduler(Instances):
         model.requests += len(batch)
         if model.first is not model:
             model.first.requests += len(batch)
+        if e.halved:
+            self._smaller_batches(model, len(batch), now)
+        elif model.batch_limit:
+            self._larger_batches(model, len(batch), now)
         for request, outcome in zip(batch, e.outcomes, strict=True):
             if not request.running:  # answered long ago (deadline, cancel, client gone)
                 self._out.append(Settled(request.id, e.worker, outcome.body))
             elif outcome.error is None:
                 self._finish(request, Deliver(request.id, outcome.body, e.worker))
+            elif outcome.short is not None:
+                self._request_ran_out(model, request, outcome.short, outcome.error[1], now)
             else:
                 code = outcome.error[0] if outcome.error[0] in BY_CODE else "inference_failed"
                 self._refuse(request, code, outcome.error[1])
         if model.state is State.LOADED or model.state is State.DRAINING:
             self._serve(model, now)
             self._grow(model.first, now)
-        self._usage_changed(now)
+        if model.short:
+            self._room_may_exist(now)
+        else:
+            self._usage_changed(now)
 
     def _take_back_ahead(self, model: Residency) -> None:
         """The worker will not get to its next batch, which is not to blame and waits again."""
@@ -708,9 +725,12 @@ class Scheduler(Instances):
         batch, model.inflight = model.inflight, []
         self._running -= len(batch)
         self._take_back_ahead(model)
-        if model.state is State.LOADING:
+        if model.state is State.LOADING and e.starved:
+            self._load_ran_out(model, Shortage(), f"its process ended ({e.how})", Move.EXIT, now)
+        elif model.state is State.LOADING:
             self._fail_load(model, "load_failed", f"its process ended while loading ({e.how})", Move.EXIT, now)
         elif model.state in (State.LOADED, State.DRAINING):
+            self._stay_small(model)
             model = self._step_down(model, now)
             self._move(model, Move.EXIT)
             model.first.crashes += 1
@@ -719,9 +739,11 @@ class Scheduler(Instances):
                 f"its process ended ({e.how})" + (f" while running {_numbers(batch)}" if batch else ""),
                 "crashed", worker=e.worker, running=[request.id for request in batch],
             )  # fmt: skip
+            if e.starved:
+                self._process_ran_out(model, batch, now)
         for request in batch:
             if request.running:
-                self._crashed_under(model, request, e.how, now)
+                self._crashed_under(model, request, e, now)
             else:
                 self._out.append(Settled(request.id, e.worker))
         self._go_on_without(model, now)
@@ -737,7 +759,7 @@ class Scheduler(Instances):
         self._serve(model, now)
         self._room_may_exist(now)
 
-    def _crashed_under(self, model: Residency, request: Request, how: str, now: float) -> None:
+    def _crashed_under(self, model: Residency, request: Request, e: WorkerExited, now: float) -> None:
         request.crashes += 1
         if request.crashes == 1 and now < request.deadline:
             request.alone = True
@@ -745,13 +767,13 @@ class Scheduler(Instances):
             text = f"request {request.id} is tried once more, alone, on another process"
             self.story.tell(now, model.name, text, "retried", request=request.id)
             return
-        text = f"{request.model.name}'s process ended under this request, {request.crashes} times ({how})"
+        text = f"{request.model.name}'s process ended under this request, {request.crashes} times ({e.how})"
         if request.digest is not None and request.crashes > 1:
             request.model.refuse_from_now_on(request.digest)
             text += "; the same input will be refused from now on"
             quarantined = f"input {request.digest.hex()[:12]} killed two processes: quarantined"
             self.story.tell(now, model.name, quarantined, "quarantined", request=request.id)
-        self._refuse(request, "worker_crashed", text)
+        self._refuse(request, "out_of_memory" if e.starved else "worker_crashed", text, retryable=False)
 
     # ------------------------------------------------------------ memory
 
@@ -776,7 +798,7 @@ class Scheduler(Instances):
             if peak != known:
                 model.first.peaks[model.device] = peak
                 self.learnt += 1
-            need = model.need_mb(model.device)
+            need = min(model.need_mb(model.device), max(charge.mb, seen))  # what it is yet to get room for, it has not
         if need == charge.mb:
             return
         self.ledger.recharge(e.worker, need)
@@ -899,6 +921,8 @@ class Scheduler(Instances):
             doing = f"while it was being unloaded ({model.reasons()})"
         elif request.running:
             doing = "while it was running"
+        elif model.short:
+            doing = f"while it waited for more memory: {model.blocked or 'it is coming back'}"
         elif model.state in (State.LOADED, State.DRAINING):
             doing = f"in the queue behind {model.waiting - 1} others"
         elif model.state is State.LOADING:
@@ -938,6 +962,7 @@ class Scheduler(Instances):
                 self.timers.add(model.dispatched_at + limit, Due.WATCH, worker)
 
     def _hung(self, model: Residency, limit: float, now: float) -> None:
+        self._stay_small(model)
         model = self._step_down(model, now)
         self._move(model, Move.KILL)
         model.first.crashes += 1
@@ -1008,7 +1033,7 @@ class Scheduler(Instances):
             if worker.worker and (restart or config.device not in ("", worker.device)):
                 worker.outdated = True
             charge = self.ledger.of(worker.worker)
-            if charge is not None and worker.state is not State.EVICTING:
+            if charge is not None and worker.state is not State.EVICTING and config.vram_mb != before.vram_mb:
                 worker.mb = worker.need_mb(worker.device)
                 self.ledger.recharge(worker.worker, worker.mb)
 
@@ -1050,6 +1075,7 @@ class Scheduler(Instances):
             if request.kind is not Kind.INFER or not served:
                 self._turn_away(request)
         for model in self._workers.values():
+            self._stay_small(model)
             if model.state is State.LOADED and model.queue.live:  # nobody comes to keep them company any more
                 self._serve(model, now)
         for name in sorted(self._yielding):  # nobody is waiting for their room any more
@@ -1102,7 +1128,7 @@ class Scheduler(Instances):
         used = sum(self.ledger.used_mb(name) for name in self.ledger.devices)
         loaded = [m for m in self.models.values() if m.state in (State.LOADED, State.DRAINING)]
         pending = [m.name for m in self.models.values() if m.state is State.LOADING]
-        pending += [name for name in self._wanted if name not in pending]
+        pending += [name for name, m in self._wanted.items() if not m.short and name not in pending]
         return {
             "vram_budget_mb": round(budget, 3),
             "vram_used_mb": round(used, 3),

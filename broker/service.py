@@ -30,7 +30,9 @@ from broker.gauge import Gauge
 from broker.handoff import Handoff, Line
 from broker.ledger import Device
 from broker.metrics import Metrics
-from broker.pool import Child, Pool
+from broker.oom import OomKiller
+from broker.pool import BY_SIGKILL, Child, Pool
+from broker.residency import MOST_MB
 from broker.scheduler import Scheduler
 from broker.standby import Standby
 from broker.states import (
@@ -55,6 +57,7 @@ from broker.states import (
     Remembered,
     SessionClosed,
     Settled,
+    Shortage,
     ShutDown,
     StartWorker,
     Stop,
@@ -83,9 +86,18 @@ MEMORY_BACK_POLL_S = 0.02
 MEMORY_BACK_LIMIT_S = 10.0
 HOUSEKEEPING_S = 1.0
 SAMPLING_S = 0.005  # of each HOUSEKEEPING_S goes into measuring workers, or one of them
-TROUBLE = {"load failed", "crashed", "killed", "quarantined", "overdrawn", "memory stuck"}  # kinds of decisions
+TROUBLE = {
+    "load failed",
+    "crashed",
+    "killed",
+    "quarantined",
+    "overdrawn",
+    "memory stuck",
+    "out of memory",
+}  # kinds of decisions
 LONGEST_REQUEST_S = 24 * 3600.0
 CARRYING = (protocol.LifelineArena, protocol.LifelineChannel, protocol.LifelineCopy)  # a descriptor
+UNTOLD = "somebody else, or the kernel because memory ran out (its log would say so)"
 
 
 class _Session:
@@ -168,6 +180,7 @@ class Service:
         self.scheduler = Scheduler(config.broker, devices, config.models)
         self.gauge = Gauge(self.meters)
         self.copies = Copies(int(config.broker.host_cache_mb * meters.MB))
+        self.oom_killer = OomKiller()
         self.views = Views(self.scheduler, self.gauge, self.meters, self.copies)
         self._footprints = footprints.Store(config.state) if self._measures else None
         self._learnt = 0
@@ -290,6 +303,7 @@ class Service:
             self._look_for_memory(now)
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_S
+            self.oom_killer.watch()
             self._look_for_memory(now)
             self._sample()
             self._refill()
@@ -505,8 +519,9 @@ class Service:
         self._to_client(identity, protocol.Value(m.rid, names))
 
     def _cancel(self, identity: bytes, session: _Session, m: protocol.Cancel, _: list[bytes]) -> None:
-        for (owner, rid), request in self._by_route.items() if m.rid else ():
-            if rid == m.rid and owner[: protocol.SESSION_BYTES] == session.key:
+        asked = self.scheduler.sessions.get(session.key)
+        for request in tuple(asked.requests) if asked is not None else ():
+            if self._routes[request].rid == m.rid:
                 self._handle(Withdrawn(request))
                 return
 
@@ -591,18 +606,22 @@ class Service:
             bodies = iter(parts[1:])
             try:
                 outcomes = [
-                    Outcome(o.id, None, (o.code, o.message)) if o.code else Outcome(o.id, (o.offsets, next(bodies)))
+                    Outcome(o.id, None, (o.code, o.message), _short(o.short))
+                    if o.code
+                    else Outcome(o.id, (o.offsets, next(bodies)))
                     for o in message.outcomes  # type: ignore[union-attr]
                 ]
             except StopIteration:
                 log.warning("worker %d sent fewer results than it said", number)
                 return
             worker = self._workers[number]
-            if self._measures and not worker.worked:
-                worker.worked = True
-                if not self.scheduler.is_measured(number):  # it may be evicted in the very next moment, unknown
-                    self._measure(number)
-            self._handle(WorkerDone(number, outcomes))
+            first, worker.worked = not worker.worked, True
+            # Unknown, it may be evicted in the very next moment; grown, it holds what others may be about to be given.
+            if message.grown or (first and not self.scheduler.is_measured(number)):  # type: ignore[union-attr]
+                self._measure(number)
+            if any(outcome.short is not None for outcome in outcomes):
+                self._look_at(worker.device)
+            self._handle(WorkerDone(number, outcomes, message.halved))  # type: ignore[union-attr]
             if len(self._standby) < self.config.broker.standby and self.scheduler.is_idle:
                 self._refill()
         elif kind is protocol.Loaded:
@@ -614,7 +633,10 @@ class Service:
             self._report(number)
         elif kind is protocol.LoadError:
             assert isinstance(message, protocol.LoadError)
-            self._handle(WorkerLoadFailed(number, message.code, message.message))
+            if message.short is not None:
+                self._measure(number)
+                self._look_at(self._workers[number].device)
+            self._handle(WorkerLoadFailed(number, message.code, message.message, _short(message.short)))
 
     def _used_copy(self, worker: _Worker, used: bool) -> None:
         """A copy that was given and did not lead to a loaded model is not given again."""
@@ -689,6 +711,10 @@ class Service:
         how = worker.child.reap()
         if how is None:
             return
+        starved = None
+        if how == BY_SIGKILL and not worker.killed_at:
+            starved = self.oom_killer.struck()
+            how += ", by " + {True: "the kernel: memory ran out", False: "somebody else", None: UNTOLD}[starved]
         while self._read_channel(number):  # what it said before it ended comes before its end
             pass
         if number > 0:
@@ -704,7 +730,7 @@ class Service:
                 self._standby.lost(number, time.monotonic())
             return
         self._used_copy(worker, False)
-        self._handle(WorkerExited(number, how))
+        self._handle(WorkerExited(number, how, starved is True))
         self._ending[number] = time.monotonic()
         self._look_for_memory(time.monotonic())
 
@@ -770,8 +796,9 @@ class Service:
 
     def _measure(self, number: int) -> None:
         """Reads what a worker uses, and tells the scheduler."""
-        self.gauge.read(number)
-        self._report(number)
+        if self._measures:
+            self.gauge.read(number)
+            self._report(number)
 
     def _report(self, number: int) -> None:
         if self._measures and (mb := self.gauge.seen_mb(number)):
@@ -785,10 +812,14 @@ class Service:
                 self._measure(number)
             if time.monotonic() >= end:
                 break
-        for device in self.meters if self._measures else ():
-            if (seen := self.gauge.others(device)) is not None:
-                self._handle(DeviceSeen(device, *seen))
+        for device in self.meters:
+            self._look_at(device)
         self._remember()
+
+    def _look_at(self, device: str) -> None:
+        """Reads what everybody else uses of the device, and tells the scheduler."""
+        if self._measures and (seen := self.gauge.others(device)) is not None:
+            self._handle(DeviceSeen(device, *seen))
 
     def _recall(self, name: str) -> None:
         """Sees to it that the scheduler knows what was measured of the weights that lie there now, and no others."""
@@ -1078,6 +1109,13 @@ class Service:
     def _describe(self) -> str:
         devices = ", ".join(f"{d.name} {d.budget_mb:g} MB" for d in self.scheduler.ledger.devices.values())
         return f"{len(self.scheduler.models)} models, {devices}"
+
+
+def _short(said: protocol.Shortage | None) -> Shortage | None:
+    """What no device could hold is not believed."""
+    if said is None:
+        return None
+    return Shortage(*(mb if 0 <= mb <= MOST_MB else 0.0 for mb in (said.used_mb, said.asked_mb)))
 
 
 def _preload(config: ZooConfig) -> list[str]:

@@ -133,25 +133,40 @@ class WorkerReady(_Record):
     max_batch: int = 1
 
 
+class Shortage(_Record):
+    """Of an allocation that failed: what its process used by then, and what it asked for. 0: unknown."""
+
+    used_mb: float = 0.0
+    asked_mb: float = 0.0
+
+
 class WorkerLoadFailed(_Record):
+    """`short`: memory ran out."""
+
     worker: int
     code: str
     message: str
+    short: Shortage | None = None
 
 
 class Outcome(_Record):
-    """How one request of a batch ended; `body` is opaque. `error`: (code, message) when it failed."""
+    """How one request of a batch ended; `body` is opaque.
+
+    `error`: (code, message) when it failed. `short`: because memory ran out, though it was run alone.
+    """
 
     request: int
     body: Any = None
     error: tuple[str, str] | None = None
+    short: Shortage | None = None
 
 
 class WorkerDone(_Record):
-    """The worker is through with a batch."""
+    """The worker is through with a batch. `halved`: memory did not suffice for all of it at once."""
 
     worker: int
     outcomes: list[Outcome]
+    halved: bool = False
 
 
 class WorkerSaid(_Record):
@@ -163,10 +178,11 @@ class WorkerSaid(_Record):
 
 
 class WorkerExited(_Record):
-    """The process is gone; `how` says it in words."""
+    """The process is gone; `how` says it in words. `starved`: ended by the kernel because memory ran out."""
 
     worker: int
     how: str
+    starved: bool = False
 
 
 class Remembered(_Record):

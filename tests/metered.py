@@ -1,7 +1,8 @@
 """A broker on a device of the tests' making: `python -m tests.metered` for `python -m zoo.broker`.
 
 The device has 100,000 MB. Its workers use what they really do, other programs what the file `others` beside
-config.toml says (in MB). Memory that has not come back after 0.3 s is stuck.
+config.toml says (in MB). Memory that has not come back after 0.3 s is stuck. The kernel's count of what it has killed
+for want of memory is the file `oom` there.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from broker import meters, service
+from broker import meters, oom, service
 from zoo import broker
 
 TOTAL_MB = 100_000.0
@@ -33,5 +34,6 @@ class Meter(meters.HostMeter):
 
 if __name__ == "__main__":
     meters.HostMeter = Meter  # type: ignore[misc]
+    oom.counters = lambda: iter([Path("oom")])
     service.MEMORY_BACK_LIMIT_S = 0.3
     sys.exit(broker.main())

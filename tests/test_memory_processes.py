@@ -59,19 +59,19 @@ def test_what_a_model_really_uses_replaces_what_was_declared(broker: Start) -> N
 
 
 def test_a_worker_that_grows_makes_room_for_itself_at_once(broker: Start) -> None:
-    models = [ballast(name, 60, vram_mb=100) for name in ("old", "held", "grows")]
+    models = [ballast("old", 120, vram_mb=100), *(ballast(name, 60, vram_mb=100) for name in ("held", "grows"))]
     client = broker(models, **MEASURED).client()
     for name in ("old", "held", "grows"):
         client.infer(name, FRAME)
     with client.load("held"), client.load("grows"):
-        client.infer("grows", FRAME, do="grow", mb=340)
-        wait_until(lambda: loaded(client) == {"held", "grows"}, 15, "the idle one has gone")
+        client.infer("grows", FRAME, do="grow", mb=300)
         assert ps(client, "grows")["vram_mb"] > 360
+        assert loaded(client) == {"held", "grows"}, "the idle one has gone, by the time of the answer"
         client.infer("grows", FRAME, do="grow", mb=200)
-        wait_until(lambda: device(client)["overrun_mb"] > 0, 15, "more is used than may be, and that is said")
+        assert device(client)["overrun_mb"] > 0, "more is used than may be, and that is said"
         assert loaded(client) == {"held", "grows"}, "nobody in use has gone"
         with pytest.raises(zoo.DeadlineExceeded, match="nobody may go"):
-            client.infer("old", FRAME, timeout=0.5)
+            client.infer("old", FRAME, timeout=2)
         assert any("nobody may go" in line for line in client.explain())
     wait_until(lambda: device(client)["overrun_mb"] == 0, 15, "what was over has gone with the leases")
     with pytest.raises(zoo.ModelTooLarge, match="the whole budget is 512 MB"):
@@ -128,7 +128,7 @@ def test_other_programs_take_room_and_give_it_back(broker: Start) -> None:
     wait_until(lambda: loaded(client) == {"b"}, 15, "the older one has gone")
     assert device(client)["limit_mb"] == pytest.approx(room, abs=1)
     with client.load("b"), pytest.raises(zoo.DeadlineExceeded, match="other programs leave"):
-        client.infer("a", FRAME, timeout=0.5)
+        client.infer("a", FRAME, timeout=2)
     others.write_text("0")
     wait_until(lambda: device(client)["limit_mb"] == 512, 15, "the budget is whole again")
     client.infer("a", FRAME)

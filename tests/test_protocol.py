@@ -75,6 +75,7 @@ def messages_of(kind: type[protocol.Message | protocol.Item]) -> st.SearchStrate
     return st.builds(kind, **fields)
 
 
+BY_TYPE[protocol.Shortage | None] = st.none() | messages_of(protocol.Shortage)
 for _item in (protocol.Job, protocol.Outcome):
     BY_TYPE[tuple[_item, ...]] = st.lists(messages_of(_item), max_size=3).map(tuple)
 

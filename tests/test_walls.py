@@ -74,6 +74,7 @@ def test_the_scheduler_is_pure() -> None:
         "placement",
         "turns",
         "room",
+        "shortage",
         "states",
         "residency",
         "queue",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import socket
 import time
@@ -31,8 +32,9 @@ class Once:
 class Toy:
     """Answers what it saw.
 
-    Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag), max_batch, and for its copy
-    uncopyable, unreadable.
+    Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag), max_batch; uncopyable, unreadable:
+    of its copy; spare_mb: how much larger than at the beginning of its load the process can become; lifted: a file that
+    ends this limit, made when memory has run out.
     """
 
     def load(self, spec: Spec, device: str) -> None:
@@ -40,6 +42,8 @@ class Toy:
         o = spec.options
         self.max_batch = o.get("max_batch", 1)
         time.sleep(o.get("load_seconds", 0.0))
+        if "spare_mb" in o:
+            self._limit(o["spare_mb"])
         how = o.get("load", "ok")
         if how == "flag" and Path(o["flag"]).exists():
             how = o["then"]
@@ -51,14 +55,31 @@ class Toy:
             time.sleep(3600)
         if how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        self.ballast = np.ones(int(o.get("ballast_mb", 0) * (1 << 20)), np.uint8)
+        self.ballast = self._take(o.get("ballast_mb", 0))
+        self.ballast.fill(1)
         if "uncopyable" in o:
             self.socket = socket.socket()
         if "unreadable" in o:
             self.once = Once()
 
+    def _limit(self, spare_mb: float) -> None:
+        if not ("lifted" in self.spec.options and Path(self.spec.options["lifted"]).exists()):
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            most = pages * resource.getpagesize() + int(spare_mb * (1 << 20))
+            resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+
+    def _take(self, mb: float) -> np.ndarray:
+        try:
+            return np.empty(int(mb * (1 << 20)), np.uint8)
+        except MemoryError:
+            if "lifted" in self.spec.options:
+                Path(self.spec.options["lifted"]).touch()
+                resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            raise
+
     def predict(self, inputs: list[Input]) -> list[Any]:
         self.together = len(inputs)
+        self._take(sum(item.options.get("take_mb", 0) for item in inputs))
         return [self._one(item) for item in inputs]
 
     def _one(self, item: Input) -> Any:

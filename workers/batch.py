@@ -1,7 +1,8 @@
 """The requests of one dispatch: read one by one, predicted together, answered one by one.
 
 What is wrong with one request is its own affair: an input that cannot be read never reaches the adapter, and when the
-adapter raises over several, each is tried by itself.
+adapter raises over several, each is tried by itself. Where memory does not suffice for all inputs at once, they are
+tried in halves first.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import traceback
 
 from workers import inputs
-from workers.models.base import Model
+from workers.models import memory
+from workers.models.base import Input, Model
 from zoo import protocol, results
-from zoo.errors import InferenceFailed, ZooError
+from zoo.errors import InferenceFailed, OutOfMemory, ZooError
 
 MAX_CAUSE = 2000  # characters
 
@@ -23,43 +25,71 @@ class Task:
         given: what the adapter gets of it, once it is read.
         answers: one result per item of `given`, as the adapter gave them.
         error: (code, message) when it failed.
+        short: what is known of it if memory ran out.
     """
 
-    __slots__ = ("answers", "error", "given", "job")
+    __slots__ = ("answers", "error", "given", "job", "short")
 
     def __init__(self, job: protocol.Job) -> None:
         self.job = job
         self.given = inputs.Given([], None)
         self.answers: list[results.AnyResult] = []
         self.error: tuple[str, str] | None = None
+        self.short: protocol.Shortage | None = None
 
-    def fail(self, error: Exception, model: str) -> None:
+    def fail(self, error: Exception, model: str, device: str) -> None:
         """Takes note of what went wrong with which model; what is no error of the zoo's is a bug of the adapter's."""
-        if not isinstance(error, ZooError):
+        self.short = memory.shortage(error, device)
+        if self.short is not None:
+            error = OutOfMemory(f"memory ran out: {cause(error)}")
+        elif not isinstance(error, ZooError):
             traceback.print_exception(error)
             error = InferenceFailed(f"the adapter raised {cause(error)}")
         self.answers = []
         self.error = (error.code, f"{model}: {error}"[:MAX_CAUSE])
 
 
-def predict(model: Model, name: str, tasks: list[Task]) -> None:
-    """Fills in the answers (or the errors) of tasks that have been read."""
+def predict(model: Model, name: str, device: str, tasks: list[Task]) -> bool:
+    """Fills in the answers (or the errors) of tasks that have been read.
+
+    Returns:
+        True when memory did not suffice for all of them at once.
+    """
     items = [item for task in tasks for item in task.given.items]
+    halved: list[int] = []
+    answers: list[results.AnyResult] | None = None
     try:
-        answers = list(model.predict(items)) if items else []
+        answers = _in_halves(model, device, items, halved) if items else []
         if len(answers) != len(items):
             raise RuntimeError(f"the adapter gave {len(answers)} answers for {len(items)} inputs")
     except Exception as e:
+        answers = None
         if len(tasks) == 1:
-            tasks[0].fail(e, name)
-        else:
-            for task in tasks:
-                predict(model, name, [task])
-        return
-    at = 0
-    for task in tasks:
-        task.answers = answers[at : at + len(task.given.items)]
-        at += len(task.given.items)
+            tasks[0].fail(e, name, device)
+    if answers is not None:
+        at = 0
+        for task in tasks:
+            task.answers = answers[at : at + len(task.given.items)]
+            at += len(task.given.items)
+    elif len(tasks) > 1:
+        for task in tasks:
+            predict(model, name, device, [task])
+    elif tasks[0].short is not None:
+        memory.give_back(device)  # not while the error is being handled: it keeps what was allocated before it
+    return bool(halved)
+
+
+def _in_halves(model: Model, device: str, items: list[Input], halved: list[int]) -> list[results.AnyResult]:
+    """The answers to all of them at once, or to halves as often as memory runs out. `halved`: gets those sizes."""
+    try:
+        return list(model.predict(items))
+    except Exception as e:
+        if len(items) == 1 or memory.shortage(e, device) is None:
+            raise
+    halved.append(len(items))
+    memory.give_back(device)
+    half = len(items) // 2
+    return [answer for part in (items[:half], items[half:]) for answer in _in_halves(model, device, part, halved)]
 
 
 def cause(e: BaseException) -> str:

@@ -27,11 +27,20 @@ import numpy as np
 
 from workers import copies, inputs
 from workers.batch import MAX_CAUSE, Task, cause, predict
+from workers.models import memory
 from workers.models.base import Model
 from workers.process import die_with_parent, set_name
 from zoo import arena, lifeline, payload, protocol, results, weights
 from zoo.channel import Channel
-from zoo.errors import InferenceFailed, InvalidInput, LoadFailed, ModelUnavailable, Quarantined, ZooError
+from zoo.errors import (
+    InferenceFailed,
+    InvalidInput,
+    LoadFailed,
+    ModelUnavailable,
+    OutOfMemory,
+    Quarantined,
+    ZooError,
+)
 from zoo.launch import Launch, Seat
 from zoo.source import Published
 
@@ -196,16 +205,21 @@ class Worker:
             model, seconds = self._load()
         except BaseException as e:
             code = e.code if isinstance(e, LoadFailed | ModelUnavailable) else LoadFailed.code
-            if not isinstance(e, ZooError):
+            short = memory.shortage(e, self._launch.device)
+            if short is not None:
+                code = OutOfMemory.code
+            elif not isinstance(e, ZooError):
                 traceback.print_exc()
-            self._send(protocol.LoadError(code, cause(e)[:MAX_CAUSE]))
+            self._send(protocol.LoadError(code, cause(e)[:MAX_CAUSE], short))
+            self._channel.receive()  # to be ended: until then the broker can see what it took
             os._exit(1)
         gc.collect()  # what the load left over, and only that: the nursery's objects are frozen
         gc.freeze()  # the model's are not looked at again either
+        growth = memory.Growth(self._launch.device)
         self._send(protocol.Loaded(seconds, stand_in=self._stand_in, max_batch=self._max_batch, copied=self._copied))
         self._copy_wanted = self._launch.copy_bytes > 0 and not self._copied
         while (parts := self._receive(model)) is not None:
-            self._answer(model, protocol.unpack_dispatch(parts[0]), parts)
+            self._answer(model, growth, protocol.unpack_dispatch(parts[0]), parts)
 
     def _load(self) -> tuple[Model, float]:
         launch = self._launch
@@ -253,24 +267,24 @@ class Worker:
                 self._copy_wanted = False
         return self._channel.receive()
 
-    def _answer(self, model: Model, dispatch: protocol.Dispatch, parts: list[bytes]) -> None:
+    def _answer(self, model: Model, growth: memory.Growth, dispatch: protocol.Dispatch, parts: list[bytes]) -> None:
         tasks = [Task(job) for job in dispatch.jobs]
         at = 1
         for task in tasks:
             self._read(task, dispatch, parts[at : at + task.job.parts])
             at += task.job.parts
-        if readable := [task for task in tasks if task.error is None]:
-            predict(model, self._launch.model, readable)
+        readable = [task for task in tasks if task.error is None]
+        halved = predict(model, self._launch.model, self._launch.device, readable) if readable else False
         outcomes: list[protocol.Outcome] = []
         bodies: list[bytes] = []
         for task in tasks:
             body, offsets = self._pack(task)
             if task.error is not None:
-                outcomes.append(protocol.Outcome(task.job.id, (), *task.error))
+                outcomes.append(protocol.Outcome(task.job.id, (), *task.error, task.short))
             else:
                 outcomes.append(protocol.Outcome(task.job.id, offsets))
                 bodies.append(body)
-        self._channel.send((protocol.pack(protocol.Done(tuple(outcomes))), *bodies))
+        self._channel.send((protocol.pack(protocol.Done(tuple(outcomes), halved, growth.is_news())), *bodies))
 
     def _read(self, task: Task, dispatch: protocol.Dispatch, parts: list[bytes]) -> None:
         """Finds the request's frames; sees to it that no input is run that has killed before."""
@@ -296,7 +310,7 @@ class Worker:
                 if dispatch.suspect:
                     self._lifeline.say_digest(job.id, digest)
         except Exception as e:
-            task.fail(e, self._launch.model)
+            task.fail(e, self._launch.model, self._launch.device)
 
     def _pack(self, task: Task) -> tuple[bytes, tuple[int, ...]]:
         """The result's bytes and the slots that they refer to; nothing for a task that failed, or fails here."""
@@ -333,7 +347,7 @@ class Worker:
                 raise InferenceFailed(f"a result of {len(raw) >> 20} MB is too large to send")
         except Exception as e:
             self._lifeline.take_back(placed)
-            task.fail(e, self._launch.model)
+            task.fail(e, self._launch.model, self._launch.device)
             return b"", ()
         return raw, offsets
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ModelNotFound,
         ModelTooLarge,
         ModelUnavailable,
+        OutOfMemory,
         ProtocolMismatch,
         Quarantined,
         QueueFull,
@@ -61,8 +62,8 @@ _HOME = {
     "zoo.errors": (
         "AccessDenied", "BrokerUnreachable", "Cancelled", "ConfigError", "DeadlineExceeded",
         "InferenceFailed", "InvalidInput", "LoadFailed", "ModelDisabled", "ModelInUse", "ModelNotFound",
-        "ModelTooLarge", "ModelUnavailable", "ProtocolMismatch", "Quarantined", "QueueFull", "WorkerCrashed",
-        "WorkerHung", "ZooError",
+        "ModelTooLarge", "ModelUnavailable", "OutOfMemory", "ProtocolMismatch", "Quarantined", "QueueFull",
+        "WorkerCrashed", "WorkerHung", "ZooError",
     ),
 }  # fmt: skip
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
@@ -72,8 +73,8 @@ __all__ = [
     "Client", "ConfigError", "DeadlineExceeded", "DepthMap", "Detections", "Embedding", "Enriched", "Enrichment",
     "Frame", "InferenceFailed", "InvalidInput", "Keypoints", "Lease", "LoadFailed", "ModelConfig", "ModelDisabled",
     "ModelInUse", "ModelNotFound", "ModelPriority", "ModelTooLarge", "ModelUnavailable", "OcrText",
-    "ProtocolMismatch", "Quality", "Quarantined", "QueueFull", "Segmentation", "WorkerCrashed", "WorkerHung",
-    "ZooConfig", "ZooError", "load_config",
+    "OutOfMemory", "ProtocolMismatch", "Quality", "Quarantined", "QueueFull", "Segmentation", "WorkerCrashed",
+    "WorkerHung", "ZooConfig", "ZooError", "load_config",
 ]  # fmt: skip
 
 

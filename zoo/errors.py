@@ -60,7 +60,7 @@ class ModelUnavailable(ZooError):
 
 
 class ModelTooLarge(ZooError):
-    """The model is larger than the whole budget of every device it may be on; nothing was evicted for it."""
+    """The model, or what this request makes of it, is larger than the whole budget; nothing was evicted for it."""
 
     code = "model_too_large"
 
@@ -69,6 +69,16 @@ class ModelInUse(ZooError):
     """An unload was refused because the model is leased or pinned."""
 
     code = "model_in_use"
+
+
+class OutOfMemory(ZooError):
+    """Memory ran out while the model was loaded or ran this request, again after room was made where that was possible.
+
+    The message has the arithmetic.
+    """
+
+    code = "out_of_memory"
+    retryable = True
 
 
 class LoadFailed(ZooError):

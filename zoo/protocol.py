@@ -221,27 +221,44 @@ class Loaded(Message, tag=1):
     copied: bool = False
 
 
+class Shortage(Item):
+    """What is known of an allocation that failed: what the process used by then, and what it asked for. 0: unknown."""
+
+    used_mb: float = 0.0
+    asked_mb: float = 0.0
+
+
 class LoadError(Message, tag=2):
+    """The worker waits to be ended, with all that it holds. `short`: memory ran out."""
+
     code: str
     message: str
+    short: Shortage | None = None
 
 
 class Outcome(Item):
     """How one request ended: with a result body of its own in the message, or with `code` and `message`.
 
-    `offsets`: the slots of this worker's own arena that the body refers to.
+    `offsets`: the slots of this worker's own arena that the body refers to. `short`: memory ran out, though it was run
+    alone.
     """
 
     id: int
     offsets: tuple[int, ...] = ()
     code: str = ""
     message: str = ""
+    short: Shortage | None = None
 
 
 class Done(Message, tag=3):
-    """A batch is through: the outcomes in the order of its jobs, then the body of each that succeeded."""
+    """A batch is through: the outcomes in the order of its jobs, then the body of each that succeeded.
+
+    `halved`: memory did not suffice for all of it at once. `grown`: the process uses more than when it last said so.
+    """
 
     outcomes: tuple[Outcome, ...]
+    halved: bool = False
+    grown: bool = False
 
 
 FromWorker = Loaded | LoadError | Done

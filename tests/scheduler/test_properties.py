@@ -38,6 +38,7 @@ CLIENTS = st.sampled_from([b"c1", b"c2", b"c3"])
 TIMEOUTS = st.sampled_from([500.0, 500.0, 500.0, 500.0, 20.0, 3.0, 0.5, 0.0])
 BUDGETS = [(1000,), (700,), (700, 700), (1000, 400)]
 PICK = st.integers(0, 1000)
+SHORT = st.sampled_from([0.0, 0.0, 10.0, 100.0, 300.0, 900.0])
 KINDS = ["remove", "back", "back", "disable", "enable", "size", "pin", "idle", "options", "several", "several", "place"]
 SIZES = st.sampled_from([300, 400, 200, 500, 100, 600, 300, 400, 0, 1300])
 
@@ -189,6 +190,26 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(pick=PICK, error=st.sampled_from([("invalid_input", "boxes: NaN"), ("what", "?")]))
     def predict_raises(self, pick, error) -> None:
         self.world.emit_done(self.pick(pick, lambda p: p.running), error)
+
+    @precondition(lambda self: any(p.busy_loading for p in self.world.processes.values()))
+    @rule(pick=PICK, asked=SHORT, killed=st.booleans())
+    def memory_runs_out_in_a_load(self, pick, asked, killed) -> None:
+        p = self.pick(pick, lambda p: p.busy_loading)
+        if killed:
+            self.world.emit_exit(p, starved=True)
+        else:
+            self.world.emit_load_runs_out(p, p.true_mb, asked)
+
+    @precondition(lambda self: self.world.s._running)
+    @rule(pick=PICK, asked=SHORT, how=st.sampled_from(["alone", "alone", "halved", "killed"]))
+    def memory_runs_out_at_work(self, pick, asked, how) -> None:
+        p = self.pick(pick, lambda p: p.running)
+        if how == "killed":
+            self.world.emit_exit(p, starved=True)
+        elif how == "halved":
+            self.world.emit_done(p, halved=True)
+        else:
+            self.world.emit_runs_out(p, p.true_mb, asked)
 
     @precondition(lambda self: self.world.s._running)
     @rule(pick=PICK, says=st.booleans(), again=st.booleans())
@@ -342,7 +363,7 @@ def test_the_invariants_hold_whatever_happens_for_long() -> None:
     run_state_machine_as_test(
         SchedulerMachine,
         settings=settings(
-            max_examples=4000, stateful_step_count=100, deadline=None, print_blob=True, suppress_health_check=QUIET
+            max_examples=3000, stateful_step_count=100, deadline=None, print_blob=True, suppress_health_check=QUIET
         ),
     )
 
@@ -389,6 +410,9 @@ def storm(
     def timeout() -> float:
         return r.choice([0.0, 0.3, 2.0, 5.0, 20.0, 100.0, 100.0, 100.0])
 
+    def lacked() -> float:
+        return r.choice([0.0, 10.0, 100.0, 300.0])
+
     def on_processes(fit, act) -> None:
         if p := m.pick(pick(), fit):
             act(p)
@@ -425,6 +449,10 @@ def storm(
             lambda: on_processes(lambda p: p.running, lambda p: m.crashes_while_running(pick(), True, True)),
         ),
         (accident, lambda: on_processes(lambda p: not p.exited, w.emit_exit)),
+        (2, lambda: on_processes(lambda p: p.busy_loading, lambda p: w.emit_load_runs_out(p, p.true_mb, lacked()))),
+        (2, lambda: on_processes(lambda p: p.running, lambda p: w.emit_runs_out(p, p.true_mb, lacked()))),
+        (1, lambda: on_processes(lambda p: p.running, lambda p: w.emit_done(p, halved=True))),
+        (1, lambda: on_processes(lambda p: not p.exited, lambda p: w.emit_exit(p, starved=True))),
         (accident, lambda: on_processes(lambda p: p.exited and not p.stuck, w.emit_stuck)),
         (accident, lambda: on_processes(lambda p: p.stuck, w.emit_back)),
         (1, lambda: m.words_from_the_dead(pick(), r.randint(0, 4))),
@@ -495,10 +523,13 @@ LIVE = st.sampled_from([ModelPriority.HIGH, ModelPriority.MEDIUM, ModelPriority.
     eviction=st.sampled_from(["priority", "adaptive"]),
     strict=st.booleans(),
     prefetch=st.booleans(),
+    instances=st.integers(1, 2),
 )
-def test_with_workers_that_work_everybody_is_served(sizes, budgets, asks, eviction, strict, prefetch) -> None:
+def test_with_workers_that_work_everybody_is_served(
+    sizes, budgets, asks, eviction, strict, instances, prefetch
+) -> None:
     """No stall: whoever can fit gets its turn, however the models crowd each other out."""
-    models = [model(f"m{i}", mb, p.name) for i, (mb, p) in enumerate(sizes)]
+    models = [model(f"m{i}", mb, p.name, max_instances=instances) for i, (mb, p) in enumerate(sizes)]
     w = World(models, *map(float, budgets), eviction=eviction, strict=strict, prefetch=prefetch)
     for pick, priority, steps in asks:
         w.ask(f"m{pick % len(sizes)}", priority=priority, timeout=1e6)

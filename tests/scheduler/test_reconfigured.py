@@ -118,3 +118,29 @@ def test_priorities_and_idle_times_count_from_now_on() -> None:
     w.reconfigure(None, idle_seconds=2.0)
     w.wait(3)
     assert w.state("a") is State.EVICTING
+
+
+def test_a_request_that_waits_for_more_memory_gets_it_from_a_larger_budget() -> None:
+    w = World([model("a", 300), model("busy", 300)], 700, footprint="measured")
+    w.load("a", "busy")
+    w.ask("busy")
+    asked = w.ask("a")
+    w.runs_out("a", used_mb=280, asked_mb=200)
+    assert w.code(asked) is None
+    w.reconfigure(None, 800)
+    assert w.process("a").mb == 480
+    w.done("a")
+    assert w.code(asked) == "ok"
+
+
+def test_a_request_that_waits_for_more_memory_than_the_new_budget_has_is_told_and_the_model_serves_on() -> None:
+    w = World([model("a", 300), model("busy", 300)], 700, footprint="measured")
+    w.load("a", "busy")
+    w.ask("busy")
+    asked = w.ask("a")
+    w.runs_out("a", used_mb=280, asked_mb=200)
+    other = w.ask("a")
+    w.reconfigure(None, 400)
+    assert w.code(asked) == "out_of_memory"
+    w.settle()
+    assert w.code(other) == "ok"

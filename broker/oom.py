@@ -1,0 +1,62 @@
+"""Was it the kernel's out-of-memory killer? Reads its counter, where there is one; decides nothing.
+
+A worker that ended by a SIGKILL which the broker did not send may have been chosen by the kernel. The control group
+that the broker and its workers share counts how many of its processes were; where it does not, the whole machine's
+count is read. A kill that was not counted was somebody else's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def counters() -> Iterator[Path]:
+    """Files that may hold a line `oom_kill N`, the most telling first."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            yield CGROUPS / path.lstrip("/") / "memory.events"
+        elif "memory" in controllers.split(","):
+            yield CGROUPS / "memory" / path.lstrip("/") / "memory.oom_control"
+    yield Path("/proc/vmstat")
+
+
+class OomKiller:
+    """Kills since the last reading but one, so that none is missed between the death and the news of it."""
+
+    def __init__(self) -> None:
+        self._file = next((file for file in counters() if _count(file) is not None), None)
+        self._before = self._last = self._count() or 0
+
+    def watch(self) -> None:
+        """To be called every second or so: what was killed before the last call is none of ours, or is known."""
+        self._before, self._last = self._last, self._count() or 0
+
+    def struck(self) -> bool | None:
+        """A process has just ended by SIGKILL: is there a kill that accounts for it? None where nobody counts them."""
+        count = self._count()
+        if count is None:
+            return None
+        if count <= self._before:
+            return False
+        self._before += 1  # one kill accounts for one process
+        self._last = max(self._last, self._before)
+        return True
+
+    def _count(self) -> int | None:
+        return _count(self._file) if self._file is not None else None
+
+
+def _count(file: Path) -> int | None:
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
