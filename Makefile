@@ -18,6 +18,7 @@ test-slow: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.swap
+	$(BIN)/python -m benchmarks.warm
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.replay
 	$(BIN)/python -m benchmarks.turns

@@ -29,7 +29,6 @@ import numpy as np
 import zoo
 from benchmarks import common
 from broker import states
-from broker.handoff import Line
 from broker.service import Service
 from zoo import config as zoo_config
 from zoo import protocol
@@ -44,7 +43,7 @@ PARTS = {
     "ask": "request → decision",
     "kill": "decision → process gone",
     "memory": "process gone → memory back",
-    "fork": "start → worker entered, connected",
+    "fork": "start → worker told its model",
     "load": "adapter.load",
     "ready": "rest until the broker knows",
     "answer": "first answer",
@@ -100,10 +99,11 @@ class Traced(Service):
             self._note(MOMENTS[type(event)])
         super()._handle(event)
 
-    def _attach(self, line: Line, message: protocol.LifelineAttach) -> bool:
-        if message.role == "worker":
-            self._note("attached")
-        return super()._attach(line, message)
+    def _brief(self, worker: Any) -> None:
+        waiting = worker.launch is not None
+        super()._brief(worker)
+        if waiting and worker.launch is None:
+            self._note("told")
 
     def _from_worker(self, number: int, parts: list[bytes]) -> None:
         message = protocol.unpack_from_worker(parts[0])
@@ -128,14 +128,26 @@ def serve(config: str, trace: str) -> NoReturn:
 
 
 @contextlib.contextmanager
-def traced_broker(where: str, device: str, weights: Path, together: bool = False) -> Iterator[tuple[str, Path, int]]:
-    """A broker whose budget holds one model (or all of them): its endpoint, its trace, its process id."""
+def traced_broker(
+    where: str,
+    device: str,
+    weights: Path,
+    together: bool = False,
+    models: dict[str, tuple[str, str, str]] = MODELS,
+    keys: str = "",
+) -> Iterator[tuple[str, Path, int]]:
+    """A broker whose budget holds one model (or all of them): its endpoint, its trace, its process id.
+
+    Args:
+        models: name → module, adapter, path.
+        keys: further lines of `[broker]`.
+    """
     each = DECLARED_MB[device.partition(":")[0]]
     endpoint = f"ipc://{where}/zoo"
-    budget_gb = round(each * (len(MODELS) if together else 1.5) / 1024, 3)
+    budget_gb = round(each * (len(models) if together else 1.5) / 1024, 3)
     text = CONFIG.format(device=device.partition(":")[0], budget_gb=budget_gb, weights=weights)
-    text = text.replace("[broker]", f'[broker]\nendpoint = "{endpoint}"')
-    for name, (module, adapter, path) in MODELS.items():
+    text = text.replace("[broker]", f'[broker]\nendpoint = "{endpoint}"\n{keys}')
+    for name, (module, adapter, path) in models.items():
         text += MODEL.format(name, module, adapter, path, each)
     file, trace = Path(where) / "config.toml", Path(where) / "trace"
     file.write_text(text)
@@ -162,9 +174,9 @@ def parts_of(asked: float, answered: float, moments: dict[str, tuple[float, floa
         "ask": at["kill"] - asked,
         "kill": at["exited"] - at["kill"],
         "memory": at["start"] - at["exited"],
-        "fork": at["attached"] - at["start"],
+        "fork": at["told"] - at["start"],
         "load": load,
-        "ready": at["ready"] - at["attached"] - load,
+        "ready": at["ready"] - at["told"] - load,
         "answer": answered - at["ready"],
     }
     return {name: value * 1000 for name, value in seconds.items()}

@@ -45,17 +45,17 @@ def choose(needed_mb: float, candidates: Sequence[Candidate], for_priority: Mode
     allowed = may_go(candidates, for_priority)
     if sum(c.mb for c in allowed) + EPSILON_MB < needed_mb:
         return None
-    others = [c for c in allowed if c.priority != ModelPriority.CRITICAL]
+    others = [c for c in allowed if c.unasked or c.priority != ModelPriority.CRITICAL]
     rest = needed_mb - sum(c.mb for c in others)
     if rest <= EPSILON_MB:
         return _cheapest(needed_mb, others)
-    critical = _cheapest(rest, [c for c in allowed if c.priority == ModelPriority.CRITICAL])
+    critical = _cheapest(rest, [c for c in allowed if c not in others])
     return _spare(needed_mb, [*others, *critical])
 
 
 def order(candidates: Sequence[Candidate]) -> list[Candidate]:
     """From the least to the most worth per megabyte."""
-    return sorted(candidates, key=lambda c: (c.worth / c.mb, c.last_used, c.model))
+    return sorted(candidates, key=lambda c: (not c.unasked, c.worth / c.mb, c.last_used, c.model))
 
 
 def _spare(needed_mb: float, chosen: Sequence[Candidate]) -> list[Candidate]:
@@ -99,6 +99,8 @@ class Adaptive:
         return [self._valued(c, wanted, now) for c in candidates]
 
     def _valued(self, c: Candidate, wanted: str, now: float) -> Candidate:
+        if c.unasked:
+            return c  # a guess is worth nothing to those who need its room
         expected = 0.0  # of a worker beside which another stays: nobody has to wait for its reload
         if not c.dispensable:
             expected = use(self.habits.often(c.model, now), now - c.last_used, self.habits.follows(wanted, c.model))
@@ -113,6 +115,8 @@ class Adaptive:
         return sum(v.worth for v in victims), sum(v.mb for v in victims)
 
     def why(self, victim: Candidate, spared: list[Candidate], now: float) -> str:
+        if victim.unasked:
+            return "loaded ahead, and nobody has asked for it"
         text = (
             f"worth {victim.worth:.3g} s ({victim.priority.name} {WEIGHT[victim.priority]:g} x "
             f"{max(victim.load_s, LEAST_LOAD_S):.2f} s to load x {victim.expected:.3g}, unused for "

@@ -23,7 +23,8 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     """A loaded model that nobody is using: no lease, no pin, no request in flight.
 
     `load_s`: how long its last load took. `dispensable`: another worker of the model stays. `expected`, `worth`: see
-    `adaptive.py`, which fills them in.
+    `adaptive.py`, which fills them in. `unasked`: it was loaded ahead of any request, and goes before all others,
+    whatever its priority.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     dispensable: bool = False
     expected: float = 0.0
     worth: float = 0.0
+    unasked: bool = False
 
 
 class Policy(Protocol):
@@ -66,16 +68,19 @@ class ByPriority:
         return choose(needed_mb, candidates, for_priority)
 
     def loss(self, victims: list[Candidate]) -> tuple[float, float]:
-        return -min(v.priority for v in victims), sum(v.mb for v in victims)
+        dearest = min((v.priority for v in victims if not v.unasked), default=ModelPriority.LOW)
+        return -dearest, sum(v.mb for v in victims)
 
     def why(self, victim: Candidate, spared: list[Candidate], now: float) -> str:
+        if victim.unasked:
+            return "loaded ahead, and nobody has asked for it"
         several = "another worker stays, " if victim.dispensable else ""
         return f"{victim.priority.name}, {several}unused for {now - victim.last_used:.1f} s"
 
 
 def order(candidates: list[Candidate]) -> list[Candidate]:
     """From the least to the most valuable."""
-    return sorted(candidates, key=lambda c: (-c.priority, not c.dispensable, c.last_used, c.model))
+    return sorted(candidates, key=lambda c: (not c.unasked, -c.priority, not c.dispensable, c.last_used, c.model))
 
 
 def choose(needed_mb: float, candidates: list[Candidate], for_priority: ModelPriority) -> list[Candidate] | None:
@@ -97,9 +102,9 @@ def choose(needed_mb: float, candidates: list[Candidate], for_priority: ModelPri
 
 
 def may_go(candidates: Sequence[Candidate], for_priority: ModelPriority) -> list[Candidate]:
-    """Those who free anything; CRITICAL only for CRITICAL."""
+    """Those who free anything; CRITICAL only for CRITICAL, unless nobody has asked for it."""
     critical = for_priority == ModelPriority.CRITICAL
-    return [c for c in candidates if c.mb > 0 and (critical or c.priority != ModelPriority.CRITICAL)]
+    return [c for c in candidates if c.mb > 0 and (critical or c.unasked or c.priority != ModelPriority.CRITICAL)]
 
 
 def spare(needed_mb: float, chosen: Sequence[Candidate]) -> list[Candidate]:

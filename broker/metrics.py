@@ -17,6 +17,7 @@ from broker.states import State
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
+    from broker.copies import Copies
     from broker.scheduler import Scheduler
 
 LOAD_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -26,8 +27,9 @@ MB = 1 << 20
 class Metrics(Collector):
     """Serves them at `address` ("HOST:PORT"), if any."""
 
-    def __init__(self, scheduler: Scheduler, address: str | Literal[False]) -> None:
+    def __init__(self, scheduler: Scheduler, copies: Copies, address: str | Literal[False]) -> None:
         self._scheduler = scheduler
+        self._copies = copies
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self._load_time = Histogram(
@@ -86,6 +88,9 @@ class Metrics(Collector):
             overrun.add_metric([device], ledger.overrun_mb(device) * MB)
             lost.add_metric([device], scheduler.unreturned_mb(device) * MB)
         yield from (declared, measured, limit, overrun, lost)
+        yield GaugeMetricFamily(
+            "zoo_host_cache_bytes", "Copies of loaded models in host memory", value=self._copies.used_bytes
+        )
         requests = CounterMetricFamily("zoo_requests", "Inferences that a worker finished", labels=["model_name"])
         errors = CounterMetricFamily("zoo_request_errors", "Requests answered with an error", labels=["model_name"])
         crashes = CounterMetricFamily("zoo_worker_crashes", "Processes that died or hung", labels=["model_name"])

@@ -31,11 +31,10 @@ BY_SIGKILL = "killed by SIGKILL"  # as `Child.reap` says it
 class Child:
     """A worker's process. `sentinel` becomes readable when it has ended."""
 
-    __slots__ = ("_popen", "pid", "pidfd", "sentinel", "worker")
+    __slots__ = ("_popen", "pid", "pidfd", "sentinel")
 
-    def __init__(self, worker: int, popen: Popen) -> None:
+    def __init__(self, popen: Popen) -> None:
         self._popen = popen
-        self.worker = worker
         self.pid: int = popen.pid
         self.sentinel: int = popen.sentinel
         try:
@@ -79,13 +78,13 @@ class Pool:
     """Starts workers.
 
     Attributes:
-        started: (worker, Child or the reason why not), filled by the thread; `fileno()` becomes readable.
+        started: (key of its seat, Child or the reason why not), filled by the thread; `fileno()` becomes readable.
     """
 
     def __init__(self, preload: list[str]) -> None:
-        self.started: deque[tuple[int, Child | str]] = deque()
+        self.started: deque[tuple[bytes, Child | str]] = deque()
         self._preload = preload
-        self._wanted: queue.SimpleQueue[tuple[int, launch.Launch] | None] = queue.SimpleQueue()
+        self._wanted: queue.SimpleQueue[launch.Seat | None] = queue.SimpleQueue()
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._context = multiprocessing.get_context("forkserver")
         self._thread = threading.Thread(target=self._run, name="starter", daemon=True)
@@ -94,10 +93,10 @@ class Pool:
     def fileno(self) -> int:
         return self._news
 
-    def start(self, worker: int, told: launch.Launch) -> None:
-        self._wanted.put((worker, told))
+    def start(self, seat: launch.Seat) -> None:
+        self._wanted.put(seat)
 
-    def take_started(self) -> list[tuple[int, Child | str]]:
+    def take_started(self) -> list[tuple[bytes, Child | str]]:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._news)
         taken = []
@@ -115,20 +114,19 @@ class Pool:
 
     def _run(self) -> None:
         self._open_nursery()
-        while (item := self._wanted.get()) is not None:
-            worker, told = item
+        while (seat := self._wanted.get()) is not None:
             outcome: Child | str
             try:
                 process = self._context.Process(
                     target=launch.enter,
-                    args=(launch.WORKER_MODULE, msgspec.msgpack.encode(told)),
-                    name=told.model,
+                    args=(launch.WORKER_MODULE, msgspec.msgpack.encode(seat)),
+                    name="worker",
                 )
-                outcome = Child(worker, Popen(process))
+                outcome = Child(Popen(process))
             except Exception as e:
-                log.exception("cannot start a process for %s", told.model)
+                log.exception("cannot start a process")
                 outcome = f"no process could be started: {type(e).__name__}: {e}"
-            self.started.append((worker, outcome))
+            self.started.append((seat.key, outcome))
             os.eventfd_write(self._news, 1)
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
 

@@ -91,6 +91,8 @@ class Residency:
         awaits: the busy models it waits for; kept to, or each request would move the turn to another of them.
         yielding: takes no further work, so that a model that has waited long enough gets its room.
         failed_load: how the current eviction ends: in FAILED instead of UNLOADED.
+        unasked: its process was started ahead of any request, and nobody has asked for it since.
+        misguessed: the last such process ended unasked, and nobody has asked since.
         second_load: memory ran out in the load before: if it does again, that is the end of it.
         shortages: "load", "batch" or "request" → how often memory ran out under one.
         failed_on: device of the last load, if that failed.
@@ -130,6 +132,7 @@ class Residency:
         self.keep_alive: float | None = None
         self.yielding = False
         self.unload_when_loaded = False
+        self.unasked = self.misguessed = False
         self.started_at = 0.0
         self.loaded_at = 0.0
         self.dispatched_at = 0.0

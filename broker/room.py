@@ -18,7 +18,7 @@ import itertools
 import math
 from typing import Any
 
-from broker import turns
+from broker import ahead, turns
 from broker.adaptive import Adaptive
 from broker.eviction import ByPriority, Candidate, Policy
 from broker.habits import Habits
@@ -49,6 +49,7 @@ class Room:
             order in which they became so.
         _yielding: names of models that take no new work, so that somebody gets their room.
         _contested: somebody waits for models in use, so that whoever uses another one may decide which have to go.
+        _asked_last: the model last asked for, while it may be worth to load ahead what follows it.
         _overdrawn: devices that are charged more than they may be, while nobody on them may go.
         _out: actions of the event at hand.
     """
@@ -81,8 +82,10 @@ class Room:
         self._out: list[Action] = []
 
     def _take_policy(self) -> None:
-        self._habitual = self.config.eviction == "adaptive"
-        self.policy: Policy = Adaptive(self.habits) if self._habitual else ByPriority()
+        self._asked_last = ""
+        adaptive = self.config.eviction == "adaptive"
+        self._habitual = adaptive or self.config.prefetch
+        self.policy: Policy = Adaptive(self.habits) if adaptive else ByPriority()
 
     def _give_up_hopeless(self, model: Residency, now: float) -> None:
         """Nobody makes room for requests whose deadline cannot be met any more: the scheduler answers them."""
@@ -112,6 +115,7 @@ class Room:
             raise AssertionError(f"{model.name} is in use ({model.reasons()}) and was to be evicted")
         self._stay_small(model)
         self._move(model, Move.KILL)
+        model.misguessed, model.unasked = model.unasked, False
         model.first.evictions += 1
         key = (model.config.name, model.config.priority.name)
         self.evictions[key] = self.evictions.get(key, 0) + 1
@@ -189,6 +193,8 @@ class Room:
         """Starts whatever can be started, oldest waiter first, making room where that is allowed."""
         if self.stopping:
             return
+        if self._wanted:
+            self._end_loads_ahead(now)
         self._drop_lost_claims()
         claimed = dict.fromkeys(self.ledger.devices, 0.0)  # by those whose room is coming back
         spoken_for: set[str] = set()  # models whose room somebody older waits for
@@ -224,6 +230,43 @@ class Room:
                 model.yielding = False
                 if model.state is State.LOADED:
                     self._serve(model, now)
+
+    def _load_ahead(self, now: float) -> None:
+        """Loads what usually follows the last request, where that takes nothing from anybody. See `ahead.py`."""
+        if self._wanted or self._moving or self._tense:
+            return  # later, perhaps
+        after, self._asked_last = self._asked_last, ""
+        for probability, model in ahead.likely(self.habits, after, self.models.values(), now):
+            room = {name: self.ledger.free_mb(name) for name in self.devices_for(model)}
+            need = {
+                name: mb
+                for name in room
+                if (mb := model.need_mb(name)) <= room[name] + EPSILON_MB and self._doubts.until(name, now) is None
+            }
+            if need:
+                device = choose(need, room, ())
+                self.story.tell(
+                    now, model.name,
+                    f"loaded ahead: follows {after} {probability:.0%} of the time, and needs {need[device]:g} of "
+                    f"{room[device]:g} MB that are free on {device}",
+                    "ahead", after=after, probability=round(probability, 3), need_mb=need[device],
+                    free_mb=room[device],
+                )  # fmt: skip
+                model.unasked = True
+                self._start(model, device, now)
+                self._asked_last = after  # there may be room for more
+                return
+
+    def _end_loads_ahead(self, now: float) -> None:
+        """Somebody waits for a load: those that nobody waits for are in his way, or will be."""
+        for model in list(self._moving.values()):
+            if model.unasked and model.state is State.LOADING:
+                self._move(model, Move.KILL)
+                model.misguessed, model.unasked = True, False
+                others = tuple(self._wanted)
+                text = f"its load ahead of any request ends: {', '.join(others)} waits for a load"
+                self.story.tell(now, model.name, text, "dropped", others=others)
+                self._out.append(KillWorker(model.worker))
 
     def _drop_lost_claims(self) -> None:
         """Memory that was coming back has got stuck: whoever it no longer reaches waits like those without a claim."""
@@ -401,7 +444,7 @@ class Room:
     def _candidates(self, device: str, spoken_for: set[str], wanted: str, now: float, *, busy: bool) -> list[Candidate]:
         """Models on the device that may go; with `busy`, also those that would be free once they stop taking work."""
         candidates = [
-            Candidate(m.name, m.mb, m.config.priority, m.last_used, m.load_seconds, m.dispensable)
+            Candidate(m.name, m.mb, m.config.priority, m.last_used, m.load_seconds, m.dispensable, unasked=m.unasked)
             for m in self._workers.values()
             if m.state is State.LOADED
             and m.device == device
@@ -418,6 +461,7 @@ class Room:
         until = {
             v.model: turns.lingers_until(self._named(v.model), model, head, self.config.patience_seconds)
             for v in victims
+            if not v.unasked
         }
         names = [name for name, moment in until.items() if moment > now]
         if names:

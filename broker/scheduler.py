@@ -130,6 +130,8 @@ class Scheduler(Shortages):
         self._handlers[type(event)](event, now)
         if self.stopping:
             self._wind_down(now)
+        elif self._asked_last:
+            self._load_ahead(now)
         out, self._out = self._out, []
         return out
 
@@ -143,6 +145,16 @@ class Scheduler(Shortages):
         model = self._workers.get(worker)
         peak = model.first.peaks.get(model.device) if model is not None else None
         return peak is not None and peak.worked
+
+    @property
+    def is_loading(self) -> bool:
+        """True while some model is (advice, like `is_cold`)."""
+        return any(model.state is State.LOADING for model in self._moving.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing is loading or at work (advice, like `is_cold`)."""
+        return not self._running and not self.is_loading
 
     def loaded_in(self, worker: int) -> float | None:
         """How many seconds the load of a worker took that is ready and may stay."""
@@ -174,8 +186,10 @@ class Scheduler(Shortages):
         if e.kind is Kind.UNLOAD:
             self._ask_unload(request, now)
             return
+        model.unasked = model.misguessed = False
         if self._habitual:
             self.habits.asked(model.name, now)
+            self._asked_last = model.name if self.config.prefetch else ""
         if model.state is State.LOADED:
             if e.kind is not Kind.INFER:
                 self._grant(request, now)
@@ -430,6 +444,7 @@ class Scheduler(Shortages):
         if model is None or model.removed or model.pinned == e.on:
             return
         model.pinned = e.on
+        model.unasked = False
         self.story.tell(now, model.name, "pinned: it will not be evicted" if e.on else "unpinned", "pinned")
         if e.on and model.state is State.DRAINING:
             self._move(model, Move.KEEP)
@@ -1008,6 +1023,7 @@ class Scheduler(Shortages):
             model.claim = 0
         if config.pinned != before.pinned or not config.enabled:
             model.pinned = config.pinned and config.enabled
+            model.unasked = model.unasked and not model.pinned
         if restart:
             model.failures, model.failure, model.retry_at = 0, "", 0.0  # the mistake may have been there
             model.further_failures, model.further_at = 0, 0.0

@@ -8,6 +8,7 @@ poller watches as a single descriptor, so that the cost of a turn does not grow 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -24,6 +25,7 @@ import msgspec
 import zmq
 
 from broker import endpoint, footprints, meters
+from broker.copies import Copies
 from broker.gauge import Gauge
 from broker.handoff import Handoff, Line
 from broker.ledger import Device
@@ -32,6 +34,7 @@ from broker.oom import OomKiller
 from broker.pool import BY_SIGKILL, Child, Pool
 from broker.residency import MOST_MB
 from broker.scheduler import Scheduler
+from broker.standby import Standby
 from broker.states import (
     Answer,
     Asked,
@@ -68,10 +71,11 @@ from broker.states import (
 )
 from broker.views import Views
 from zoo import catalogue, changes, protocol, wire
+from zoo.arena import ArenaRefused
 from zoo.channel import Channel
 from zoo.config import MB_PER_GB, ZooConfig, load_config
 from zoo.errors import ConfigError, InvalidInput, ModelNotFound, ProtocolMismatch, ZooError
-from zoo.launch import Launch
+from zoo.launch import Launch, Seat
 
 log = logging.getLogger("zoo.broker")
 
@@ -92,6 +96,7 @@ TROUBLE = {
     "out of memory",
 }  # kinds of decisions
 LONGEST_REQUEST_S = 24 * 3600.0
+CARRYING = (protocol.LifelineArena, protocol.LifelineChannel, protocol.LifelineCopy)  # a descriptor
 UNTOLD = "somebody else, or the kernel because memory ran out (its log would say so)"
 
 
@@ -118,15 +123,27 @@ class _Route(msgspec.Struct, eq=False):
 
 
 class _Worker:
+    """A process.
+
+    Attributes:
+        number: the scheduler's; negative while it waits to be given a model.
+        version: of the model's weights when it was started.
+        copied: it was given a copy, and has not said yet whether that was of use.
+    """
+
     __slots__ = (
-        "arena", "channel", "child", "device", "key", "killed_at", "line", "model", "stand_in", "term_until", "unsent",
-        "worked",
+        "arena", "channel", "child", "copied", "device", "key", "killed_at", "launch", "line", "model", "number",
+        "stand_in", "term_until", "unsent", "version", "worked",
     )  # fmt: skip
 
-    def __init__(self, model: str, device: str, key: bytes) -> None:
-        self.model = model
-        self.device = device
+    def __init__(self, number: int, key: bytes) -> None:
+        self.number = number
         self.key = key
+        self.model = ""
+        self.device = ""
+        self.version = ""
+        self.launch: Launch | None = None
+        self.copied = False
         self.child: Child | None = None
         self.channel: Channel | None = None
         self.line: Line | None = None
@@ -162,8 +179,9 @@ class Service:
             raise ConfigError(str(e)) from None
         self.scheduler = Scheduler(config.broker, devices, config.models)
         self.gauge = Gauge(self.meters)
+        self.copies = Copies(int(config.broker.host_cache_mb * meters.MB))
         self.oom_killer = OomKiller()
-        self.views = Views(self.scheduler, self.gauge, self.meters)
+        self.views = Views(self.scheduler, self.gauge, self.meters, self.copies)
         self._footprints = footprints.Store(config.state) if self._measures else None
         self._learnt = 0
         self.boot = secrets.token_hex(8)
@@ -172,7 +190,9 @@ class Service:
         self._routes: dict[int, _Route] = {}
         self._by_route: dict[tuple[bytes, int], int] = {}
         self._workers: dict[int, _Worker] = {}
-        self._by_key: dict[bytes, int] = {}
+        self._by_key: dict[bytes, _Worker] = {}
+        self._standby = Standby()
+        self._forked = itertools.count(1)
         self._next_request = 0
         self._ending: dict[int, float] = {}  # worker → since when; 0: reported as stuck, looked for ever after
         self._terminating: set[int] = set()
@@ -194,7 +214,8 @@ class Service:
             sys.path.append(str(config.base))  # adapters may lie beside config.toml
         self.pool = Pool(_preload(config))
         self._add(self.pool.fileno(), self._started)
-        self.metrics = Metrics(self.scheduler, config.broker.metrics)
+        self._refill()
+        self.metrics = Metrics(self.scheduler, self.copies, config.broker.metrics)
         self._actions: dict[type, Callable[[Any], None]] = {
             StartWorker: self._do_start,
             KillWorker: self._do_kill,
@@ -285,6 +306,7 @@ class Service:
             self.oom_killer.watch()
             self._look_for_memory(now)
             self._sample()
+            self._refill()
             for session in list(self._sessions.values()):
                 if session.line is None and now - session.heard > protocol.SESSION_TTL_S:
                     self._end_session(session)
@@ -347,6 +369,7 @@ class Service:
         for worker in self._workers.values():
             self._close_channel(worker)
         self.gauge.close()
+        self.copies.close()
         self._front.close()
         endpoint.stop_security(self._context)
         self._context.term()
@@ -539,15 +562,16 @@ class Service:
                 self._watch_writing(worker, False)
             messages = worker.channel.take()
         except OSError as e:
-            self._lost_channel(number, worker, e)
+            self._lost_channel(worker, e)
             return False
         for parts in messages or ():
-            self._from_worker(number, parts)
+            if number > 0:  # whoever waits for a model has nothing to say
+                self._from_worker(number, parts)
         return messages is not None
 
-    def _lost_channel(self, number: int, worker: _Worker, why: OSError) -> None:
+    def _lost_channel(self, worker: _Worker, why: OSError) -> None:
         """Its end has closed: it is ending, or talks nonsense and has to."""
-        log.debug("the channel of worker %d of %s: %s", number, worker.model, why)
+        log.debug("the channel of worker %d of %s: %s", worker.number, worker.model, why)
         self._close_channel(worker)
         if worker.child is not None:
             worker.child.signal(signal.SIGKILL)
@@ -562,6 +586,14 @@ class Service:
         assert worker.channel is not None
         worker.unsent = on
         self._epoll.modify(worker.channel.fd, select.EPOLLIN | (select.EPOLLOUT if on else 0))
+
+    def _tell_worker(self, worker: _Worker, parts: tuple[bytes, ...]) -> None:
+        assert worker.channel is not None
+        try:
+            if not worker.channel.send(parts) and not worker.unsent:
+                self._watch_writing(worker, True)
+        except OSError as e:
+            self._lost_channel(worker, e)
 
     def _from_worker(self, number: int, parts: list[bytes]) -> None:
         try:
@@ -590,10 +622,13 @@ class Service:
             if any(outcome.short is not None for outcome in outcomes):
                 self._look_at(worker.device)
             self._handle(WorkerDone(number, outcomes, message.halved))  # type: ignore[union-attr]
+            if len(self._standby) < self.config.broker.standby and self.scheduler.is_idle:
+                self._refill()
         elif kind is protocol.Loaded:
             self._workers[number].stand_in = message.stand_in  # type: ignore[union-attr]
             self.gauge.loaded(number)
             self._handle(WorkerReady(number, message.max_batch))  # type: ignore[union-attr]
+            self._used_copy(self._workers[number], message.copied)  # type: ignore[union-attr]
             self.metrics.loaded(self._workers[number].model, self.scheduler.loaded_in(number))
             self._report(number)
         elif kind is protocol.LoadError:
@@ -603,22 +638,70 @@ class Service:
                 self._look_at(self._workers[number].device)
             self._handle(WorkerLoadFailed(number, message.code, message.message, _short(message.short)))
 
+    def _used_copy(self, worker: _Worker, used: bool) -> None:
+        """A copy that was given and did not lead to a loaded model is not given again."""
+        if used:
+            log.info("%s: made of its copy", worker.model)
+        elif worker.copied:
+            log.warning("%s: the copy of it that was kept is of no use and dropped", worker.model)
+            self.copies.drop(worker.model, worker.device)
+        worker.copied = False
+
+    # ------------------------------------------------------------ processes
+
+    def _fork(self) -> _Worker:
+        """Has a process made that waits for its model."""
+        worker = _Worker(-next(self._forked), b"w-" + secrets.token_bytes(12))
+        self._workers[worker.number] = worker
+        self._by_key[worker.key] = worker
+        self.pool.start(Seat(worker.key, self.place.handoff, self.handoff.limit))
+        return worker
+
+    def _refill(self) -> None:
+        """Sees to it that as many wait in reserve as should. Not while a model is loading: a fork would slow that."""
+        if self.scheduler.stopping or self.scheduler.is_loading:
+            return
+        now, wanted = time.monotonic(), self.config.broker.standby
+        for _ in range(self._standby.lacks(wanted, now)):
+            self._standby.add(self._fork().number)
+        while len(self._standby) > wanted and (number := self._standby.take()) is not None:
+            self._do_kill(KillWorker(number))
+
+    def _employ(self, number: int) -> _Worker:
+        """A process for the scheduler's worker of that number: one that waits, however far it is, or else a new one."""
+        while (waiting := self._standby.take()) is not None:
+            worker = self._workers[waiting]
+            if worker.child is None or worker.child.reap() is None:  # the news of its end may be on the way to us
+                self._standby.used()
+                break
+        else:
+            worker = self._fork()
+        self._workers[number] = self._workers.pop(worker.number)
+        worker.number = number
+        return worker
+
     def _started(self) -> None:
-        for number, outcome in self.pool.take_started():
-            worker = self._workers.get(number)
+        for key, outcome in self.pool.take_started():
+            worker = self._by_key.get(key)
+            if worker is None:
+                if isinstance(outcome, Child):
+                    outcome.signal(signal.SIGKILL)
+                    outcome.close()
+                continue
             if isinstance(outcome, str):
-                self._handle(WorkerExited(number, outcome))
+                number = worker.number
                 self._forget_worker(number)
+                if number < 0:
+                    self._standby.lost(number, time.monotonic())
+                    continue
+                self._handle(WorkerExited(number, outcome))
                 self.gauge.forget(number)
                 self._handle(MemoryBack(number))
                 continue
-            if worker is None:
-                outcome.signal(signal.SIGKILL)
-                outcome.close()
-                continue
             worker.child = outcome
-            self.gauge.born(number, outcome.pid)
-            self._add(outcome.sentinel, lambda n=number: self._ended(n))  # type: ignore[misc]
+            if worker.number > 0:
+                self.gauge.born(worker.number, outcome.pid)
+            self._add(outcome.sentinel, lambda w=worker: self._ended(w.number))  # type: ignore[misc]
             if worker.killed_at:
                 outcome.signal(signal.SIGKILL)
 
@@ -632,26 +715,24 @@ class Service:
         if how == BY_SIGKILL and not worker.killed_at:
             starved = self.oom_killer.struck()
             how += ", by " + {True: "the kernel: memory ran out", False: "somebody else", None: UNTOLD}[starved]
-        self._hear_out(number)
-        self.gauge.end(number, worker.line.fd if worker.line is not None else None)
+        while self._read_channel(number):  # what it said before it ended comes before its end
+            pass
+        if number > 0:
+            self.gauge.end(number, worker.line.fd if worker.line is not None else None)
         if worker.line is not None:
             self._close_line(worker.line)
         self._drop(worker.child.sentinel)
         worker.child.close()
         self._forget_worker(number)
+        if number < 0:
+            if not worker.killed_at:
+                log.warning("a process that waited for a model has ended: %s", how)
+                self._standby.lost(number, time.monotonic())
+            return
+        self._used_copy(worker, False)
         self._handle(WorkerExited(number, how, starved is True))
         self._ending[number] = time.monotonic()
         self._look_for_memory(time.monotonic())
-
-    def _hear_out(self, number: int) -> None:
-        """What a worker said before it ended comes before its end, even if its lifeline still waits at the door."""
-        worker = self._workers[number]
-        if worker.channel is None:
-            self._accept()
-            for line in [line for line in self.handoff.lines.values() if not line.key or line is worker.line]:
-                self._read_line(line)
-        while self._read_channel(number):
-            pass
 
     def _forget_worker(self, number: int) -> None:
         worker = self._workers.pop(number, None)
@@ -699,6 +780,9 @@ class Service:
         if not budgets:
             budgets = dict.fromkeys(self.meters, broker.vram_budget_gb * MB_PER_GB)
         self._handle(Reconfigured(broker, budgets, self.config.models, found.restart, found.lines))
+        self.copies.resize(int(broker.host_cache_mb * meters.MB))
+        for name in {*found.restart, *(name for name in self.copies.models() if name not in self.scheduler.models)}:
+            self.copies.forget(name)
         for name in list(self.scheduler.models):
             if self.scheduler.is_cold(name):
                 self._recall(name)
@@ -770,24 +854,26 @@ class Service:
             self._lost_line(line)
 
     def _line_says(self, line: Line, message: protocol.LifelineMessage, fd: int | None) -> None:
-        if fd is not None and type(message) not in (protocol.LifelineArena, protocol.LifelineChannel):
+        if fd is not None and type(message) not in CARRYING:
             os.close(fd)
         if isinstance(message, protocol.LifelineAttach):
             if not self._attach(line, message):
                 raise ConnectionError("refused")
         elif not line.key:
-            if fd is not None and isinstance(message, protocol.LifelineArena | protocol.LifelineChannel):
+            if fd is not None and type(message) in CARRYING:
                 os.close(fd)
             raise ConnectionError("it did not say who it is")
         elif isinstance(message, protocol.LifelineArena):
             number = self.handoff.offer(line, fd)
             if number is not None:
                 if line.role == "worker":
-                    self._workers[self._by_key[line.key]].arena = number
+                    self._by_key[line.key].arena = number
                 else:
                     line.send(protocol.LifelineAccepted(number))
         elif isinstance(message, protocol.LifelineChannel):
             self._open_channel(line, fd)
+        elif isinstance(message, protocol.LifelineCopy):
+            self._take_copy(line, message.why, fd)
         elif isinstance(message, protocol.LifelineReleased) and line.role == "client":
             session = self._sessions.get(line.key)
             if session is not None and (message.id, message.offset) in session.results:
@@ -796,18 +882,37 @@ class Service:
                 if message.id not in self.handoff.arenas and not self._still_read(line.key, message.id):
                     line.send(protocol.LifelineGone(message.id))
         elif isinstance(message, protocol.LifelineFingerprint) and line.role == "worker":
-            self._handle(WorkerSaid(self._by_key[line.key], message.id, message.digest[:64]))
+            self._handle(WorkerSaid(self._by_key[line.key].number, message.id, message.digest[:64]))
 
     def _open_channel(self, line: Line, fd: int | None) -> None:
-        number = self._by_key.get(line.key) if line.role == "worker" else None
-        if fd is None or number is None or self._workers[number].channel is not None:
+        worker = self._by_key.get(line.key) if line.role == "worker" else None
+        if fd is None or worker is None or worker.channel is not None:
             if fd is not None:
                 os.close(fd)
             raise ConnectionError("it offered a channel that nobody asked for")
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
-        self._workers[number].channel = Channel(sock)
-        self._add(sock.fileno(), lambda: self._read_channel(number))
+        worker.channel = Channel(sock)
+        self._add(sock.fileno(), lambda: self._read_channel(worker.number))
+        self._brief(worker)
+
+    def _take_copy(self, line: Line, why: str, fd: int | None) -> None:
+        """A worker offers a copy of its model, or says why there is none."""
+        worker = self._by_key.get(line.key) if line.role == "worker" else None
+        model = self.scheduler.models.get(worker.model) if worker is not None else None
+        if worker is None or model is None or footprints.version(self.config, model.config) != worker.version:
+            if fd is not None:
+                os.close(fd)  # of weights that are not there any more
+            return
+        if fd is None:
+            if self.copies.give_up(worker.model, worker.device, worker.version):
+                log.info("%s: no copy of it can be kept, it is always loaded from its weights: %s", worker.model, why)
+            return
+        try:
+            size = self.copies.keep(worker.model, worker.device, worker.version, fd)
+            log.info("%s: a copy of it is kept in host memory, %d MB", worker.model, size >> 20)
+        except ArenaRefused as e:
+            log.info("%s: its copy is not kept: %s", worker.model, e)
 
     def _attach(self, line: Line, message: protocol.LifelineAttach) -> bool:
         if message.role == "client":
@@ -820,10 +925,10 @@ class Service:
             session.line, session.pid = line, line.pid
             line.send(protocol.LifelineAccepted(0))
             return True
-        number = self._by_key.get(message.key)
-        if message.role != "worker" or number is None or not self.handoff.attach(line, message):
+        worker = self._by_key.get(message.key)
+        if message.role != "worker" or worker is None or not self.handoff.attach(line, message):
             return False
-        self._workers[number].line = line
+        worker.line = line
         return True
 
     def _lost_line(self, line: Line) -> None:
@@ -831,8 +936,8 @@ class Service:
         if session is not None and session.line is line:
             self._end_session(session)
         else:
-            if line.role == "worker" and (number := self._by_key.get(line.key)) is not None:
-                self._workers[number].line = None  # its exit follows
+            if line.role == "worker" and (worker := self._by_key.get(line.key)) is not None:
+                worker.line = None  # its exit follows
             self._close_line(line)
 
     def _close_line(self, line: Line) -> None:
@@ -870,28 +975,37 @@ class Service:
 
     def _do_start(self, a: StartWorker) -> None:
         config = self.scheduler.models[a.model].config
-        key = b"w%d-" % a.worker + secrets.token_bytes(12)
-        self._workers[a.worker] = _Worker(a.model, a.device, key)
-        self._by_key[key] = a.worker
         self.gauge.start(a.worker, a.device)
+        worker = self._employ(a.worker)
+        worker.model, worker.device = a.model, a.device
+        if worker.child is not None:
+            self.gauge.born(a.worker, worker.child.pid)
         path = self.config.weights(config)
-        self.pool.start(
-            a.worker,
-            Launch(
-                key=key,
-                handoff=self.place.handoff,
-                model=a.model,
-                adapter=config.adapter,
-                path=str(path) if path is not None else None,
-                category=config.category,
-                options=config.options,
-                trust_pickle=config.trust_pickle,
-                device=a.device if self.scheduler.ledger.devices[a.device].kind == "cuda" else "cpu",
-                threads=self.config.broker.worker_threads or max(1, self._cores // 4),
-                arena_limit_bytes=self.handoff.limit,
-                pull=config.published if self.config.broker.auto_pull and config.published.fetchable else None,
-            ),
+        worker.launch = Launch(
+            model=a.model,
+            adapter=config.adapter,
+            path=str(path) if path is not None else None,
+            category=config.category,
+            options=config.options,
+            trust_pickle=config.trust_pickle,
+            device=a.device if self.scheduler.ledger.devices[a.device].kind == "cuda" else "cpu",
+            threads=self.config.broker.worker_threads or max(1, self._cores // 4),
+            pull=config.published if self.config.broker.auto_pull and config.published.fetchable else None,
         )
+        self._brief(worker)
+
+    def _brief(self, worker: _Worker) -> None:
+        """Tells a process its model, as soon as there is a model to tell and a channel to tell it by."""
+        if worker.launch is None or worker.channel is None or worker.line is None:
+            return
+        launch, worker.launch = worker.launch, None
+        if self.copies.limit_bytes and (model := self.scheduler.models.get(worker.model)) is not None:
+            worker.version = footprints.version(self.config, model.config)
+            fd = self.copies.get(worker.model, worker.device, worker.version)
+            worker.copied = fd is not None and worker.line.send(protocol.LifelineCopy(), fd)
+            wanted = 0 if fd is not None else self.copies.wanted_bytes(worker.model, worker.device, worker.version)
+            launch = msgspec.structs.replace(launch, copied=worker.copied, copy_bytes=wanted)
+        self._tell_worker(worker, (msgspec.msgpack.encode(launch),))
 
     def _do_kill(self, a: KillWorker) -> None:
         worker = self._workers.get(a.worker)
@@ -920,11 +1034,7 @@ class Service:
             jobs.append(protocol.Job(request, arenas, inline, len(parts)))
             bodies += parts
         header = protocol.pack(protocol.Dispatch(tuple(jobs), a.suspect, a.refuse))
-        try:
-            if not worker.channel.send((header, *bodies)) and not worker.unsent:
-                self._watch_writing(worker, True)
-        except OSError as e:
-            self._lost_channel(a.worker, worker, e)
+        self._tell_worker(worker, (header, *bodies))
 
     def _route_out(self, request: int) -> _Route | None:
         route = self._routes.pop(request, None)

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from broker.copies import Copies
 from broker.gauge import Gauge
 from broker.journal import KEEP
-from broker.meters import Meter
+from broker.meters import MB, Meter
 from broker.pool import Child
 from broker.scheduler import Scheduler
 from broker.story import Line
@@ -34,8 +35,9 @@ class Worker(Protocol):
 class Views:
     """`config` comes with each question: a reload replaces it."""
 
-    def __init__(self, scheduler: Scheduler, gauge: Gauge, meters: dict[str, Meter]) -> None:
+    def __init__(self, scheduler: Scheduler, gauge: Gauge, meters: dict[str, Meter], copies: Copies) -> None:
         self._scheduler = scheduler
+        self._copies = copies
         self._gauge = gauge
         self._meters = meters
         self._wall = time.time() - time.monotonic()
@@ -52,6 +54,11 @@ class Views:
             used, total = self._meters[row["name"]].device_mb()
             row["device_used_mb"], row["device_total_mb"] = round(used, 1), round(total, 1)
         status["sessions"] = sessions
+        status["host_cache"] = {
+            "limit_mb": config.broker.host_cache_mb,
+            "used_mb": round(self._copies.used_bytes / MB, 1),
+            "models": self._copies.models(),
+        }
         status["broker"] = {
             "pid": os.getpid(),
             "boot": boot,

@@ -81,6 +81,7 @@ class Running:
             "device": "cpu",
             "drain_seconds": 1.0,
             "footprint": "declared",
+            "standby": 0,  # tests count processes
             **broker_keys,
         }
         self.config_path.write_text(config_text(models, **keys))

@@ -77,6 +77,18 @@ def test_a_worker_is_told_of_the_end_too(ends: tuple[Channel, Channel]) -> None:
     assert worker.receive() is None
 
 
+def test_it_is_quiet_while_nothing_has_come_nor_been_left_over(ends: tuple[Channel, Channel]) -> None:
+    broker, worker = ends
+    assert worker.is_quiet(0.0)
+    broker.send([b"one"])
+    broker.send([b"two"])
+    assert not worker.is_quiet(10.0)
+    assert worker.receive() == [b"one"]
+    assert not worker.is_quiet(0.0), "the other one was read with it"
+    assert worker.receive() == [b"two"]
+    assert worker.is_quiet(0.0)
+
+
 def test_a_slow_reader_is_not_waited_for_and_gets_everything_in_order(ends: tuple[Channel, Channel]) -> None:
     broker, worker = ends
     large = bytes(range(256)) * (20 * RECEIVE_BYTES // 256)

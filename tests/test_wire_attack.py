@@ -747,17 +747,21 @@ service._from_client(wire.receive(service._front))
 sock.recv()
 sock.send(protocol.pack(protocol.Load(1, "toy", 20_000)))
 service._from_client(wire.receive(service._front))
-while not service._workers[1].child:
-    service._started()
-select.select([service._workers[1].child.sentinel], [], [])
-service._ended(1)  # while its lifeline, and with it its channel, has not even been accepted
+worker = service._workers[1]
+while worker.child is None or worker.channel is None:
+    for fd, _ in service._epoll.poll(1.0):
+        service._run_watch(fd)
+select.select([worker.channel.fd], [], [])
+worker.child.signal(9)  # as whoever has failed to load waits for
+select.select([worker.child.sentinel], [], [])
+service._ended(1)  # while what it said has not been read
 print(protocol.unpack_from_broker(sock.recv_multipart()[0]).message, flush=True)
 service.close()
 os._exit(0)
 """
 
 
-def test_the_last_words_of_a_worker_are_heard_though_it_ended_before_it_was_met(zoo_dir: Path) -> None:
+def test_the_last_words_of_a_worker_are_heard_though_it_ended_before_they_were_read(zoo_dir: Path) -> None:
     file = zoo_dir / "config.toml"
     models = [toy(options={"load": "raise"})]
     file.write_text(support.config_text(models, endpoint=f"ipc://{zoo_dir}/b", device="cpu"))

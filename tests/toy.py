@@ -18,12 +18,23 @@ from workers.models.base import Input, Spec
 from zoo.errors import InvalidInput, LoadFailed
 
 
+def only_once() -> None:
+    raise ValueError("only once")
+
+
+class Once:
+    """Can be pickled, and not be made again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return only_once, ()
+
+
 class Toy:
     """Answers what it saw.
 
-    Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag), max_batch, and spare_mb: how much
-    larger than at the beginning of its load the process can become, and lifted: a file that ends this limit, made when
-    memory has run out.
+    Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag), max_batch; uncopyable, unreadable:
+    of its copy; spare_mb: how much larger than at the beginning of its load the process can become; lifted: a file that
+    ends this limit, made when memory has run out.
     """
 
     def load(self, spec: Spec, device: str) -> None:
@@ -46,6 +57,10 @@ class Toy:
             os.kill(os.getpid(), signal.SIGKILL)
         self.ballast = self._take(o.get("ballast_mb", 0))
         self.ballast.fill(1)
+        if "uncopyable" in o:
+            self.socket = socket.socket()
+        if "unreadable" in o:
+            self.once = Once()
 
     def _limit(self, spare_mb: float) -> None:
         if not ("lifted" in self.spec.options and Path(self.spec.options["lifted"]).exists()):

@@ -1,4 +1,5 @@
-"""One worker: loads one model, answers one dispatch (a batch of requests) at a time, and goes when its broker goes.
+"""One worker: waits to be told its model, loads it, answers one dispatch (a batch of requests) at a time, and goes
+when its broker goes.
 
 Two threads. The main one blocks on its channel to the broker and runs the adapter. The other blocks on the lifeline: it
 takes in arenas, takes back result slots, and ends the process at end-of-file, also while the adapter computes.
@@ -21,9 +22,10 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from workers import inputs
+from workers import copies, inputs
 from workers.batch import MAX_CAUSE, Task, cause, predict
 from workers.models import memory
 from workers.models.base import Model
@@ -39,27 +41,30 @@ from zoo.errors import (
     Quarantined,
     ZooError,
 )
-from zoo.launch import Launch
+from zoo.launch import Launch, Seat
 from zoo.source import Published
 
 RESULT_ARENA_BYTES = 32 << 20
 MAX_RESULT_BYTES = protocol.MAX_MESSAGE_BYTES - (1 << 20)
 ARENA_WAIT_S = 5.0
+COPY_AFTER_S = 0.05  # without a request
+MAX_WHY = 500  # characters: one packet of a lifeline
 
 
 class Lifeline:
     """The worker's end of its lifeline: other people's arenas, and its own for results."""
 
-    def __init__(self, launch: Launch) -> None:
-        self._sock = lifeline.connect(launch.handoff, timeout=10.0)
+    def __init__(self, seat: Seat) -> None:
+        self._sock = lifeline.connect(seat.handoff, timeout=10.0)
         self._sock.settimeout(None)
-        self._limit = launch.arena_limit_bytes
+        self._limit = seat.arena_limit_bytes
         self._arenas: dict[int, arena.MappedArena] = {}
         self._gone: deque[int] = deque(maxlen=1024)  # will not come (again): not waited for
         self._own: arena.OwnedArena | None = None
+        self._copy: int | None = None
         self._news = threading.Condition()
         self.recent = inputs.Recent()
-        lifeline.send(self._sock, protocol.LifelineAttach("worker", launch.key))
+        lifeline.send(self._sock, protocol.LifelineAttach("worker", seat.key))
         threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
 
     def _listen(self) -> None:
@@ -84,6 +89,8 @@ class Lifeline:
                 self._arenas.pop(message.id, None)
                 self.recent.forget()
                 self._gone.append(message.id)
+            elif isinstance(message, protocol.LifelineCopy):
+                self._copy = fd
             elif isinstance(message, protocol.LifelineReleased) and self._own is not None:
                 self._own.give_back(message.offset)
             elif isinstance(message, protocol.LifelineRefused):
@@ -109,6 +116,18 @@ class Lifeline:
         """Hands over the broker's end of the channel."""
         lifeline.send(self._sock, protocol.LifelineChannel(), theirs.fileno())
         theirs.close()
+
+    def take_copy(self) -> int | None:
+        """The descriptor of the copy that the broker has announced; None if it does not come."""
+        with self._news:
+            self._news.wait_for(lambda: self._copy is not None, ARENA_WAIT_S)
+            return self._copy
+
+    def offer_copy(self, fd: int) -> None:
+        lifeline.send(self._sock, protocol.LifelineCopy(), fd)
+
+    def refuse_copy(self, why: str) -> None:
+        lifeline.send(self._sock, protocol.LifelineCopy(why))
 
     def place(self, value: np.ndarray) -> int | None:
         """Copies a large result into our own arena and gives its offset. None: it is small, or there is no room."""
@@ -162,18 +181,26 @@ def _pull(model: str, published: Published, target: Path) -> None:
 
 
 class Worker:
-    """The loop around one adapter."""
+    """The loop around one adapter, once the broker has said which. Until then everything waits that needs no model."""
 
-    def __init__(self, launch: Launch) -> None:
-        self._launch = launch
+    _launch: Launch
+
+    def __init__(self, seat: Seat) -> None:
         self._stand_in = False
         self._max_batch = 1
-        self._lifeline = Lifeline(launch)
+        self._copied = False
+        self._copy_wanted = False
+        self._copy: copies.Copy | None = None
+        self._lifeline = Lifeline(seat)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._channel = Channel(ours)
         self._lifeline.offer_channel(theirs)
 
     def run(self) -> None:
+        if (told := self._channel.receive()) is None:
+            return  # the broker has no use for us any more
+        self._launch = msgspec.msgpack.decode(told[0], type=Launch)
+        set_name(f"zoo:{self._launch.model}")
         try:
             model, seconds = self._load()
         except BaseException as e:
@@ -190,8 +217,9 @@ class Worker:
         gc.collect()  # what the load left over, and only that: the nursery's objects are frozen
         gc.freeze()  # the model's are not looked at again either
         growth = memory.Growth(self._launch.device)
-        self._send(protocol.Loaded(seconds, stand_in=self._stand_in, max_batch=self._max_batch))
-        while (parts := self._channel.receive()) is not None:
+        self._send(protocol.Loaded(seconds, stand_in=self._stand_in, max_batch=self._max_batch, copied=self._copied))
+        self._copy_wanted = self._launch.copy_bytes > 0 and not self._copied
+        while (parts := self._receive(model)) is not None:
             self._answer(model, growth, protocol.unpack_dispatch(parts[0]), parts)
 
     def _load(self) -> tuple[Model, float]:
@@ -199,13 +227,46 @@ class Worker:
         started = time.perf_counter()
         if launch.pull is not None and launch.path is not None and weights.is_missing(Path(launch.path)):
             _pull(launch.model, launch.pull, Path(launch.path))
-        self._stand_in = launch.path is not None and weights.is_stand_in(Path(launch.path))
-        model: Model = _import_adapter(launch.adapter)()
-        model.load(inputs.spec(launch), launch.device)
+        model = self._read_copy() if launch.copied else None
+        self._copied = model is not None
+        if launch.path is not None:  # the files of a copy have been looked at when it was made
+            self._stand_in = weights.is_stand_in(Path(launch.path), quick=self._copied)
+        if model is None:
+            model = _import_adapter(launch.adapter)()
+            model.load(inputs.spec(launch), launch.device)
         self._max_batch = getattr(model, "max_batch", 1)
         if not isinstance(self._max_batch, int) or self._max_batch < 1:
             raise LoadFailed(f"{launch.adapter}: max_batch is {self._max_batch!r}, not a number of requests")
         return model, time.perf_counter() - started
+
+    def _read_copy(self) -> Model | None:
+        """The model out of the copy that came with the launch; None, and a word about it, when that cannot be done."""
+        try:
+            fd = self._lifeline.take_copy()
+            if fd is None:
+                raise TimeoutError("it did not come")
+            model: Model = copies.read(fd, self._launch.threads)
+        except Exception as e:
+            print(f"worker: {self._launch.model}: its copy is of no use: {cause(e)}", file=sys.stderr, flush=True)
+            return None
+        return model
+
+    def _receive(self, model: Model) -> list[bytes] | None:
+        """The next dispatch. While there is none, the copy that is wanted of the model is made, a piece at a time."""
+        while self._copy_wanted and self._channel.is_quiet(COPY_AFTER_S if self._copy is None else 0.0):
+            try:
+                if self._copy is None:
+                    self._copy = copies.Copy(model, self._launch.copy_bytes)
+                elif self._copy.write():
+                    self._lifeline.offer_copy(self._copy.fd)
+                    self._copy.close()
+                    self._copy_wanted = False
+            except (copies.Uncopyable, OSError) as e:
+                if self._copy is not None:
+                    self._copy.close()
+                self._lifeline.refuse_copy(str(e)[:MAX_WHY])
+                self._copy_wanted = False
+        return self._channel.receive()
 
     def _answer(self, model: Model, growth: memory.Growth, dispatch: protocol.Dispatch, parts: list[bytes]) -> None:
         tasks = [Task(job) for job in dispatch.jobs]
@@ -316,14 +377,14 @@ def fingerprint(given: inputs.Given) -> bytes:
     return digest.digest()
 
 
-def main(launch: Launch) -> None:
+def main(seat: Seat) -> None:
     """Entered in a fresh fork of the nursery. Never returns."""
     os.setsid()  # its own process group: whatever it starts dies with it
     die_with_parent()
-    set_name(f"zoo:{launch.model}")
+    set_name("zoo-standby")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        Worker(launch).run()
+        Worker(seat).run()
     except (OSError, ZooError):
         traceback.print_exc()
     os._exit(1)

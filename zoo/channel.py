@@ -10,6 +10,7 @@ A message is a count of parts and the length of each, as little-endian 32-bit nu
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Sequence
@@ -76,6 +77,14 @@ class Channel:
                 return None
             self._read += data
         return parts
+
+    def is_quiet(self, seconds: float) -> bool:
+        """True when nothing has come for so long."""
+        if self._read:
+            return False
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return not poll.poll(seconds * 1000)
 
     def take(self) -> list[list[bytes]] | None:
         """The messages that one look brings, then others have their turn; None when there is nothing to read.

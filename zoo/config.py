@@ -118,6 +118,10 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
         metrics: "HOST:PORT" for Prometheus, or false.
         arena_limit_mb: the largest arena a client may share.
         worker_threads: CPU threads per worker; 0 is a quarter of the cores, at least one.
+        prefetch: load models that usually follow the one just asked for, into free room and while nobody waits.
+        standby: processes forked ahead of need, so that a load begins at once.
+        host_cache_mb: host memory for copies of loaded models, by which they come back without being read and parsed;
+            beside every budget. 0 keeps none.
         preload: further modules to import in the nursery.
         curve_dir: CURVE keys, required for tcp:// (see `python -m zoo.curve`).
         auto_pull: a worker whose model's weights are missing fetches them first, within `load_timeout`.
@@ -143,6 +147,9 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
     weights_dir: str = "weights"
     arena_limit_mb: Annotated[int, msgspec.Meta(ge=1)] = 1024
     worker_threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+    prefetch: bool = False
+    standby: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
+    host_cache_mb: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
     preload: list[str] = []
     curve_dir: str = ""
     auto_pull: bool = False

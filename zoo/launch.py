@@ -1,7 +1,7 @@
 """What a new worker is told, and how it is entered.
 
-This is all that broker and workers share about starting a process: the broker fills in a `Launch` and names the
-module to enter; neither imports the other.
+This is all that broker and workers share about starting a process: the broker names the module to enter, and fills in
+a `Seat` when it has a process forked and a `Launch` when it wants a model; neither imports the other.
 """
 
 from __future__ import annotations
@@ -17,14 +17,21 @@ WORKER_MODULE = "workers.runtime"
 NURSERY_MODULE = "workers.nursery"
 
 
-class Launch(msgspec.Struct, frozen=True):
-    """`key`: the worker's name on the lifeline. Unguessable.
-
-    `pull`: where to fetch the weights from if they are missing; None when that is not wanted.
-    """
+class Seat(msgspec.Struct, frozen=True):
+    """What a process is forked with, whatever it will load. `key`: its name on the lifeline. Unguessable."""
 
     key: bytes
     handoff: str
+    arena_limit_bytes: int
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """The first message on a worker's channel: what to load.
+
+    `pull`: where to fetch the weights from if they are missing; None when that is not wanted.
+    `copied`: a copy of the model comes on the lifeline. `copy_bytes`: the largest copy that is wanted; 0 for none.
+    """
+
     model: str
     adapter: str
     path: str | None
@@ -33,10 +40,11 @@ class Launch(msgspec.Struct, frozen=True):
     trust_pickle: bool
     device: str
     threads: int
-    arena_limit_bytes: int
     pull: Published | None = None
+    copied: bool = False
+    copy_bytes: int = 0
 
 
-def enter(module: str, launch: bytes) -> None:
-    """Runs in the new process: imports `module` and calls its `main` with the `Launch`."""
-    importlib.import_module(module).main(msgspec.msgpack.decode(launch, type=Launch))
+def enter(module: str, seat: bytes) -> None:
+    """Runs in the new process: imports `module` and calls its `main` with the `Seat`."""
+    importlib.import_module(module).main(msgspec.msgpack.decode(seat, type=Seat))

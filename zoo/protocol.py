@@ -211,13 +211,14 @@ class Dispatch(Message, tag=1):
 class Loaded(Message, tag=1):
     """The model is ready. `peak_mb`: the allocator's own peak, 0 where unknown. `stand_in`: its weights are one.
 
-    `max_batch`: how many requests may come in one `Dispatch`.
+    `max_batch`: how many requests may come in one `Dispatch`. `copied`: it was made from the copy that was given.
     """
 
     load_seconds: float
     peak_mb: float = 0.0
     stand_in: bool = False
     max_batch: int = 1
+    copied: bool = False
 
 
 class Shortage(Item):
@@ -319,6 +320,15 @@ class LifelineChannel(Message, tag=9):
     """Worker, with a descriptor: the broker's end of the channel (see `zoo.channel`)."""
 
 
+class LifelineCopy(Message, tag=10):
+    """With a descriptor. From a worker: a copy of the model that it has loaded. Towards one: the copy to begin with.
+
+    `why`: without a descriptor: the model has no copy, and why.
+    """
+
+    why: str = ""
+
+
 LifelineMessage = (
     LifelineAttach
     | LifelineArena
@@ -329,6 +339,7 @@ LifelineMessage = (
     | LifelineSettled
     | LifelineFingerprint
     | LifelineChannel
+    | LifelineCopy
 )
 
 # ---------------------------------------------------------------- coding

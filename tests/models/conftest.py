@@ -18,6 +18,7 @@ from tests import support
 from tests.support import Running
 
 CONFIG = (support.ROOT / "config.toml").read_text()
+ROOMY = {"vram_budget_gb": 2.75, "dispatch_timeout": 60, "host_cache_mb": 4000}
 
 
 def photograph(name: str) -> np.ndarray:
@@ -61,7 +62,7 @@ def whole_zoo(standin: Callable[[str], Path], weights_dir: Path) -> Iterator[Run
         standin(name)
     folder = Path(tempfile.mkdtemp(prefix="zoo-t-", dir="/tmp"))
     models = CONFIG[CONFIG.index("[[models]]") :]
-    running = Running(folder, models, weights_dir=weights_dir, vram_budget_gb=2.75, dispatch_timeout=60).start()
+    running = Running(folder, models, weights_dir=weights_dir, **ROOMY).start()
     yield running
     try:
         running.close()

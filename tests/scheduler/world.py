@@ -81,6 +81,7 @@ class Process:
     ahead: list[int] = field(default_factory=list)  # dispatched, not begun
     dispatched_at: float = 0.0
     gentle: bool = False
+    unasked: bool = False  # started ahead of any request, and nobody has asked since
     short: bool = False  # a request ran out of memory in it, and may be waiting for more
 
     @property
@@ -509,6 +510,11 @@ class World:
         self.actions += actions
         for at in [at for at in self.peaks if at[0] not in self.s.models]:
             del self.peaks[at]  # the removed are forgotten
+        refused = {action.request for action in actions if isinstance(action, Refuse)}
+        if (isinstance(event, Asked) and event.kind is not Kind.UNLOAD and event.request not in refused) or isinstance(
+            event, Pinned
+        ):
+            self._asked_for(event.model)
         for action in actions:
             self._take(event, action)
         for lease, (_, name) in self.leases.items():
@@ -528,6 +534,10 @@ class World:
         self._check_victims()
         self._check_overrun(event, actions)
         self.check_books()
+
+    def _asked_for(self, name: str) -> None:
+        for p in self.processes.values():
+            p.unasked = p.unasked and p.model != name
 
     def _take(self, event: Event, action: Action) -> None:
         match action:
@@ -615,7 +625,16 @@ class World:
         mb = self.need_mb(name, device)
         loading = [p for p in self.processes.values() if p.device == device and p.busy_loading]
         assert len(loading) < self.config.concurrent_loads, "too many loads at once"
-        self.processes[worker] = Process(worker, name, device, mb, self.now, self.true_mb.get(name, mb))
+        unasked = not any(self.questions[n].event.model == name for n in self.open_questions())
+        if unasked:
+            assert self.s.config.prefetch, f"{name} is started for nobody"
+            assert not self.s._wanted, f"{name} is loaded ahead while somebody waits for a load"
+            going = [p.model for p in self.processes.values() if not p.stuck and (p.loading or p.killed or p.exited)]
+            assert not going, f"{name} is loaded ahead while {going} load or end"
+            assert name not in self.pins, "a pinned model could not be dropped again"
+        self.processes[worker] = Process(
+            worker, name, device, mb, self.now, self.true_mb.get(name, mb), unasked=unasked
+        )
         budget = next(self.limit_mb(d) for d in self.devices if d.name == device)
         used = sum(p.mb for p in self.processes.values() if p.device == device)
         assert used <= budget + EPSILON, f"{used} MB on {device}, the budget is {budget}"
@@ -632,7 +651,7 @@ class World:
         if p.loading:
             failed = isinstance(event, WorkerLoadFailed) and event.worker == worker
             slow = isinstance(event, Tick) and self.now >= p.started_at + self.config.load_timeout
-            assert failed or slow, "a load was killed for no reason"
+            assert failed or slow or p.unasked, "a load that somebody waits for was killed for no reason"
             return
         if gentle:
             assert isinstance(event, Tick)
@@ -684,6 +703,7 @@ class World:
         """No victim too many, none too few, CRITICAL only for CRITICAL: from what the story says."""
         lines, self._told = self.s.story.since(self._told), self.s.story.count
         groups: dict[str, tuple[float, list[str]]] = {}
+        guessed = {line.model for line in lines if "loaded ahead, and nobody has asked for it" in line.text}
         for line in lines:
             if line.text.startswith("evicted") and " short of " in line.text:
                 reason = line.text.partition(": ")[2]
@@ -694,7 +714,7 @@ class World:
             assert sum(sizes) >= short - 1e-3, f"{victims} do not make room for {needer}"
             for victim, mb in zip(victims, sizes, strict=True):
                 assert sum(sizes) - mb < short + 1e-3, f"{victim} went for {needer} without need"
-                if self.residency(victim).config.priority is ModelPriority.CRITICAL:
+                if self.residency(victim).config.priority is ModelPriority.CRITICAL and victim not in guessed:
                     assert self.s.models[needer].config.priority is ModelPriority.CRITICAL
 
     def _check_overrun(self, event: Event, actions: list[Action]) -> None:

@@ -8,7 +8,6 @@ there is an open_clip_config.json, that one counts.
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch.nn.functional import normalize
 from workers.models import folder
 from workers.models.base import Spec, require_trust
 from workers.models.pictures import middle
-from workers.models.prompts import PER_PASS, PROMPT_SETS, check_length, check_vocabulary, require_tokenizer
+from workers.models.prompts import PER_PASS, Kept, check_length, check_vocabulary, require_tokenizer
 from zoo.errors import LoadFailed, ModelUnavailable
 
 WHAT = "an open_clip model"
@@ -66,7 +65,7 @@ class OpenClip:
         )
         self._words = dict(self._tokenizer.cache) if own else None
         self.scale = self._model.logit_scale.exp().item()
-        self.text_features = lru_cache(PROMPT_SETS)(self._encode)
+        self.text_features = Kept(self._encode)
 
     def image_features(self, frames: list[np.ndarray]) -> Any:
         pictures = [Image.fromarray(np.ascontiguousarray(middle(frame))) for frame in frames]

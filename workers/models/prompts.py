@@ -6,8 +6,8 @@ get the same score, and a score would be given for words that were never read.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -78,15 +78,32 @@ def read_prompt_options(configured: dict[str, Any], asked: dict[str, Any], kind:
     return read_options(configured, asked, kind, fixed=("half",))
 
 
+class Kept:
+    """The features of a set of texts, computed once and kept for the `PROMPT_SETS` used last.
+
+    Not `functools.lru_cache`, which a copy of the model (see `workers/copies.py`) could not contain.
+    """
+
+    def __init__(self, compute: Callable[[tuple[str, ...]], Any]) -> None:
+        self._compute = compute
+        self._kept: OrderedDict[tuple[str, ...], Any] = OrderedDict()
+
+    def __call__(self, texts: tuple[str, ...]) -> Any:
+        if texts not in self._kept:
+            self._kept[texts] = self._compute(texts)
+            if len(self._kept) > PROMPT_SETS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(texts)
+        return self._kept[texts]
+
+
 class TextEncoder:
     """The text half of a transformers CLIP or X-CLIP.
 
     Attributes:
-        features: (k, d) of k texts, projected but not normalised, on the model's device. Computed once per set of
-            texts and kept for the `PROMPT_SETS` used last. Raises InvalidInput for a text that is too long.
+        features: (k, d) of k texts, projected but not normalised, on the model's device. Raises InvalidInput for a text
+            that is too long.
     """
-
-    features: Callable[[tuple[str, ...]], Any]
 
     def __init__(self, spec: Spec, model: Any, what: str) -> None:
         """Raises ModelUnavailable without a tokenizer in the folder, LoadFailed when it cannot serve the model."""
@@ -101,7 +118,7 @@ class TextEncoder:
                 f"fetch it again with: zoo pull {spec.name}",
                 retryable=False,
             )
-        self.features = lru_cache(PROMPT_SETS)(self._encode)
+        self.features = Kept(self._encode)
 
     def _encode(self, texts: tuple[str, ...]) -> Any:
         context = self._config.max_position_embeddings

@@ -30,7 +30,7 @@ from transformers import CLIPTextModelWithProjection
 from workers.models import folder
 from workers.models.base import AnyResult, Input, Spec, images, load_options, read_options
 from workers.models.predictor import Network, Settings, Share, rows_of
-from workers.models.prompts import PROMPT_SETS, Prompts, TextEncoder
+from workers.models.prompts import Kept, Prompts, TextEncoder
 from zoo import weights
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
 from zoo.results import Detections
@@ -116,7 +116,7 @@ def _features(spec: Spec, options: Options, own: dict[str, Any]) -> Features:
     if options.text_encoder or encoder.is_dir():
         return _open_encoder(spec, encoder, len(example), example.device, half=options.half).features
     known = own | _read_embeddings(spec, beside / FILE, len(example), example.device)
-    return functools.lru_cache(PROMPT_SETS)(functools.partial(_look_up, known, beside))
+    return Kept(functools.partial(_look_up, known, beside))
 
 
 class _TextHalf(TextEncoder):

@@ -1,0 +1,70 @@
+"""Models that come back by their copies answer as they did before, to the last digits but one.
+
+Those depend on where in memory a tensor begins, which for weights read from a file is anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+
+from tests.support import Running, wait_until
+from zoo import Client
+
+pytest.importorskip("workers.models.classify")
+
+pytestmark = pytest.mark.models
+
+KINDS = [
+    "yolo11-face", "vehicle-damage-detection", "yolo-world-s", "fashion-clip", "vitpose-small", "segformer-b2-clothes",
+    "xclip-base", "pet-classifier", "osnet-x0-25",
+]  # fmt: skip
+UNCOPYABLE = ["paddleocr", "brisque-quality"]
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+def said(client: Client, name: str, frame: np.ndarray) -> tuple[str, list[float]]:
+    """The answer as text with its numbers left out, and its numbers."""
+    options = {"max_det": 2} if name == "vehicle-damage-detection" else {}
+    text = json.dumps(client.infer(name, frame, **options).to_dict())
+    return NUMBER.sub("#", text), [float(number) for number in NUMBER.findall(text)]
+
+
+@pytest.mark.parametrize("name", [*KINDS, *UNCOPYABLE])
+def test_a_model_answers_the_same_when_it_comes_back(name: str, whole_zoo: Running, bus: np.ndarray) -> None:
+    with Client(whole_zoo.endpoint, timeout=60) as client:
+        small = np.ascontiguousarray(bus[::3, ::3])
+        words, numbers = said(client, name, small)
+        kept = f"{name}: no copy" if name in UNCOPYABLE else f"{name}: a copy of it is kept"
+        wait_until(lambda: kept in whole_zoo.log(), what=kept)
+        client.unload(name)
+        seen = len(whole_zoo.log())
+        again, after = said(client, name, small)
+        assert again == words
+        assert np.allclose(after, numbers, rtol=1e-4, atol=1e-5)
+        assert (f"{name}: made of its copy" in whole_zoo.log()[seen:]) == (name not in UNCOPYABLE)
+
+
+def test_tensors_that_share_memory_do_so_in_a_copy_and_parameters_are_parameters() -> None:
+    import torch
+
+    from workers import copies
+
+    whole = torch.arange(64, dtype=torch.float16)
+    layer = torch.nn.Linear(4, 4)
+    made = copies.Copy({"whole": whole, "part": whole[8:16], "layer": layer, "none": torch.zeros(0)}, 1 << 20)
+    while not made.write():
+        pass
+    found = copies.read(os.dup(made.fd), 1)
+    made.close()
+    assert torch.equal(found["whole"], whole)
+    found["whole"][:] = 5
+    assert found["part"].tolist() == [5.0] * 8
+    assert whole[0] == 0
+    assert isinstance(found["layer"].weight, torch.nn.Parameter)
+    assert torch.equal(found["layer"](torch.ones(4)), layer(torch.ones(4)))
+    assert found["none"].numel() == 0
