@@ -32,8 +32,8 @@ class Once:
 class Toy:
     """Answers what it saw.
 
-    Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag), max_batch; uncopyable, unreadable:
-    of its copy; spare_mb: how much larger than at the beginning of its load the process can become; lifted: a file that
+    Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag), max_batch; of its copy
+    uncopyable, unreadable; spare_mb: how much larger than at the beginning of its load the process can become; lifted: a file that
     ends this limit, made when memory has run out.
     """
 
