@@ -81,6 +81,7 @@ class Queue:
         return [
             request
             for ring in self._rings
+            if ring
             for _, request in sorted(entry for line in ring.values() for entry in line)
             if request.queue is self
         ]

@@ -7,7 +7,8 @@ the same policy as for any other room), and is then run once more. What runs out
 
 Whoever has been told what was asked for knows what is needed; where nobody was, a quarter more is guessed, but never
 more than the budget, so that a guess alone makes no model too large. With declared footprints nothing is learnt and
-nobody goes, since there is no figure to choose by: it is tried once more as things are.
+nobody goes, since there is no figure to choose by: it is tried once more as things are. So it is where a model has
+several workers, by whichever has a place next; and a further worker whose load runs out is not tried again at once.
 
 Pure, like all of the scheduler: time comes in, actions go out.
 """

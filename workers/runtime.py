@@ -211,7 +211,8 @@ class Worker:
             elif not isinstance(e, ZooError):
                 traceback.print_exc()
             self._send(protocol.LoadError(code, cause(e)[:MAX_CAUSE], short))
-            self._channel.receive()  # to be ended: until then the broker can see what it took
+            if short is not None:
+                self._channel.receive()  # to be ended: until then the broker can see what it took
             os._exit(1)
         gc.collect()  # what the load left over, and only that: the nursery's objects are frozen
         gc.freeze()  # the model's are not looked at again either

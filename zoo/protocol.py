@@ -229,7 +229,7 @@ class Shortage(Item):
 
 
 class LoadError(Message, tag=2):
-    """The worker waits to be ended, with all that it holds. `short`: memory ran out."""
+    """`short`: memory ran out, and the worker waits to be ended, with all that it holds."""
 
     code: str
     message: str

@@ -528,8 +528,9 @@ class World:
             late = [n for n in self._open if self.questions[n].event.deadline <= self.now]
             assert not late, f"requests {late} are past their deadline"
         self._let_grow()
-        waiting = {(m.name, r.priority, r.session) for m in self.s.models.values() for r in m.queue.all()}
-        self._overtakers = {who: by for who, by in self._overtakers.items() if who in waiting}
+        if self._overtakers:
+            waiting = {(m.name, r.priority, r.session) for m in self.s.models.values() for r in m.queue.all()}
+            self._overtakers = {who: by for who, by in self._overtakers.items() if who in waiting}
         self._check_victims()
         self._check_overrun(event, actions)
         self.check_books()
@@ -750,7 +751,7 @@ class World:
         placed: list[int] = []
         for m in self.residencies():
             for queue in (m.queue, m.later):
-                live = queue.all()
+                live = queue.all() if queue.live else []
                 assert len(live) == queue.live
                 for r in live:
                     assert not r.running
