@@ -752,7 +752,6 @@ while worker.child is None or worker.channel is None:
     for fd, _ in service._epoll.poll(1.0):
         service._run_watch(fd)
 select.select([worker.channel.fd], [], [])
-worker.child.signal(9)  # as whoever has failed to load waits for
 select.select([worker.child.sentinel], [], [])
 service._ended(1)  # while what it said has not been read
 print(protocol.unpack_from_broker(sock.recv_multipart()[0]).message, flush=True)

@@ -32,9 +32,9 @@ class Once:
 class Toy:
     """Answers what it saw.
 
-    Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag), max_batch; uncopyable,
-    unreadable: of its copy; spare_mb: how much larger than at the beginning of its load the process can become; lifted: a file that
-    ends this limit, made when memory has run out.
+    Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag), max_batch. Of its copy:
+    uncopyable, unreadable. spare_mb: how much larger than at the beginning of its load the process can become; lifted:
+    a file that ends this limit, made when memory has run out.
     """
 
     def load(self, spec: Spec, device: str) -> None:
