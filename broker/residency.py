@@ -17,6 +17,7 @@ from broker.states import TRANSITIONS, Kind, Move, State
 from zoo.config import ModelConfig
 
 QUARANTINE = 64  # fingerprints remembered per model
+NEWEST = 0.2  # its weight in the averages of how long a request takes, and how soon the next one comes
 MOST_MB = 1e9  # of what anybody could have measured
 
 
@@ -165,6 +166,16 @@ class Residency:
     def move(self, move: Move) -> None:
         """Changes state by the table; an illegal move is a bug and raises KeyError."""
         self.state = TRANSITIONS[self.state, move]
+
+    def took(self, seconds: float) -> None:
+        """A request's share of the batch that is through."""
+        self.service_s += (NEWEST if self.service_s else 1.0) * (seconds - self.service_s)
+        self.least_service_s = min(self.least_service_s or seconds, seconds)
+
+    def came_back_after(self, seconds: float) -> None:
+        """Somebody asked for it when it was idle."""
+        known = self.gap_s < math.inf
+        self.gap_s = self.gap_s + NEWEST * (seconds - self.gap_s) if known else seconds
 
     def unblock(self) -> None:
         self.blocked = self.blocked_by = ""

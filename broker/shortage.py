@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 
-from broker.instances import Instances
 from broker.ledger import EPSILON_MB, Charge
+from broker.reconfiguring import Reconfiguring
 from broker.residency import Peak, Request, Residency
 from broker.states import KillWorker, Move, Shortage, State
 
@@ -26,20 +26,11 @@ GUESS = 1.25
 BATCHES_FIRST, BATCHES_MOST = 16, 1024  # before larger ones are tried again: twice as many each time that it ran out
 
 
-class Shortages(Instances):
+class Shortages(Reconfiguring):
     """See the module's docstring."""
 
-    def _wait_again(self, request: Request) -> None:
-        """Back into its model's queue: the scheduler's part, as are the next three."""
-        raise NotImplementedError
-
-    def _refuse(self, request: Request, code: str, text: str, *, retryable: bool | None = None) -> None:
-        raise NotImplementedError
-
     def _fail_load(self, model: Residency, code: str, cause: str, move: Move, now: float) -> None:
-        raise NotImplementedError
-
-    def _ever_fits(self, model: Residency) -> bool:
+        """The load is not tried again for a while: see `reports.py`."""
         raise NotImplementedError
 
     # ------------------------------------------------------------ it ran out

@@ -65,31 +65,17 @@ def test_a_room_keeps_to_its_walls(file: str) -> None:
 
 
 def test_the_scheduler_is_pure() -> None:
-    """No sockets, clocks, processes, logging or threads in the state machine."""
+    """No sockets, clocks, processes, logging or threads in the state machine, nor in anything of ours it is made of."""
     io = {"time", "socket", "zmq", "os", "threading", "logging", "subprocess", "multiprocessing", "asyncio", "signal",
           "selectors", "select", "random", "datetime"}  # fmt: skip
-    for name in (
-        "scheduler",
-        "instances",
-        "placement",
-        "turns",
-        "room",
-        "shortage",
-        "states",
-        "residency",
-        "queue",
-        "eviction",
-        "adaptive",
-        "habits",
-        "ledger",
-        "timers",
-        "story",
-        "journal",
-        "batches",
-        "limits",
-    ):
-        found = {imported.split(".")[0] for _, imported in imports(ROOT / f"broker/{name}.py")}
-        assert not found & io, name
+    seen, left = set[str](), {"broker.scheduler"}
+    while left:
+        module = left.pop()
+        seen.add(module)
+        found = {name for _, name in imports(ROOT / f"{module.replace('.', '/')}.py")}
+        assert not {name.split(".")[0] for name in found} & io, module
+        left |= {".".join(name.split(".")[:2]) for name in found if name.startswith("broker.")} - seen
+    assert {"broker.room", "broker.requests", "broker.queue", "broker.eviction"} <= seen
 
 
 def test_the_walls_would_be_seen_through() -> None:
