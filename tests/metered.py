@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from broker import meters, oom, service
+from broker import crew, meters, oom
 from zoo import broker
 
 TOTAL_MB = 100_000.0
@@ -35,5 +35,5 @@ class Meter(meters.HostMeter):
 if __name__ == "__main__":
     meters.HostMeter = Meter  # type: ignore[misc]
     oom.counters = lambda: iter([Path("oom")])
-    service.MEMORY_BACK_LIMIT_S = 0.3
+    crew.MEMORY_BACK_LIMIT_S = 0.3
     sys.exit(broker.main())

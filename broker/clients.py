@@ -1,0 +1,344 @@
+"""The service's part about clients: what they ask becomes events, and the scheduler's answers find their way back."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import zmq
+
+from broker.crew import Crew
+from broker.handoff import Line
+from broker.states import (
+    Answer,
+    Asked,
+    Deliver,
+    Forget,
+    IdleCleanup,
+    Kind,
+    Pinned,
+    Refuse,
+    Released,
+    SessionClosed,
+    Settled,
+    Withdrawn,
+)
+from broker.views import Views
+from zoo import catalogue, protocol, wire
+from zoo.config import ZooConfig
+from zoo.errors import InvalidInput, ModelNotFound, ProtocolMismatch, ZooError
+
+log = logging.getLogger("zoo.broker")
+
+NONSENSE_LOGGED = 100
+LONGEST_REQUEST_S = 24 * 3600.0
+
+
+class Session:
+    """A client. Without a `line` it lives by its messages (see `protocol.SESSION_TTL_S`)."""
+
+    __slots__ = ("client", "heard", "key", "line", "pid", "results")
+
+    def __init__(self, key: bytes, pid: int, client: str, now: float) -> None:
+        self.key = key
+        self.pid = pid
+        self.client = client
+        self.heard = now
+        self.line: Line | None = None
+        self.results: set[tuple[int, int]] = set()  # (arena, offset) of workers' slots that it looks at
+
+
+class _Route(msgspec.Struct, eq=False):
+    """Where the answer to a request goes."""
+
+    identity: bytes
+    rid: int
+    session: Session
+
+
+class Clients(Crew):
+    """See the module's docstring."""
+
+    def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
+        super().__init__(config, endpoint_given)
+        self.views = Views(self.scheduler, self.gauge, self.meters, self.copies)
+        self.boot = secrets.token_hex(8)
+        self._sessions: dict[bytes, Session] = {}
+        self._routes: dict[int, _Route] = {}
+        self._by_route: dict[tuple[bytes, int], int] = {}
+        self._next_request = 0
+        self._nonsense = 0
+        self._actions |= {
+            Deliver: self._do_deliver,
+            Answer: self._do_answer,
+            Refuse: self._do_refuse,
+            Settled: self._do_settled,
+            Forget: self._do_forget,
+        }
+        self._asks: dict[type, Callable[[bytes, Session, Any, list[bytes]], None]] = {
+            protocol.Infer: self._infer,
+            protocol.Load: self._load,
+            protocol.Release: self._release,
+            protocol.Unload: self._unload,
+            protocol.Pin: self._pin,
+            protocol.CleanupIdle: self._cleanup_idle,
+            protocol.Query: self._query,
+            protocol.Cancel: self._cancel,
+            protocol.Reload: self._reload,
+            protocol.Ping: lambda *_: None,
+            protocol.Bye: lambda _i, session, _m, _p: self._end_session(session),
+        }
+
+    def reload(self) -> list[str]:
+        """Reads config.toml again: see `service.py`."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ what they ask
+
+    def _from_client(self, parts: list[bytes]) -> None:
+        identity = parts[0]
+        try:
+            if not 2 <= len(parts) <= 1 + protocol.MAX_PARTS:
+                raise ProtocolMismatch(f"a message of {len(parts)} parts")
+            message = protocol.unpack_from_client(parts[1])
+        except ProtocolMismatch as e:
+            self._complain("unreadable message from a client: %s", e)
+            self._to_client(identity, protocol.Error(0, e.code, str(e)[: protocol.MAX_TEXT]))
+            return
+        if type(message) is protocol.Hello:
+            self._hello(identity, message)
+            return
+        session = self._sessions.get(identity[: protocol.SESSION_BYTES])
+        if session is None:
+            rid = getattr(message, "rid", 0)
+            if rid:
+                self._to_client(
+                    identity,
+                    protocol.Error(rid, "broker_unreachable", protocol.UNKNOWN_SESSION, True),
+                )
+            return
+        session.heard = time.monotonic()
+        try:
+            self._asks[type(message)](identity, session, message, parts)
+        except ZooError as e:
+            rid = getattr(message, "rid", 0)
+            text = str(e)[: protocol.MAX_TEXT]
+            self._to_client(identity, protocol.Error(rid, e.code, text, e.retryable, e.retry_after))
+
+    def _complain(self, text: str, *what: object) -> None:
+        """Logs nonsense that somebody sent, until it is clear that there is no end to it."""
+        self._nonsense += 1
+        if self._nonsense <= NONSENSE_LOGGED:
+            log.warning(text, *what)
+
+    def _hello(self, identity: bytes, message: protocol.Hello) -> None:
+        key = message.session
+        if len(key) != protocol.SESSION_BYTES or not identity.startswith(key):
+            text = f"a session key has {protocol.SESSION_BYTES} bytes and begins the socket's routing id"
+            self._to_client(identity, protocol.Error(0, "protocol_mismatch", text))
+            return
+        if key not in self._sessions:
+            self._sessions[key] = Session(key, message.pid, message.client[:80], time.monotonic())
+        handoff = None if self.config.endpoint.startswith("tcp://") else self.place.handoff
+        self._to_client(identity, protocol.Welcome(handoff, self.handoff.limit, self.boot))
+
+    def _route(self, identity: bytes, session: Session, rid: int) -> int:
+        key = (identity, rid)
+        if key in self._by_route:
+            raise InvalidInput(f"rid: {rid} is already in use on this socket")
+        self._next_request += 1
+        self._by_route[key] = self._next_request
+        self._routes[self._next_request] = _Route(identity, rid, session)
+        return self._next_request
+
+    def _ask(
+        self,
+        identity: bytes,
+        session: Session,
+        rid: int,
+        model: str,
+        kind: Kind,
+        timeout_ms: int,
+        priority: int = 2,
+        payload: Any = None,
+        keep_alive: float | None = None,
+    ) -> None:
+        if len(model) > 64:
+            raise ModelNotFound(f"there is no model {model[:64]!r}…; names have at most 64 characters")
+        now = time.monotonic()
+        seconds = timeout_ms / 1000 if timeout_ms > 0 else self.config.broker.request_timeout
+        problem = None
+        if self.scheduler.is_cold(model):
+            problem = self._problem(model)
+            self._recall(model)
+        request = self._route(identity, session, rid)
+        self._handle(
+            Asked(
+                request,
+                session.key,
+                model,
+                kind,
+                now + min(seconds, LONGEST_REQUEST_S),
+                priority,
+                payload,
+                keep_alive,
+                problem,
+            )
+        )
+
+    def _problem(self, name: str) -> str | None:
+        """Why the model cannot be loaded as things stand, as far as one look at the disk tells."""
+        model = self.scheduler.models.get(name)
+        return catalogue.problem(self.config, model.config) if model is not None else None
+
+    def _infer(self, identity: bytes, session: Session, m: protocol.Infer, parts: list[bytes]) -> None:
+        if len(m.arenas) > protocol.MAX_ARENAS:
+            raise InvalidInput(f"arenas: {len(m.arenas)} of them, at most {protocol.MAX_ARENAS} go into one request")
+        for number in m.arenas:
+            if not self.handoff.owned_by(number, session.key):
+                raise InvalidInput(f"frame: arena {number} is not one that this client shared")
+        if not 0 <= m.priority <= 3:
+            raise InvalidInput(f"priority: {m.priority} is not between 0 (first) and 3 (last)")
+        payload = (m.arenas, session.line is None, parts[2:])
+        self._ask(identity, session, m.rid, m.model, Kind.INFER, m.timeout_ms, m.priority, payload)
+
+    def _load(self, identity: bytes, session: Session, m: protocol.Load, _: list[bytes]) -> None:
+        if m.keep_alive is not None and not 0 <= m.keep_alive < math.inf:
+            raise InvalidInput(f"keep_alive: {m.keep_alive} is not a number of seconds")
+        kind = Kind.LEASE if m.lease else Kind.PRELOAD
+        self._ask(identity, session, m.rid, m.model, kind, m.timeout_ms, keep_alive=m.keep_alive)
+
+    def _release(self, identity: bytes, session: Session, m: protocol.Release, _: list[bytes]) -> None:
+        self._handle(Released(session.key, m.lease))
+        if m.rid:
+            self._to_client(identity, protocol.Value(m.rid))
+
+    def _unload(self, identity: bytes, session: Session, m: protocol.Unload, _: list[bytes]) -> None:
+        self._ask(identity, session, m.rid, m.model, Kind.UNLOAD, m.timeout_ms)
+
+    def _pin(self, identity: bytes, session: Session, m: protocol.Pin, _: list[bytes]) -> None:
+        model = self.scheduler.models.get(m.model)
+        if model is None or model.removed:
+            raise ModelNotFound(self.scheduler.no_such_model(m.model[:64]))
+        self._handle(Pinned(m.model, m.on))
+        self._to_client(identity, protocol.Value(m.rid))
+
+    def _reload(self, identity: bytes, session: Session, m: protocol.Reload, _: list[bytes]) -> None:
+        self._to_client(identity, protocol.Value(m.rid, self.reload()))
+
+    def _cleanup_idle(self, identity: bytes, session: Session, m: protocol.CleanupIdle, _: list[bytes]) -> None:
+        if not 0 <= m.idle_seconds < math.inf:
+            raise InvalidInput(f"idle_seconds: {m.idle_seconds} is not a number of seconds")
+        names = self.scheduler.idle_models(m.idle_seconds, time.monotonic())
+        self._handle(IdleCleanup(m.idle_seconds))
+        self._to_client(identity, protocol.Value(m.rid, names))
+
+    def _cancel(self, identity: bytes, session: Session, m: protocol.Cancel, _: list[bytes]) -> None:
+        asked = self.scheduler.sessions.get(session.key)
+        for request in tuple(asked.requests) if asked is not None else ():
+            if self._routes[request].rid == m.rid:
+                self._handle(Withdrawn(request))
+                return
+
+    def _query(self, identity: bytes, session: Session, m: protocol.Query, _: list[bytes]) -> None:
+        if m.what == "status":
+            value: Any = self.views.status(self.config, self.boot, len(self._sessions))
+        elif m.what == "models":
+            value = self.views.models(self.config)
+        elif m.what == "ps":
+            value = self.views.processes(self._workers)
+        elif m.what == "explain":
+            value = self.views.explain(m.model)
+        elif m.what == "enrich":
+            value = self.views.enrich(self.config)
+        else:
+            raise InvalidInput(f"what: {m.what!r} is not one of status, models, ps, explain, enrich")
+        self._to_client(identity, protocol.Value(m.rid, value))
+
+    # ------------------------------------------------------------ what they are answered
+
+    def _to_client(self, identity: bytes, message: protocol.Message, *rest: bytes) -> bool:
+        """False when it cannot be delivered: the client is gone, or does not read its answers."""
+        try:
+            wire.send(self._front, (identity, protocol.pack(message), *rest))
+        except zmq.ZMQError as e:
+            if e.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            return False
+        return True
+
+    def _route_out(self, request: int) -> _Route | None:
+        route = self._routes.pop(request, None)
+        if route is not None:
+            key = (route.identity, route.rid)
+            if self._by_route.get(key) == request:
+                del self._by_route[key]
+        return route
+
+    def _do_deliver(self, a: Deliver) -> None:
+        route = self._route_out(a.request)
+        offsets, body = a.body
+        if route is None:
+            return
+        arena = 0
+        session = route.session
+        if offsets:
+            arena = self._result_arena(a.worker)
+            line = session.line
+            if line is None or not arena or not self.handoff.share(arena, line):
+                self._give_back_result(a.worker, offsets)
+                text = "the result is large and this connection cannot share memory"
+                self._to_client(route.identity, protocol.Error(route.rid, "inference_failed", text))
+                return
+            session.results.update((arena, offset) for offset in offsets)
+        if not self._to_client(route.identity, protocol.Result(route.rid, arena), body) and offsets:
+            session.results.difference_update((arena, offset) for offset in offsets)
+            self._give_back_result(a.worker, offsets)
+
+    def _do_answer(self, a: Answer) -> None:
+        route = self._route_out(a.request)
+        if route is not None:
+            self._to_client(route.identity, protocol.Value(route.rid, a.value))
+
+    def _do_refuse(self, a: Refuse) -> None:
+        route = self._routes.get(a.request) if a.held else self._route_out(a.request)
+        if route is None:
+            return
+        if a.held:
+            self._by_route.pop((route.identity, route.rid), None)
+        text = a.message[: protocol.MAX_TEXT]
+        message = protocol.Error(route.rid, a.code, text, a.retryable, a.retry_after, a.held, a.request)
+        self._to_client(route.identity, message)
+
+    def _do_settled(self, a: Settled) -> None:
+        route = self._route_out(a.request)
+        if a.body is not None and a.body[0]:
+            self._give_back_result(a.worker, a.body[0])
+        if route is not None and route.session.line is not None:
+            route.session.line.send(protocol.LifelineSettled(route.rid))
+
+    def _do_forget(self, a: Forget) -> None:
+        self._route_out(a.request)
+
+    # ------------------------------------------------------------ when they go
+
+    def _end_session(self, session: Session) -> None:
+        if self._sessions.pop(session.key, None) is None:
+            return
+        self._handle(SessionClosed(session.key))
+        for arena, offset in session.results:
+            self._free_result(arena, offset)
+        session.results.clear()
+        if session.line is not None:
+            line, session.line = session.line, None
+            self._close_line(line)
+
+    def _still_read(self, session: bytes, arena: int) -> bool:
+        """Whether the client has results in that arena, or on their way to it."""
+        found = self._sessions.get(session)
+        return found is not None and any(number == arena for number, _ in found.results)

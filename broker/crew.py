@@ -1,0 +1,537 @@
+"""The service's part about workers: their processes, what they say, what they use; starts, kills and dispatches done.
+
+A process is forked ahead of need, or when a worker is wanted, and is told its model by the first message on its
+channel. When it has ended, its memory is watched until it is back, or counts as stuck.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+import select
+import signal
+import socket
+import sys
+import time
+
+import msgspec
+
+from broker import footprints, meters
+from broker.copies import Copies
+from broker.gauge import Gauge
+from broker.handoff import Line
+from broker.loop import Loop
+from broker.metrics import Metrics
+from broker.oom import OomKiller
+from broker.pool import BY_SIGKILL, Child, Pool
+from broker.residency import MOST_MB
+from broker.standby import Standby
+from broker.states import (
+    DeviceSeen,
+    Dispatch,
+    KillWorker,
+    Measured,
+    MemoryBack,
+    MemoryStuck,
+    Outcome,
+    Remembered,
+    Shortage,
+    StartWorker,
+    WorkerDone,
+    WorkerExited,
+    WorkerLoadFailed,
+    WorkerReady,
+)
+from zoo import protocol
+from zoo.arena import ArenaRefused
+from zoo.channel import Channel
+from zoo.config import ZooConfig
+from zoo.errors import ProtocolMismatch
+from zoo.launch import Launch, Seat
+
+log = logging.getLogger("zoo.broker")
+
+TERM_GRACE_S = 1.0
+MEMORY_BACK_LIMIT_S = 10.0
+SAMPLING_S = 0.005  # the most that one `_sample` takes, or one reading if that is longer
+UNTOLD = "somebody else, or the kernel because memory ran out (its log would say so)"
+
+
+class Worker:
+    """A process.
+
+    Attributes:
+        number: the scheduler's; negative while it waits to be given a model.
+        version: of the model's weights when it was started.
+        copied: it was given a copy, and has not said yet whether that was of use.
+    """
+
+    __slots__ = (
+        "arena", "channel", "child", "copied", "device", "key", "killed_at", "launch", "line", "model", "number",
+        "stand_in", "term_until", "unsent", "version", "worked",
+    )  # fmt: skip
+
+    def __init__(self, number: int, key: bytes) -> None:
+        self.number = number
+        self.key = key
+        self.model = ""
+        self.device = ""
+        self.version = ""
+        self.launch: Launch | None = None
+        self.copied = False
+        self.child: Child | None = None
+        self.channel: Channel | None = None
+        self.line: Line | None = None
+        self.arena = 0
+        self.stand_in = False
+        self.unsent = False
+        self.worked = False
+        self.killed_at = 0.0
+        self.term_until = 0.0
+
+
+class Crew(Loop):
+    """See the module's docstring."""
+
+    def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
+        super().__init__(config, endpoint_given)
+        self.gauge = Gauge(self.meters)
+        self.copies = Copies(int(config.broker.host_cache_mb * meters.MB))
+        self.oom_killer = OomKiller()
+        self._footprints = footprints.Store(config.state) if self._measures else None
+        self._learnt = 0
+        self._workers: dict[int, Worker] = {}
+        self._by_key: dict[bytes, Worker] = {}
+        self._standby = Standby()
+        self._forked = itertools.count(1)
+        self._ending: dict[int, float] = {}  # worker → since when; 0: reported as stuck, looked for ever after
+        self._terminating: set[int] = set()
+        self._cores = os.cpu_count() or 1
+        self._actions |= {StartWorker: self._do_start, KillWorker: self._do_kill, Dispatch: self._do_dispatch}
+        if str(config.base) not in sys.path:
+            sys.path.append(str(config.base))  # adapters may lie beside config.toml
+        self.pool = Pool(_preload(config))
+        self.metrics = Metrics(self.scheduler, self.copies, config.broker.metrics)
+        self._add(self.pool.fileno(), self._started)
+        self._refill()
+        for name in self.scheduler.models:
+            self._recall(name)
+
+    def _read_line(self, line: Line) -> None:
+        """Takes what lies on a lifeline: see `service.py`, as for the next."""
+        raise NotImplementedError
+
+    def _close_line(self, line: Line) -> None:
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ what they say
+
+    def _read_channel(self, number: int) -> bool:
+        """Takes what a worker says, and goes on with what it has been too slow to read. False: there was nothing."""
+        worker = self._workers.get(number)
+        if worker is None or worker.channel is None:
+            return False
+        try:
+            if worker.unsent and worker.channel.flush():
+                self._watch_writing(worker, False)
+            messages = worker.channel.take()
+        except OSError as e:
+            self._lost_channel(worker, e)
+            return False
+        for parts in messages or ():
+            if number > 0:  # whoever waits for a model has nothing to say
+                self._from_worker(number, parts)
+        return messages is not None
+
+    def _lost_channel(self, worker: Worker, why: OSError) -> None:
+        """Its end has closed: it is ending, or talks nonsense and has to."""
+        log.debug("the channel of worker %d of %s: %s", worker.number, worker.model, why)
+        self._close_channel(worker)
+        if worker.child is not None:
+            worker.child.signal(signal.SIGKILL)
+
+    def _close_channel(self, worker: Worker) -> None:
+        channel, worker.channel = worker.channel, None
+        if channel is not None:
+            self._drop(channel.fd)
+            channel.close()
+
+    def _watch_writing(self, worker: Worker, on: bool) -> None:
+        assert worker.channel is not None
+        worker.unsent = on
+        self._epoll.modify(worker.channel.fd, select.EPOLLIN | (select.EPOLLOUT if on else 0))
+
+    def _open_channel(self, line: Line, fd: int | None) -> None:
+        worker = self._by_key.get(line.key) if line.role == "worker" else None
+        if fd is None or worker is None or worker.channel is not None:
+            if fd is not None:
+                os.close(fd)
+            raise ConnectionError("it offered a channel that nobody asked for")
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+        worker.channel = Channel(sock)
+        self._add(sock.fileno(), lambda: self._read_channel(worker.number))
+        self._brief(worker)
+
+    def _tell_worker(self, worker: Worker, parts: tuple[bytes, ...]) -> None:
+        assert worker.channel is not None
+        try:
+            if not worker.channel.send(parts) and not worker.unsent:
+                self._watch_writing(worker, True)
+        except OSError as e:
+            self._lost_channel(worker, e)
+
+    def _from_worker(self, number: int, parts: list[bytes]) -> None:
+        try:
+            message = protocol.unpack_from_worker(parts[0])
+        except ProtocolMismatch as e:
+            log.warning("unreadable message from worker %d: %s", number, e)
+            return
+        kind = type(message)
+        if kind is protocol.Done:
+            bodies = iter(parts[1:])
+            try:
+                outcomes = [
+                    Outcome(o.id, None, (o.code, o.message), _short(o.short))
+                    if o.code
+                    else Outcome(o.id, (o.offsets, next(bodies)))
+                    for o in message.outcomes  # type: ignore[union-attr]
+                ]
+            except StopIteration:
+                log.warning("worker %d sent fewer results than it said", number)
+                return
+            worker = self._workers[number]
+            first, worker.worked = not worker.worked, True
+            # Unknown, it may be evicted in the very next moment; grown, it holds what others may be about to be given.
+            if message.grown or (first and not self.scheduler.is_measured(number)):  # type: ignore[union-attr]
+                self._measure(number)
+            if any(outcome.short is not None for outcome in outcomes):
+                self._look_at(worker.device)
+            self._handle(WorkerDone(number, outcomes, message.halved))  # type: ignore[union-attr]
+            if len(self._standby) < self.config.broker.standby and self.scheduler.is_idle:
+                self._refill()
+        elif kind is protocol.Loaded:
+            self._workers[number].stand_in = message.stand_in  # type: ignore[union-attr]
+            self.gauge.loaded(number)
+            self._handle(WorkerReady(number, message.max_batch))  # type: ignore[union-attr]
+            self._used_copy(self._workers[number], message.copied)  # type: ignore[union-attr]
+            self.metrics.loaded(self._workers[number].model, self.scheduler.loaded_in(number))
+            self._report(number)
+        elif kind is protocol.LoadError:
+            assert isinstance(message, protocol.LoadError)
+            if message.short is not None:
+                self._measure(number)
+                self._look_at(self._workers[number].device)
+            self._handle(WorkerLoadFailed(number, message.code, message.message, _short(message.short)))
+
+    # ------------------------------------------------------------ processes
+
+    def _fork(self) -> Worker:
+        """Has a process made that waits for its model."""
+        worker = Worker(-next(self._forked), b"w-" + secrets.token_bytes(12))
+        self._workers[worker.number] = worker
+        self._by_key[worker.key] = worker
+        self.pool.start(Seat(worker.key, self.place.handoff, self.handoff.limit))
+        return worker
+
+    def _refill(self) -> None:
+        """Sees to it that as many wait in reserve as should. Not while a model is loading: a fork would slow that."""
+        if self.scheduler.stopping or self.scheduler.is_loading:
+            return
+        now, wanted = time.monotonic(), self.config.broker.standby
+        for _ in range(self._standby.lacks(wanted, now)):
+            self._standby.add(self._fork().number)
+        while len(self._standby) > wanted and (number := self._standby.take()) is not None:
+            self._do_kill(KillWorker(number))
+
+    def _employ(self, number: int) -> Worker:
+        """A process for the scheduler's worker of that number: one that waits, however far it is, or else a new one."""
+        while (waiting := self._standby.take()) is not None:
+            worker = self._workers[waiting]
+            if worker.child is None or worker.child.reap() is None:  # the news of its end may be on the way to us
+                self._standby.used()
+                break
+        else:
+            worker = self._fork()
+        self._workers[number] = self._workers.pop(worker.number)
+        worker.number = number
+        return worker
+
+    def _started(self) -> None:
+        for key, outcome in self.pool.take_started():
+            worker = self._by_key.get(key)
+            if worker is None:
+                if isinstance(outcome, Child):
+                    outcome.signal(signal.SIGKILL)
+                    outcome.close()
+                continue
+            if isinstance(outcome, str):
+                number = worker.number
+                self._forget_worker(number)
+                if number < 0:
+                    self._standby.lost(number, time.monotonic())
+                    continue
+                self._handle(WorkerExited(number, outcome))
+                self.gauge.forget(number)
+                self._handle(MemoryBack(number))
+                continue
+            worker.child = outcome
+            if worker.number > 0:
+                self.gauge.born(worker.number, outcome.pid)
+            self._add(outcome.sentinel, lambda w=worker: self._ended(w.number))  # type: ignore[misc]
+            if worker.killed_at:
+                outcome.signal(signal.SIGKILL)
+
+    def _ended(self, number: int) -> None:
+        worker = self._workers[number]
+        assert worker.child is not None
+        how = worker.child.reap()
+        if how is None:
+            return
+        starved = None
+        if how == BY_SIGKILL and not worker.killed_at:
+            starved = self.oom_killer.struck()
+            how += ", by " + {True: "the kernel: memory ran out", False: "somebody else", None: UNTOLD}[starved]
+        while self._read_channel(number):  # what it said before it ended comes before its end
+            pass
+        if number > 0:
+            self.gauge.end(number, worker.line.fd if worker.line is not None else None)
+        if worker.line is not None:
+            self._close_line(worker.line)
+        self._drop(worker.child.sentinel)
+        worker.child.close()
+        self._forget_worker(number)
+        if number < 0:
+            if not worker.killed_at:
+                log.warning("a process that waited for a model has ended: %s", how)
+                self._standby.lost(number, time.monotonic())
+            return
+        self._used_copy(worker, False)
+        self._handle(WorkerExited(number, how, starved is True))
+        self._ending[number] = time.monotonic()
+        self._look_for_memory(time.monotonic())
+
+    def _forget_worker(self, number: int) -> None:
+        worker = self._workers.pop(number, None)
+        if worker is not None:
+            self._close_channel(worker)
+            self._by_key.pop(worker.key, None)
+            self._terminating.discard(number)
+
+    def _look_for_memory(self, now: float) -> None:
+        for number, since in list(self._ending.items()):
+            if self.gauge.back(number):
+                del self._ending[number]
+                self._handle(MemoryBack(number))
+            elif since and now - since > MEMORY_BACK_LIMIT_S:
+                self._ending[number] = 0.0
+                self._handle(MemoryStuck(number))
+
+    def _escalate(self, now: float) -> None:
+        for number in list(self._terminating):
+            worker = self._workers[number]
+            if now >= worker.term_until and worker.child is not None:
+                self._terminating.discard(number)
+                worker.child.signal(signal.SIGKILL)
+
+    def _close_crew(self) -> None:
+        for worker in self._workers.values():
+            if worker.child is not None:
+                worker.child.signal(signal.SIGKILL)
+        self._remember()
+        self.metrics.close()
+        self.pool.close()
+        for worker in self._workers.values():
+            if worker.child is not None:
+                worker.child.close()
+        self.handoff.shut()
+        for worker in self._workers.values():
+            self._close_channel(worker)
+        self.gauge.close()
+        self.copies.close()
+
+    # ------------------------------------------------------------ memory
+
+    @property
+    def _measures(self) -> bool:
+        return self.config.broker.footprint == "measured"
+
+    def _measure(self, number: int) -> None:
+        """Reads what a worker uses, and tells the scheduler."""
+        if self._measures:
+            self.gauge.read(number)
+            self._report(number)
+
+    def _report(self, number: int) -> None:
+        if self._measures and (mb := self.gauge.seen_mb(number)):
+            self._handle(Measured(number, mb, self._workers[number].worked and self.gauge.is_told(number)))
+
+    def _sample(self) -> None:
+        """Looks at a few workers, and at what everybody else uses."""
+        end = time.monotonic() + SAMPLING_S
+        for number in self.gauge.stalest():
+            if number in self._workers:
+                self._measure(number)
+            if time.monotonic() >= end:
+                break
+        for device in self.meters:
+            self._look_at(device)
+        self._remember()
+
+    def _look_at(self, device: str) -> None:
+        """Reads what everybody else uses of the device, and tells the scheduler."""
+        if self._measures and (seen := self.gauge.others(device)) is not None:
+            self._handle(DeviceSeen(device, *seen))
+
+    def _recall(self, name: str) -> None:
+        """Sees to it that the scheduler knows what was measured of the weights that lie there now, and no others."""
+        if self._footprints is not None:
+            model = self.scheduler.models[name]
+            weights = footprints.version(self.config, model.config)
+            if weights != model.version:
+                self._handle(Remembered(name, weights, self._footprints.recall(name, weights)))
+
+    def _remember(self) -> None:
+        """Writes down what is new."""
+        if self._footprints is not None and self._learnt != self.scheduler.learnt:
+            self._learnt = self.scheduler.learnt
+            for model in self.scheduler.models.values():
+                if model.peaks:
+                    self._footprints.known[model.name] = footprints.Known(model.version, dict(model.peaks))
+            self._footprints.save()
+
+    # ------------------------------------------------------------ copies
+
+    def _take_copy(self, line: Line, why: str, fd: int | None) -> None:
+        """A worker offers a copy of its model, or says why there is none."""
+        worker = self._by_key.get(line.key) if line.role == "worker" else None
+        model = self.scheduler.models.get(worker.model) if worker is not None else None
+        if worker is None or model is None or footprints.version(self.config, model.config) != worker.version:
+            if fd is not None:
+                os.close(fd)  # of weights that are not there any more
+            return
+        if fd is None:
+            if self.copies.give_up(worker.model, worker.device, worker.version):
+                log.info("%s: no copy of it can be kept, it is always loaded from its weights: %s", worker.model, why)
+            return
+        try:
+            size = self.copies.keep(worker.model, worker.device, worker.version, fd)
+            log.info("%s: a copy of it is kept in host memory, %d MB", worker.model, size >> 20)
+        except ArenaRefused as e:
+            log.info("%s: its copy is not kept: %s", worker.model, e)
+
+    def _used_copy(self, worker: Worker, used: bool) -> None:
+        """A copy that was given and did not lead to a loaded model is not given again."""
+        if used:
+            log.info("%s: made of its copy", worker.model)
+        elif worker.copied:
+            log.warning("%s: the copy of it that was kept is of no use and dropped", worker.model)
+            self.copies.drop(worker.model, worker.device)
+        worker.copied = False
+
+    # ------------------------------------------------------------ deeds
+
+    def _do_start(self, a: StartWorker) -> None:
+        config = self.scheduler.models[a.model].config
+        self.gauge.start(a.worker, a.device)
+        worker = self._employ(a.worker)
+        worker.model, worker.device = a.model, a.device
+        if worker.child is not None:
+            self.gauge.born(a.worker, worker.child.pid)
+        path = self.config.weights(config)
+        worker.launch = Launch(
+            model=a.model,
+            adapter=config.adapter,
+            path=str(path) if path is not None else None,
+            category=config.category,
+            options=config.options,
+            trust_pickle=config.trust_pickle,
+            device=a.device if self.scheduler.ledger.devices[a.device].kind == "cuda" else "cpu",
+            threads=self.config.broker.worker_threads or max(1, self._cores // 4),
+            pull=config.published if self.config.broker.auto_pull and config.published.fetchable else None,
+        )
+        self._brief(worker)
+
+    def _brief(self, worker: Worker) -> None:
+        """Tells a process its model, as soon as there is a model to tell and a channel to tell it by."""
+        if worker.launch is None or worker.channel is None or worker.line is None:
+            return
+        launch, worker.launch = worker.launch, None
+        if self.copies.limit_bytes and (model := self.scheduler.models.get(worker.model)) is not None:
+            worker.version = footprints.version(self.config, model.config)
+            fd = self.copies.get(worker.model, worker.device, worker.version)
+            worker.copied = fd is not None and worker.line.send(protocol.LifelineCopy(), fd)
+            wanted = 0 if fd is not None else self.copies.wanted_bytes(worker.model, worker.device, worker.version)
+            launch = msgspec.structs.replace(launch, copied=worker.copied, copy_bytes=wanted)
+        self._tell_worker(worker, (msgspec.msgpack.encode(launch),))
+
+    def _do_kill(self, a: KillWorker) -> None:
+        worker = self._workers.get(a.worker)
+        if worker is None:
+            return
+        worker.killed_at = time.monotonic()
+        if worker.child is None:
+            return  # killed as soon as it exists, see _started
+        if a.gentle:
+            worker.term_until = worker.killed_at + TERM_GRACE_S
+            self._terminating.add(a.worker)
+            worker.child.signal(signal.SIGTERM)
+        else:
+            worker.child.signal(signal.SIGKILL)
+
+    def _do_dispatch(self, a: Dispatch) -> None:
+        worker = self._workers.get(a.worker)
+        if worker is None or worker.channel is None:
+            return  # it has ended; its exit is on the way to the scheduler
+        line = worker.line
+        jobs, bodies = [], []
+        for request, (arenas, inline, parts) in a.batch:
+            for number in arenas:
+                if line is None or (number not in line.given and not self.handoff.share(number, line)):
+                    break  # the worker then refuses the frame by itself, or is gone
+            jobs.append(protocol.Job(request, arenas, inline, len(parts)))
+            bodies += parts
+        header = protocol.pack(protocol.Dispatch(tuple(jobs), a.suspect, a.refuse))
+        self._tell_worker(worker, (header, *bodies))
+
+    # ------------------------------------------------------------ their results
+
+    def _result_arena(self, number: int) -> int:
+        """The worker's arena; its offer lies on the lifeline when it is not known yet."""
+        worker = self._workers.get(number)
+        if worker is None:
+            return 0
+        if not worker.arena and worker.line is not None:
+            self._read_line(worker.line)
+        return worker.arena
+
+    def _give_back_result(self, number: int, offsets: tuple[int, ...]) -> None:
+        arena = self._result_arena(number)
+        for offset in offsets:
+            self._free_result(arena, offset)
+
+    def _free_result(self, arena: int, offset: int) -> None:
+        """The worker may use the slot again."""
+        found = self.handoff.arenas.get(arena)
+        line = self.handoff.by_key.get(found.owner) if found is not None else None
+        if line is not None:
+            line.send(protocol.LifelineReleased(arena, offset))
+
+
+def _short(said: protocol.Shortage | None) -> Shortage | None:
+    """What no device could hold is not believed."""
+    if said is None:
+        return None
+    return Shortage(*(mb if 0 <= mb <= MOST_MB else 0.0 for mb in (said.used_mb, said.asked_mb)))
+
+
+def _preload(config: ZooConfig) -> list[str]:
+    """Modules for the nursery: the adapters that come with the zoo (a user's own code is not run there)."""
+    wanted: dict[str, None] = dict.fromkeys(config.broker.preload)
+    for model in config.models:
+        module = model.adapter.partition(":")[0]
+        if model.enabled and module.startswith("workers.models."):
+            wanted[module] = None
+    return list(wanted)

@@ -1,0 +1,135 @@
+"""The ground floor of the service: what the loop waits for, and the one way to the scheduler and back.
+
+Everything that is not a ZeroMQ socket sits in one epoll set, which the poller watches as a single descriptor, so that
+the cost of a turn does not grow with clients or models. `_handle` gives the scheduler an event and does what it says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from broker import endpoint, meters
+from broker.handoff import Handoff
+from broker.ledger import Device
+from broker.scheduler import Scheduler
+from broker.states import (
+    Event,
+    Stop,
+)
+from zoo import protocol
+from zoo.config import MB_PER_GB, ZooConfig
+from zoo.errors import ConfigError
+
+log = logging.getLogger("zoo.broker")
+
+HIGH_WATER = 4096
+TROUBLE = {"load failed", "crashed", "killed", "quarantined", "overdrawn", "memory stuck", "out of memory"}  # kinds
+
+
+def devices_of(config: ZooConfig) -> list[Device]:
+    """The devices of a configuration, "auto" resolved."""
+    if config.devices:
+        return [Device(d.name, d.kind, d.budget_gb * MB_PER_GB) for d in config.devices]
+    kind = config.broker.device
+    if kind == "auto":
+        kind = "cuda" if meters.has_cuda() else "cpu"
+    name = "cuda:0" if kind == "cuda" else "cpu"
+    return [Device(name, kind, config.broker.vram_budget_gb * MB_PER_GB)]
+
+
+class Loop:
+    """See the module's docstring.
+
+    Attributes:
+        _actions: what to do for each kind of action; every storey adds its own.
+        _watch: descriptor → what to do when it is readable.
+    """
+
+    def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
+        self._endpoint_given = endpoint_given  # it stands over what the file says
+        self.config = self._with_endpoint(config)
+        devices = devices_of(config)
+        try:
+            self.meters = meters.open_devices(devices)
+        except LookupError as e:
+            raise ConfigError(str(e)) from None
+        self.scheduler = Scheduler(config.broker, devices, config.models)
+        self._told = 0
+        self._stop = False
+        self._actions: dict[type, Callable[[Any], None]] = {Stop: self._do_stop}
+        self._watch: dict[int, Callable[[], object]] = {}
+        self.place = endpoint.claim(config.endpoint)
+        self._context = zmq.Context()
+        self._front = self._router(config.endpoint)
+        self.handoff = Handoff(self.place.handoff, config.broker.arena_limit_mb << 20)
+        self._epoll = select.epoll()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def _with_endpoint(self, config: ZooConfig) -> ZooConfig:
+        if self._endpoint_given:
+            config.broker.endpoint = self._endpoint_given
+        return config
+
+    def _router(self, where: str) -> zmq.Socket[bytes]:
+        sock: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        sock.setsockopt(zmq.LINGER, 0)
+        sock.setsockopt(zmq.SNDHWM, HIGH_WATER)
+        sock.setsockopt(zmq.RCVHWM, HIGH_WATER)
+        sock.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES)
+        if where.startswith("tcp://"):
+            endpoint.secure(self._context, sock, self.config.resolve(self.config.broker.curve_dir))
+        try:
+            sock.bind(where)
+        except zmq.ZMQError as e:
+            raise ConfigError(f"cannot listen on {where}: {e}") from None
+        endpoint.restrict(where)
+        return sock
+
+    def _handle(self, event: Event) -> None:
+        actions = self.scheduler.handle(event, time.monotonic())
+        do = self._actions
+        for action in actions:
+            do[type(action)](action)
+        if self.scheduler.story.count != self._told:
+            self._tell()
+
+    def _tell(self) -> None:
+        for line in self.scheduler.story.since(self._told):
+            level = logging.WARNING if line.kind in TROUBLE else logging.INFO
+            log.log(level, "%s%s", f"{line.model}: " if line.model else "", line.text, extra={"line": line})
+        self._told = self.scheduler.story.count
+
+    def _add(self, fd: int, act: Callable[[], object]) -> None:
+        self._epoll.register(fd, select.EPOLLIN)
+        self._watch[fd] = act
+
+    def _drop(self, fd: int) -> None:
+        if self._watch.pop(fd, None) is not None:
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
+
+    def _run_watch(self, fd: int) -> None:
+        act = self._watch.get(fd)
+        if act is not None:  # a line may have been closed by what came before it in the same turn
+            act()
+
+    def _do_stop(self, _: Stop) -> None:
+        self._stop = True
+
+    def _close_loop(self) -> None:
+        self._front.close()
+        endpoint.stop_security(self._context)
+        self._context.term()
+        self._epoll.close()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+        self.place.release()
