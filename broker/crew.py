@@ -215,8 +215,8 @@ class Crew(Loop):
         elif kind is protocol.Loaded:
             self._workers[number].stand_in = message.stand_in  # type: ignore[union-attr]
             self.gauge.loaded(number)
-            self._handle(WorkerReady(number, message.max_batch))  # type: ignore[union-attr]
             self._used_copy(self._workers[number], message.copied)  # type: ignore[union-attr]
+            self._handle(WorkerReady(number, message.max_batch))  # type: ignore[union-attr]
             self.metrics.loaded(self._workers[number].model, self.scheduler.loaded_in(number))
             self._report(number)
         elif kind is protocol.LoadError:

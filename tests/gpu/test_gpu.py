@@ -92,7 +92,7 @@ class TestEveryModel:
 
 
 def test_the_parts_of_a_swap_add_up_to_the_whole_of_it() -> None:
-    names = ("kill", "exited", "memory", "start", "attached", "ready")
+    names = ("kill", "exited", "memory", "start", "told", "ready")
     moments = {name: (10.0 + i / 10, 0.0) for i, name in enumerate(names, 1)}
     moments["ready"] = (moments["ready"][0], 0.04)
     parts = swap.parts_of(10.0, 11.0, moments)
