@@ -84,6 +84,7 @@ class Pool:
     def __init__(self, preload: list[str]) -> None:
         self.started: deque[tuple[bytes, Child | str]] = deque()
         self._preload = preload
+        self._closing = False
         self._wanted: queue.SimpleQueue[launch.Seat | None] = queue.SimpleQueue()
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._context = multiprocessing.get_context("forkserver")
@@ -105,10 +106,19 @@ class Pool:
         return taken
 
     def close(self) -> None:
-        """Ends the thread, and with its parent thread the nursery."""
+        """Ends the thread and the nursery, whatever that is doing: it may be importing for seconds."""
+        self._closing = True
+        self._kill_nursery()  # the thread may be waiting for it
         self._wanted.put(None)
         self._thread.join(timeout=5.0)
         os.close(self._news)
+
+    def _kill_nursery(self) -> None:
+        """And with it whoever it has forked since somebody looked."""
+        nursery: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+        if nursery is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(nursery, signal.SIGKILL)
 
     # ------------------------------------------------------------ in the thread
 
@@ -124,10 +134,13 @@ class Pool:
                 )
                 outcome = Child(Popen(process))
             except Exception as e:
+                if self._closing:
+                    break
                 log.exception("cannot start a process")
                 outcome = f"no process could be started: {type(e).__name__}: {e}"
             self.started.append((seat.key, outcome))
             os.eventfd_write(self._news, 1)
+        self._kill_nursery()  # it may have been started since
         forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
     def _open_nursery(self) -> None:

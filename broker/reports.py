@@ -104,6 +104,8 @@ class Reports(Shortages):
         model.second_load = False
         failures = 1 + (first.failures if first is model else first.further_failures)
         back_off = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * 2 ** (failures - 1))
+        if model.unasked:  # a guess costs nobody anything: the first who asks has his try
+            model.unasked, model.misguessed, failures, back_off = False, True, first.failures, 0.0
         text = f"load failed: {cause}; no further try for {back_off:g} s"
         self.story.tell(now, model.name, text, "load failed", failures=failures, retry_seconds=back_off)
         self._load_failed_on(model.device, first, now)

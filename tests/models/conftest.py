@@ -58,11 +58,11 @@ def whole_zoo(standin: Callable[[str], Path], weights_dir: Path) -> Iterator[Run
     """A broker with all models of the shipped config.toml, on stand-ins, and room for a fifth of them at a time."""
     from workers.models.standins import STANDINS
 
-    for name in STANDINS:
-        standin(name)
     folder = Path(tempfile.mkdtemp(prefix="zoo-t-", dir="/tmp"))
     models = CONFIG[CONFIG.index("[[models]]") :]
     running = Running(folder, models, weights_dir=weights_dir, **ROOMY).start()
+    for name in STANDINS:  # while the nursery imports
+        standin(name)
     yield running
     try:
         running.close()

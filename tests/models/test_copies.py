@@ -24,6 +24,7 @@ KINDS = [
     "xclip-base", "pet-classifier", "osnet-x0-25",
 ]  # fmt: skip
 UNCOPYABLE = ["paddleocr", "brisque-quality"]
+FEW = {"yolo11-face", "fashion-clip", "brisque-quality"}
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
@@ -34,7 +35,9 @@ def said(client: Client, name: str, frame: np.ndarray) -> tuple[str, list[float]
     return NUMBER.sub("#", text), [float(number) for number in NUMBER.findall(text)]
 
 
-@pytest.mark.parametrize("name", [*KINDS, *UNCOPYABLE])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in [*KINDS, *UNCOPYABLE]]
+)
 def test_a_model_answers_the_same_when_it_comes_back(name: str, whole_zoo: Running, bus: np.ndarray) -> None:
     with Client(whole_zoo.endpoint, timeout=60) as client:
         small = np.ascontiguousarray(bus[::3, ::3])

@@ -15,7 +15,7 @@ from zoo import load_config
 pytest.importorskip("workers.models.classify")
 from workers.models import standins
 
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.slow]
 
 # Modules of a few lines that transformers visits on its way to CLIP's tokenizer.
 EMPTY = {"transformers.models.aimv2", "transformers.models.clip.tokenization_clip_fast"}

@@ -142,3 +142,19 @@ def test_a_pinned_model_is_not_loaded_ahead_and_one_that_is_pinned_meanwhile_sta
     w.ask("big")
     w.settle()
     assert w.state("text") is State.LOADED
+
+
+def test_a_guess_whose_load_fails_keeps_nobody_from_trying() -> None:
+    w = used_to("plate", "text")
+    w.ask("plate")
+    w.ready("plate")
+    w.done("plate")
+    assert w.state("text") is State.LOADING
+    w.load_fails("text")
+    w.gone("text")
+    w.ask("plate")
+    w.done("plate")
+    assert w.state("text") is State.FAILED, "not guessed again"
+    asked = w.ask("text")
+    w.settle()
+    assert w.code(asked) == "ok"
