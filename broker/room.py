@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from broker import ahead, turns
@@ -33,6 +34,26 @@ from zoo.config import BrokerConfig, ModelConfig, ModelPriority
 LOOK_EVERY_S = 0.01  # where usage alone, which changes with every request, may have changed who has to go
 MOST_SPARED = 4  # named in a line
 MOST_LOOKS = 8  # two or three settle it; the bound is against a bug, not a need
+
+
+class _Look:
+    """What one look for room has found so far, from the waiter who comes first to the last.
+
+    Attributes:
+        claimed: device → MB that are coming back, or are kept free, for those who came earlier.
+        loading: device → loads under way.
+        spoken_for: models whose room somebody who came earlier waits for.
+        yielding: models that have to stop taking work.
+    """
+
+    def __init__(self, devices: Iterable[str], moving: Iterable[Residency]) -> None:
+        self.claimed = dict.fromkeys(devices, 0.0)
+        self.loading = dict.fromkeys(self.claimed, 0)
+        self.spoken_for: set[str] = set()
+        self.yielding: set[str] = set()
+        for model in moving:
+            if model.state is State.LOADING:
+                self.loading[model.device] += 1
 
 
 class Room:
@@ -196,13 +217,7 @@ class Room:
         if self._wanted:
             self._end_loads_ahead(now)
         self._drop_lost_claims()
-        claimed = dict.fromkeys(self.ledger.devices, 0.0)  # by those whose room is coming back
-        spoken_for: set[str] = set()  # models whose room somebody older waits for
-        loading = dict.fromkeys(self.ledger.devices, 0)
-        for model in self._moving.values():
-            if model.state is State.LOADING:
-                loading[model.device] += 1
-        yielding: set[str] = set()
+        look = _Look(self.ledger.devices, self._moving.values())
         workers = len(self._workers)
         # Whoever was promised room comes first: else a victim with older requests would take it right back.
         waiting = [
@@ -218,12 +233,12 @@ class Room:
             if now < model.retry_at:
                 self._look_again(model.retry_at)
                 continue
-            self._try_to_place(model, now, claimed, spoken_for, loading, yielding)
-        self._contested = bool(spoken_for)
-        if yielding and len(self._workers) > workers:
-            self._yielding |= yielding  # who started after them has changed what they yield for: the next look tells
+            self._try_to_place(model, now, look)
+        self._contested = bool(look.spoken_for)
+        if look.yielding and len(self._workers) > workers:
+            self._yielding |= look.yielding  # who started since has changed what they yield for: the next look tells
             return
-        no_longer, self._yielding = self._yielding - yielding, yielding
+        no_longer, self._yielding = self._yielding - look.yielding, look.yielding
         for name in sorted(no_longer):
             model = self._named(name)
             if model.yielding:
@@ -278,15 +293,7 @@ class Room:
             else:
                 coming[model.claim_on] -= need
 
-    def _try_to_place(
-        self,
-        model: Residency,
-        now: float,
-        claimed: dict[str, float],
-        spoken_for: set[str],
-        loading: dict[str, int],
-        yielding: set[str],
-    ) -> None:
+    def _try_to_place(self, model: Residency, now: float, look: _Look) -> None:
         devices = [model.device] if model.short else self.devices_for(model)
         fitting = [d for d in devices if model.need_mb(d) <= self.ledger.devices[d].budget_mb + EPSILON_MB]
         if not fitting:
@@ -297,16 +304,16 @@ class Room:
             return
         need = {name: self._lacks_mb(model, name) for name in fitting}
         fitting = fitting if model.short else self._sound(model, fitting, now) or fitting
-        spare = {name: self._coming_mb(name) - claimed[name] for name in fitting}
-        free = [name for name in fitting if model.short or loading[name] < self.config.concurrent_loads]
+        spare = {name: self._coming_mb(name) - look.claimed[name] for name in fitting}
+        free = [name for name in fitting if model.short or look.loading[name] < self.config.concurrent_loads]
         # A claim takes what is coming first, and what is free only for the rest.
         room = {name: min(mb, self.ledger.free_mb(name)) for name, mb in spare.items()}
         if device := self._best_place(model, [name for name in free if need[name] <= room[name] + EPSILON_MB], room):
-            self._let_in(model, device, now, loading)
+            self._let_in(model, device, now, look)
             return
         for device in [model.claim_on, *free] if model.claim else free:
             if need[device] <= spare[device] + EPSILON_MB:
-                self._claim(model, device, claimed)
+                self._claim(model, device, look)
                 return
         if not model.short:  # it needs no load
             self._give_up_hopeless(model, now)
@@ -315,46 +322,53 @@ class Room:
             return
         if not model.short:
             self._look_again(turns.hopeless_from(head))
-        plans = []
-        for device in free:
-            needed = need[device] - spare[device]
-            idle = self._candidates(device, spoken_for, model.name, now, busy=False)
-            victims = self.policy.choose(needed, idle, model.config.priority)
-            if victims is not None:
-                spared = [c for c in idle if c not in victims]
-                plans.append((self.policy.loss(victims), device, needed, victims, spared))
-        if plans:
-            _, device, needed, victims, spared = min(plans, key=lambda plan: plan[0])
-            if self._lingering(model, head, device, victims, now):
-                spoken_for.update(victim.model for victim in victims)
-                return
-            for victim in victims:
-                self._evict(
-                    self._named(victim.model),
-                    f"{model.name} needs {need[device]:g} MB{' more' if model.short else ''}, {needed:g} MB short of "
-                    f"{self.ledger.limit_mb(device):g}; {self.policy.why(victim, spared, now)}",
-                    now,
-                )
-            self._tell_spared(model, needed, victims, spared, now)
-            if need[device] <= self.ledger.free_mb(device) + EPSILON_MB:  # what comes back is for an older claim
-                self._let_in(model, device, now, loading)
-            else:
-                self._claim(model, device, claimed)
+        needed = {name: need[name] - spare[name] for name in free}
+        if self._evict_for(model, head, needed, now, look):
             return
         if not free:
             self._blocked(model, "loading", "another model is loading", now)
             return
-        self._ask_to_yield(model, head, now, {name: spare[name] for name in free}, claimed, spoken_for, yielding)
+        self._ask_to_yield(model, head, needed, now, look)
+
+    def _evict_for(self, model: Residency, head: Request, missing: dict[str, float], now: float, look: _Look) -> bool:
+        """Makes room by evicting whoever is idle, where that suffices and least is lost. False where it does not."""
+        plans = []
+        for device, needed in missing.items():
+            idle = self._candidates(device, look.spoken_for, model.name, now, busy=False)
+            victims = self.policy.choose(needed, idle, model.config.priority)
+            if victims is not None:
+                spared = [c for c in idle if c not in victims]
+                plans.append((self.policy.loss(victims), device, victims, spared))
+        if not plans:
+            return False
+        _, device, victims, spared = min(plans, key=lambda plan: plan[0])
+        if self._lingering(model, head, victims, now):
+            look.spoken_for.update(victim.model for victim in victims)
+            return True
+        need, needed = self._lacks_mb(model, device), missing[device]
+        for victim in victims:
+            self._evict(
+                self._named(victim.model),
+                f"{model.name} needs {need:g} MB{' more' if model.short else ''}, {needed:g} MB short of "
+                f"{self.ledger.limit_mb(device):g}; {self.policy.why(victim, spared, now)}",
+                now,
+            )
+        self._tell_spared(model, needed, victims, spared, now)
+        if need <= self.ledger.free_mb(device) + EPSILON_MB:  # what comes back is for an older claim
+            self._let_in(model, device, now, look)
+        else:
+            self._claim(model, device, look)
+        return True
 
     def _lacks_mb(self, model: Residency, device: str) -> float:
         """What has to be free for it: all that its process takes, or what a process that is there lacks of that."""
         return model.need_mb(device) - (model.mb if model.short else 0.0)
 
-    def _let_in(self, model: Residency, device: str, now: float, loading: dict[str, int]) -> None:
+    def _let_in(self, model: Residency, device: str, now: float, look: _Look) -> None:
         if model.short:
             self._enlarge(model, now)
         else:
-            loading[device] += 1
+            look.loading[device] += 1
             self._start(model, device, now)
 
     def _enlarge(self, model: Residency, now: float) -> None:
@@ -427,8 +441,8 @@ class Room:
         ]
         return choose({device: model.need_mb(device) for device in devices}, room, absent)
 
-    def _claim(self, model: Residency, device: str, claimed: dict[str, float]) -> None:
-        claimed[device] += self._lacks_mb(model, device)
+    def _claim(self, model: Residency, device: str, look: _Look) -> None:
+        look.claimed[device] += self._lacks_mb(model, device)
         model.claim, model.claim_on = model.claim or next(self._claims), device
         model.unblock()
 
@@ -456,7 +470,7 @@ class Room:
         ]
         return self.policy.valued(candidates, wanted, now)
 
-    def _lingering(self, model: Residency, head: Request, device: str, victims: list[Candidate], now: float) -> bool:
+    def _lingering(self, model: Residency, head: Request, victims: list[Candidate], now: float) -> bool:
         """Some of them are idle for a moment only, it seems: they are given that moment."""
         until = {
             v.model: turns.lingers_until(self._named(v.model), model, head, self.config.patience_seconds)
@@ -471,14 +485,7 @@ class Room:
         return bool(names)
 
     def _ask_to_yield(
-        self,
-        model: Residency,
-        head: Request,
-        now: float,
-        spare: dict[str, float],
-        claimed: dict[str, float],
-        spoken_for: set[str],
-        yielding: set[str],
+        self, model: Residency, head: Request, missing: dict[str, float], now: float, look: _Look
     ) -> None:
         """Nobody idle can make room. When their turn is over (see `turns.py`), busy models stop taking work.
 
@@ -486,9 +493,8 @@ class Room:
         and once it has lost patience, nor is the room that is free, or small ones could hold up a big one for ever.
         """
         patience = self.config.patience_seconds
-        for device, mb in spare.items():
-            needed = self._lacks_mb(model, device) - mb
-            candidates = self._candidates(device, spoken_for, model.name, now, busy=True)
+        for device, needed in missing.items():
+            candidates = self._candidates(device, look.spoken_for, model.name, now, busy=True)
             awaited = [c for c in candidates if c.model in model.awaits]
             victims = self.policy.choose(needed, awaited, model.config.priority) if awaited else None
             if victims is None:
@@ -503,20 +509,20 @@ class Room:
                     if not m.yielding:
                         self.story.tell(now, m.name, f"yields: {model.name} waits for its room", "yields")
                     m.yielding = True
-                    yielding.add(m.name)
+                    look.yielding.add(m.name)
             else:
                 self._look_again(turn)
             if now >= head.since + patience:
-                claimed[device] += self._lacks_mb(model, device)
+                look.claimed[device] += self._lacks_mb(model, device)
             else:
                 self._look_again(head.since + patience)
-            spoken_for.update(m.name for m in busy)
+            look.spoken_for.update(m.name for m in busy)
             names = ", ".join(m.name for m in busy)
             self._blocked(model, names, f"for {names} to finish", now)
             return
-        why = self._no_room(model, list(spare))
-        if spoken_for:
-            why += f" (those who came first wait for {', '.join(sorted(spoken_for))})"
+        why = self._no_room(model, list(missing))
+        if look.spoken_for:
+            why += f" (those who came first wait for {', '.join(sorted(look.spoken_for))})"
         if model.short:
             self._starved(model, why, now)
         else:
