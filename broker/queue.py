@@ -9,28 +9,38 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from broker.residency import Request
+from typing import Any, Generic, Protocol, TypeVar
 
 PRIORITIES = 4
 SWEEP = 64  # answered requests that may lie about, beside as many as there are live ones
 
-_Line = list[tuple[int, "Request"]]  # one client's, a heap by age
+
+class Waiting(Protocol):
+    """What a queue has to know of a request. `seq`: the older, the smaller; `queue`: set and cleared by the queue."""
+
+    session: bytes
+    priority: int
+    seq: int
+    queue: Queue[Any] | None
 
 
-class Queue:
+R = TypeVar("R", bound=Waiting)
+
+
+class Queue(Generic[R]):
     """Requests that wait. `push` and `pop` are O(log n); answered ones are skipped, and swept out in time."""
 
     __slots__ = ("_rings", "_size", "live")
 
     def __init__(self) -> None:
-        self._rings: tuple[OrderedDict[bytes, _Line], ...] = tuple(OrderedDict() for _ in range(PRIORITIES))
+        # By priority: client → its requests, a heap by age.
+        self._rings: tuple[OrderedDict[bytes, list[tuple[int, R]]], ...] = tuple(
+            OrderedDict() for _ in range(PRIORITIES)
+        )
         self._size = 0  # with those that were answered and not swept out
         self.live = 0
 
-    def push(self, request: Request) -> None:
+    def push(self, request: R) -> None:
         """A client that has nothing here comes last in the turn; one that waits already keeps its place."""
         request.queue = self
         self.live += 1
@@ -38,14 +48,14 @@ class Queue:
         ring = self._rings[request.priority]
         heapq.heappush(ring.setdefault(request.session, []), (request.seq, request))
 
-    def drop(self, request: Request) -> None:
+    def drop(self, request: R) -> None:
         """The request does not wait here any more."""
         request.queue = None
         self.live -= 1
         if self._size > 2 * self.live + SWEEP:
             self._sweep()
 
-    def head(self) -> Request | None:
+    def head(self) -> R | None:
         """Whose turn it is."""
         if not self.live:
             return None
@@ -60,7 +70,7 @@ class Queue:
                 del ring[session]
         return None
 
-    def pop(self) -> Request | None:
+    def pop(self) -> R | None:
         """Takes the head; its client has had its turn."""
         request = self.head()
         if request is not None:
@@ -76,7 +86,7 @@ class Queue:
             self.live -= 1
         return request
 
-    def all(self) -> list[Request]:
+    def all(self) -> list[R]:
         """By priority, then age."""
         return [
             request

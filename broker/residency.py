@@ -51,7 +51,7 @@ class Request(msgspec.Struct, eq=False):
     keep_alive: float | None
     seq: int
     since: float
-    queue: Queue | None = None
+    queue: Queue[Request] | None = None
     running: bool = False
     crashes: int = 0
     alone: bool = False
@@ -117,8 +117,8 @@ class Residency:
         self.state = State.UNLOADED
         self.worker = 0
         self.device = ""
-        self.queue = Queue()
-        self.later = Queue()
+        self.queue: Queue[Request] = Queue()
+        self.later: Queue[Request] = Queue()
         self.unloads: list[Request] = []
         self.inflight: list[Request] = []
         self.ahead: list[Request] = []

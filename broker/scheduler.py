@@ -456,5 +456,5 @@ class Scheduler(Reports):
             for worker, m in self._workers.items()
         ]
 
-    def queue_of(self, name: str) -> Queue:
+    def queue_of(self, name: str) -> Queue[Request]:
         return self.models[name].queue
