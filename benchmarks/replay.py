@@ -62,6 +62,7 @@ def replay(trace: Trace) -> dict[str, Any]:
         bounds[name] = {"loads": loads, "load_s": round(seconds, 1)}
     begun = time.perf_counter()
     as_it_comes = {policy: World(trace, load_s, eviction=policy).run().summary() for policy in POLICIES}
+    as_it_comes["priority, prefetch"] = World(trace, load_s, prefetch=True).run().summary()
     return {
         "events": len(trace.events),
         "requests": len(requests),

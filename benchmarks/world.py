@@ -97,14 +97,19 @@ class World:
         load_s: Mapping[str, float],
         *,
         eviction: str = "priority",
+        prefetch: bool = False,
         in_order: bool = False,
         resident_first: bool = True,
         models: list[ModelConfig] | None = None,
         max_batch: int = 8,
     ) -> None:
         self.config = BrokerConfig(
-            eviction=eviction, idle_seconds=1e9, max_queue=1_000_000, max_queue_per_client=1_000_000
-        )  # type: ignore[arg-type]
+            eviction=eviction,  # type: ignore[arg-type]
+            prefetch=prefetch,
+            idle_seconds=1e9,
+            max_queue=1_000_000,
+            max_queue_per_client=1_000_000,
+        )
         self.s = Scheduler(self.config, [Device("gpu0", "cuda", trace.budget_mb)], models or trace.models)
         self.trace = trace
         self.load_s = load_s

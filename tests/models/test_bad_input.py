@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import ROOT, Running
+from tests.support import ROOT, Running, wait_until
 from zoo import Client, load_config
 from zoo.errors import InvalidInput
 
@@ -340,8 +340,13 @@ def test_a_thousand_bad_requests_leave_nothing(target: Target, whole_zoo: Runnin
             with pytest.raises(InvalidInput):
                 target.client.infer(target.name, frame, **how)
 
+    def copied() -> bool:
+        kept = target.client.get_status()["host_cache"]["models"]
+        return target.name in kept or f"{target.name}: no copy" in whole_zoo.log()
+
     pids = (target.pid, whole_zoo.pid)
     ask(300)
+    wait_until(copied, what="the broker has the copy that it keeps of the model, in a descriptor")
     before = [Usage(pid) for pid in pids]
     ask(1000)  # and no good one between: where its pictures come to lie moves a process by some megabytes
     for was, now in zip(before, (Usage(pid) for pid in pids), strict=True):

@@ -491,6 +491,10 @@ class World:
     def emit(self, event: Event) -> list[Action]:
         self.firsts = {name: m.worker for name, m in self.s.models.items()}
         actions = self.s.handle(event, self.now)
+        refused = {action.request for action in actions if isinstance(action, Refuse)}
+        asked = isinstance(event, Asked) and event.kind is not Kind.UNLOAD and event.request not in refused
+        if asked or (isinstance(event, Pinned) and event.on):
+            self._asked_for(event.model)
         self._after(event, actions)
         moving = any(isinstance(a, StartWorker | KillWorker) for a in actions)  # then more comes by itself
         wake = self.s.next_wakeup()
@@ -510,11 +514,6 @@ class World:
         self.actions += actions
         for at in [at for at in self.peaks if at[0] not in self.s.models]:
             del self.peaks[at]  # the removed are forgotten
-        refused = {action.request for action in actions if isinstance(action, Refuse)}
-        if (isinstance(event, Asked) and event.kind is not Kind.UNLOAD and event.request not in refused) or isinstance(
-            event, Pinned
-        ):
-            self._asked_for(event.model)
         for action in actions:
             self._take(event, action)
         for lease, (_, name) in self.leases.items():
