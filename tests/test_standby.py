@@ -101,3 +101,11 @@ def test_those_that_wait_end_with_the_broker_by_whatever_signal(broker: Start) -
     running.start()
     wait_until(lambda: len(waiting(running)) == 3)
     running.stop()
+
+
+def test_a_broker_that_is_stopped_before_its_nursery_is_ready_does_not_wait_for_it(broker: Start) -> None:
+    """Its starter waits for a process that the nursery is yet to fork, for 5 s if it is let."""
+    running = broker([toy(adapter="workers.models.yolo:Detector")], standby=1)
+    assert running.process is not None
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(timeout=4.0) == 0
