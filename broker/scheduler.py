@@ -304,6 +304,7 @@ class Scheduler(Reports):
                 model.leaves_at = math.inf
                 if model.state is State.LOADED:
                     self._serve(model, now)
+                    look = True  # idle, if all that waited for company is too late
             elif due == Due.LOOK:
                 look = True
         for model in lost.values():

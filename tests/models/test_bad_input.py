@@ -31,7 +31,7 @@ TWINS = {  # of another model here, but for their labels
     "yolo11-license-plate", "threat-detection-yolov8n", "violence-detection", "vit-gender-classifier"
 }  # fmt: skip
 FAMILIES = [name for name in NAMES if name not in TWINS]
-LATER = TWINS | {"weather-classification", "vit-age-classifier", "yolov8n-pose"}  # their adapters have others here
+SOONER = {"yolo11-face", "pet-classifier", "clip-vit-l", "xclip-base", "paddleocr", "brisque-quality"}  # not slow
 LOOKS_AROUND = {"vitpose-small", "depth-anything-v2-small"}  # the frame around a box counts
 VIDEO = {"xclip-base"}
 LEAST_SIDE = {"brisque-quality"}  # 32 pixels
@@ -111,7 +111,7 @@ def person(bus: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.slow if name in LATER else ()) for name in NAMES]
+    scope="module", params=[pytest.param(name, marks=() if name in SOONER else pytest.mark.slow) for name in NAMES]
 )
 def loaded(request: pytest.FixtureRequest, client: Client, person: np.ndarray) -> Iterator[Target]:
     made = Target(request.param, client, person)

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from workers.models.base import Spec
 
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.models, pytest.mark.slow]
 
 CONFIGURED = {model.name: model for model in load_config(ROOT / "config.toml").models}
 CLASSIFIERS = ["vit-age-classifier", "weather-classification", "pet-classifier"]  # ViT, SigLIP, ResNet
@@ -34,7 +34,6 @@ FOLDERS = [
 YOLOS = ["yolo11-face", "yolov8n-pose", "vehicle-damage-detection", "yolo-world-s"]
 FILES = ["osnet-x0-25", *YOLOS]
 FAMILIES = [*FOLDERS, *FILES]
-FEW = {"pet-classifier", "yolo11-face", "osnet-x0-25"}  # one of each kind of file
 BESIDE = {  # what else has to lie beside the weights
     **dict.fromkeys(FOLDERS, ("config.json", "preprocessor_config.json")),
     "vehicle-segment-classification": ("classes.txt",),
@@ -237,7 +236,7 @@ def test_a_load_that_failed_is_told_with_its_back_off(
     assert second.retry_after < first.retry_after, "the second was not tried: it was told how long is left"
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in FAMILIES])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_next_load_works_once_the_file_is_right(
     name: str, spoilt: dict[str, list[ZooError]], client: Client, bus: np.ndarray
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from broker.states import State
 from tests.scheduler.world import World, model
 
 
@@ -119,3 +120,16 @@ def test_the_delay_can_change_while_the_broker_runs() -> None:
     first = w.ask("a")
     w.reconfigure([model("a")])
     assert w.batches() == [[first]]
+
+
+def test_a_model_whose_company_came_too_late_may_go_at_once() -> None:
+    """Found by chance: the timer of its batch refused the last request, and nobody looked whether it was idle now."""
+    w = World([model("a", 300, max_delay_ms=20.0)], 1000.0, max_batch=2)
+    w.load("a")
+    late = w.ask("a", timeout=0.015)
+    w.reconfigure(None, 200.0)
+    assert w.state("a") is State.LOADED, "somebody waits for it"
+    w.now += 1.0
+    w.tick()
+    assert w.code(late) == "deadline_exceeded"
+    assert w.state("a") is State.EVICTING
