@@ -11,15 +11,12 @@ import math
 
 from broker.requests import Requests
 from broker.residency import Request, Residency
-from broker.states import (
-    Answer,
-    IdleCleanup,
-    Kind,
-    Move,
-    Refuse,
-    State,
-)
+from broker.states import Answer, IdleCleanup, Kind, Move, Refuse, State
 from broker.timers import Due
+
+
+def _in_use(model: Residency) -> str:
+    return f"{model.name} is in use ({model.reasons()}); not unloaded"
 
 
 class Idling(Requests):
@@ -28,8 +25,7 @@ class Idling(Requests):
     def _ask_unload(self, request: Request, now: float) -> None:
         model = request.model
         if model.leases or model.pinned:
-            text = f"{model.name} is in use ({model.reasons()}); not unloaded"
-            self._answer(request, Refuse(request.id, "model_in_use", text))
+            self._answer(request, Refuse(request.id, "model_in_use", _in_use(model)))
             return
         if model.state in (State.UNLOADED, State.FAILED) and not model.others:
             self._answer(request, Answer(request.id, False))
@@ -52,7 +48,7 @@ class Idling(Requests):
 
     def _refuse_unloads(self, model: Residency) -> None:
         for request in list(model.unloads):
-            self._refuse(request, "model_in_use", f"{model.name} is in use ({model.reasons()}); not unloaded")
+            self._refuse(request, "model_in_use", _in_use(model))
 
     def _next_life(self, model: Residency) -> None:
         """What came while the model drained may be served now."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 
-from broker.ledger import EPSILON_MB, Device
+from broker.ledger import Device
 from broker.placement import choose
 from broker.residency import Request, Residency
 from broker.room import Room
@@ -76,15 +76,13 @@ class Instances(Room):
         left = model.queue.live * model.service_s / len(workers)
         if left <= model.load_seconds:
             return
-        room = {name: self.ledger.free_mb(name) for name in self.devices_for(model)}
+        fits, room = self._free_places(model, now)
+        taken = {m.device for m in workers}
         loading = [m.device for m in self._moving.values() if m.state is State.LOADING]
         need = {
             name: mb
-            for name in room
-            if (mb := model.need_mb(name)) <= room[name] + EPSILON_MB
-            and all(m.device != name for m in workers)
-            and loading.count(name) < self.config.concurrent_loads
-            and self._doubts.until(name, now) is None
+            for name, mb in fits.items()
+            if name not in taken and loading.count(name) < self.config.concurrent_loads
         }
         if not need:
             return

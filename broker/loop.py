@@ -20,10 +20,7 @@ from broker import endpoint, meters
 from broker.handoff import Handoff
 from broker.ledger import Device
 from broker.scheduler import Scheduler
-from broker.states import (
-    Event,
-    Stop,
-)
+from broker.states import Event, Stop
 from zoo import protocol
 from zoo.config import MB_PER_GB, ZooConfig
 from zoo.errors import ConfigError

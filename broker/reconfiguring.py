@@ -8,10 +8,7 @@ from __future__ import annotations
 from broker.idling import Idling
 from broker.ledger import Device
 from broker.residency import Residency
-from broker.states import (
-    Reconfigured,
-    State,
-)
+from broker.states import Reconfigured, State
 from broker.timers import Due
 from zoo.config import BrokerConfig, ModelConfig
 

@@ -17,16 +17,7 @@ from broker.instances import Instances
 from broker.journal import Journal
 from broker.ledger import EPSILON_MB, Device
 from broker.residency import Request, Residency
-from broker.states import (
-    Action,
-    Answer,
-    Asked,
-    Dispatch,
-    Kind,
-    Refuse,
-    Settled,
-    State,
-)
+from broker.states import Action, Answer, Asked, Dispatch, Kind, Refuse, Settled, State
 from broker.timers import Due
 from zoo.config import BrokerConfig, ModelConfig
 from zoo.errors import BY_CODE
@@ -216,9 +207,7 @@ class Requests(Instances):
             request.queue.drop(request)
             growing, model.short = bool(model.short), [r for r in model.short if r is not request]
             if not model.waiting or (growing and not model.short):
-                self._wanted.pop(model.name, None)
-                model.unblock()
-                model.claim = 0
+                self._wants_no_more(model)
         elif request.kind is Kind.UNLOAD:
             model.unloads.remove(request)
         request.running = False

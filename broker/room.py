@@ -246,18 +246,23 @@ class Room:
                 if model.state is State.LOADED:
                     self._serve(model, now)
 
+    def _free_places(self, model: Residency, now: float) -> tuple[dict[str, float], dict[str, float]]:
+        """Where it fits without anybody's going, with what it needs there, and what is free on each device."""
+        room = {name: self.ledger.free_mb(name) for name in self.devices_for(model)}
+        need = {
+            name: mb
+            for name in room
+            if (mb := model.need_mb(name)) <= room[name] + EPSILON_MB and self._doubts.until(name, now) is None
+        }
+        return need, room
+
     def _load_ahead(self, now: float) -> None:
         """Loads what usually follows the last request, where that takes nothing from anybody. See `ahead.py`."""
         if self._wanted or self._moving or self._tense:
             return  # later, perhaps
         after, self._asked_last = self._asked_last, ""
         for probability, model in ahead.likely(self.habits, after, self.models.values(), now):
-            room = {name: self.ledger.free_mb(name) for name in self.devices_for(model)}
-            need = {
-                name: mb
-                for name in room
-                if (mb := model.need_mb(name)) <= room[name] + EPSILON_MB and self._doubts.until(name, now) is None
-            }
+            need, room = self._free_places(model, now)
             if need:
                 device = choose(need, room, ())
                 self.story.tell(
@@ -389,9 +394,13 @@ class Room:
         """It does not wait for more memory (any more)."""
         if model.short:
             model.short = []
-            model.claim = 0
-            model.unblock()
-            self._wanted.pop(model.name, None)
+            self._wants_no_more(model)
+
+    def _wants_no_more(self, model: Residency) -> None:
+        """Nobody waits for its room, or it has got it."""
+        self._wanted.pop(model.name, None)
+        model.unblock()
+        model.claim = 0
 
     def _tell_spared(
         self, model: Residency, needed: float, victims: list[Candidate], spared: list[Candidate], now: float
@@ -570,10 +579,8 @@ class Room:
         self._move(model, Move.START)
         model.watched = worker
         model.failed_load = model.yielding = model.unload_when_loaded = model.outdated = False
-        model.claim = 0
-        model.unblock()
+        self._wants_no_more(model)
         self._workers[worker] = model
-        self._wanted.pop(model.name, None)
         self.timers.add(now + self.config.load_timeout, Due.WATCH, worker)
         used, budget = self.ledger.used_mb(device), self.ledger.limit_mb(device)
         self.story.tell(

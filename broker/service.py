@@ -23,12 +23,7 @@ import zmq
 from broker import meters
 from broker.clients import Clients
 from broker.handoff import Line
-from broker.states import (
-    Reconfigured,
-    ShutDown,
-    Tick,
-    WorkerSaid,
-)
+from broker.states import Reconfigured, ShutDown, Tick, WorkerSaid
 from zoo import changes, protocol, wire
 from zoo.config import MB_PER_GB, ZooConfig, load_config
 from zoo.errors import ConfigError

@@ -30,7 +30,7 @@ class Line(msgspec.Struct, frozen=True):
     at: float
     model: str
     text: str
-    kind: str = "note"
+    kind: str
     fields: dict[str, Any] = {}
     others: tuple[str, ...] = ()
 
@@ -45,9 +45,7 @@ class Story:
         self._often: dict[tuple[str, str, str], tuple[float, int]] = {}
         self.count = 0  # lines ever told; a reader that remembers it can ask for what is new
 
-    def tell(
-        self, at: float, model: str, text: str, kind: str = "note", *, others: tuple[str, ...] = (), **fields: Any
-    ) -> None:
+    def tell(self, at: float, model: str, text: str, kind: str, *, others: tuple[str, ...] = (), **fields: Any) -> None:
         self._lines.append(Line(at, model, text, kind, fields, others))
         self.count += 1
 

@@ -46,6 +46,15 @@ def served_until_it_yields(w: World, each_s: float = 0.1) -> float:
     return w.now - began
 
 
+def visit(w: World, times: int, gap_s: float) -> None:
+    """A caller of "a" who takes so long after each answer."""
+    for _ in range(times):
+        w.ask("a")
+        w.wait(0.1)
+        w.done("a")
+        w.wait(gap_s)
+
+
 def test_a_burst_lasts_as_long_as_it_takes_to_earn_the_swap() -> None:
     w = two()
     w.ask("a")
@@ -101,11 +110,7 @@ def test_a_model_does_not_give_way_to_less_urgent_requests() -> None:
 def test_callers_that_come_right_back_keep_their_model_for_the_burst() -> None:
     """Two clients, each waiting for its answer before it asks again: not one answer for each load."""
     w = two()
-    for _ in range(20):  # a caller's habit
-        w.ask("a")
-        w.wait(0.1)
-        w.done("a")
-        w.wait(0.01)
+    visit(w, 20, 0.01)
     began, answers = w.s.models["a"].loaded_at, 0
     w.ask("b")
     while w.state("a") is State.LOADED:
@@ -120,11 +125,7 @@ def test_callers_that_come_right_back_keep_their_model_for_the_burst() -> None:
 
 def test_a_caller_that_stays_away_delays_the_swap_by_a_moment_only() -> None:
     w = two()
-    for _ in range(20):
-        w.ask("a")
-        w.wait(0.1)
-        w.done("a")
-        w.wait(0.01)
+    visit(w, 20, 0.01)
     w.ask("b")
     assert w.state("a") is State.LOADED
     assert any("usually come right back" in line for line in w.story("b"))
@@ -134,11 +135,7 @@ def test_a_caller_that_stays_away_delays_the_swap_by_a_moment_only() -> None:
 
 def test_nobody_lingers_whose_callers_take_their_time() -> None:
     w = two()
-    for _ in range(5):
-        w.ask("a")
-        w.wait(0.1)
-        w.done("a")
-        w.wait(0.5)
+    visit(w, 5, 0.5)
     w.ask("b")
     assert w.state("a") is State.EVICTING
 
