@@ -48,6 +48,7 @@ class Loop:
     Attributes:
         _actions: what to do for each kind of action; every storey adds its own.
         _watch: descriptor → what to do when it is readable.
+        checks: every invariant of the scheduler is checked after each event (`--debug`).
     """
 
     def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
@@ -59,6 +60,7 @@ class Loop:
         except LookupError as e:
             raise ConfigError(str(e)) from None
         self.scheduler = Scheduler(config.broker, devices, config.models)
+        self.checks = False
         self._told = 0
         self._stop = False
         self._actions: dict[type, Callable[[Any], None]] = {Stop: self._do_stop}
@@ -98,6 +100,8 @@ class Loop:
             do[type(action)](action)
         if self.scheduler.story.count != self._told:
             self._tell()
+        if self.checks:
+            self.scheduler.check()
 
     def _tell(self) -> None:
         for line in self.scheduler.story.since(self._told):

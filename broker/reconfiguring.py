@@ -5,6 +5,8 @@ Pure, like all of the scheduler: what has changed comes in as an event, see `zoo
 
 from __future__ import annotations
 
+import math
+
 from broker.idling import Idling
 from broker.ledger import Device
 from broker.residency import Residency
@@ -19,6 +21,7 @@ class Reconfiguring(Idling):
     def __init__(self, config: BrokerConfig, devices: list[Device], models: list[ModelConfig]) -> None:
         super().__init__(config, devices, models)
         self._leaving = False
+        self._reconfigured_at = -math.inf
 
     def _reconfigured(self, e: Reconfigured, now: float) -> None:
         """Takes over a new configuration. Nobody in use is ended for it: what has to go, goes when it is let go."""
@@ -26,7 +29,7 @@ class Reconfiguring(Idling):
             return
         for name, text in e.changes:
             self.story.tell(now, name, text, "changed")
-        self.config = e.broker
+        self.config, self._reconfigured_at = e.broker, now
         self._take_policy()
         for device, mb in e.budgets.items():
             self.ledger.set_budget(device, mb)

