@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from broker import listening
 from zoo import arena, lifeline, protocol
 from zoo.errors import ProtocolMismatch
 
@@ -85,7 +86,7 @@ class Arena:
 class Handoff:
     """The listening socket, the lines and the arenas."""
 
-    def __init__(self, path: str, arena_limit_bytes: int) -> None:
+    def __init__(self, path: str, arena_limit_bytes: int, listen: Callable[[str], socket.socket] | None = None) -> None:
         self.path = path
         self.limit = arena_limit_bytes
         self.lines: dict[int, Line] = {}  # by file descriptor
@@ -93,13 +94,14 @@ class Handoff:
         self.arenas: dict[int, Arena] = {}
         self._ids = itertools.count(1)
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        self._listener.bind(path)
-        os.chmod(path, 0o600)
-        self._listener.listen(BACKLOG)
-        self._listener.setblocking(False)
+        self._listen = listen or (lambda path: listening.listen(path, socket.SOCK_SEQPACKET, BACKLOG))
+        self._listener = self._listen(path)
+
+    def listen_again(self) -> None:
+        """Its file was removed: a new one. Lines that are connected stay so. Raises OSError."""
+        made = self._listen(self.path)
+        self._listener.close()
+        self._listener = made
 
     def fileno(self) -> int:
         return self._listener.fileno()
@@ -230,5 +232,3 @@ class Handoff:
             self.close(line)
         self._listener.close()
         os.close(self._spare)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.path)

@@ -10,13 +10,14 @@ import contextlib
 import logging
 import os
 import select
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
 import zmq
 
-from broker import endpoint, meters
+from broker import endpoint, keyring, meters
 from broker.handoff import Handoff
 from broker.ledger import Device
 from broker.scheduler import Scheduler
@@ -67,8 +68,15 @@ class Loop:
         self._watch: dict[int, Callable[[], object]] = {}
         self.place = endpoint.claim(config.endpoint)
         self._context = zmq.Context()
-        self._front = self._router(config.endpoint)
-        self.handoff = Handoff(self.place.handoff, config.broker.arena_limit_mb << 20)
+        try:
+            self._front = self._router(config.endpoint)
+            limit = config.broker.arena_limit_mb << 20
+            self.handoff = Handoff(
+                self.place.handoff, limit, lambda path: self.place.listen(path, socket.SOCK_SEQPACKET)
+            )
+        except OSError as e:  # zmq.ZMQError is none
+            self.place.release()
+            raise ConfigError(f"cannot listen on {config.endpoint}: {e}") from None
         self._epoll = select.epoll()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -85,13 +93,37 @@ class Loop:
         sock.setsockopt(zmq.RCVHWM, HIGH_WATER)
         sock.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES)
         if where.startswith("tcp://"):
-            endpoint.secure(self._context, sock, self.config.resolve(self.config.broker.curve_dir))
+            keyring.secure(self._context, sock, self.config.resolve(self.config.broker.curve_dir))
+        self._bind(sock, where)
+        return sock
+
+    def _bind(self, sock: zmq.Socket[bytes], where: str) -> None:
+        """Again on the same socket: whoever came in by a listener before stays connected.
+
+        Raises:
+            OSError, ConfigError: it cannot be done.
+        """
+        if self.place.front:  # a listener of our own making: private from its first moment, and ours to remove
+            sock.setsockopt(zmq.USE_FD, self.place.listen(self.place.front, socket.SOCK_STREAM).detach())
         try:
             sock.bind(where)
         except zmq.ZMQError as e:
             raise ConfigError(f"cannot listen on {where}: {e}") from None
-        endpoint.restrict(where)
-        return sock
+        finally:
+            sock.setsockopt(zmq.USE_FD, -1)
+
+    def _lifelines(self, path: str) -> socket.socket:
+        return self.place.listen(path, socket.SOCK_SEQPACKET)
+
+    def _listen_again(self, path: str) -> None:
+        """A socket's file was removed (see `Place.keep`)."""
+        if path == self.place.front:
+            self._bind(self._front, self.config.endpoint)
+        else:
+            act = self._watch[self.handoff.fileno()]
+            self._drop(self.handoff.fileno())
+            self.handoff.listen_again()
+            self._add(self.handoff.fileno(), act)
 
     def _handle(self, event: Event) -> None:
         actions = self.scheduler.handle(event, time.monotonic())
@@ -128,7 +160,7 @@ class Loop:
 
     def _close_loop(self) -> None:
         self._front.close()
-        endpoint.stop_security(self._context)
+        keyring.stop_security(self._context)
         self._context.term()
         self._epoll.close()
         os.close(self._wake_read)

@@ -98,6 +98,7 @@ class Service(Clients):
             for line in self.handoff.nameless(now):
                 self._close_line(line)
             self.handoff.flush()
+            self.place.keep(now, self._listen_again)
 
     def _woken(self) -> None:
         with contextlib.suppress(BlockingIOError):
