@@ -19,6 +19,7 @@ import time
 import msgspec
 
 from broker import footprints, meters
+from broker.container import Container
 from broker.copies import Copies
 from broker.gauge import Gauge
 from broker.handoff import Line
@@ -108,7 +109,7 @@ class Crew(Loop):
         self._forked = itertools.count(1)
         self._ending: dict[int, float] = {}  # worker → since when; 0: reported as stuck, looked for ever after
         self._terminating: set[int] = set()
-        self._cores = os.cpu_count() or 1
+        self._cores = Container().cores()
         self._actions |= {StartWorker: self._do_start, KillWorker: self._do_kill, Dispatch: self._do_dispatch}
         if str(config.base) not in sys.path:
             sys.path.append(str(config.base))  # adapters may lie beside config.toml

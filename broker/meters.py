@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from broker.container import Container
 from broker.ledger import Device
 from zoo.smaps import unique_mb
 
@@ -35,19 +36,16 @@ def _ended(pid: int) -> bool:
 
 
 class HostMeter:
-    """Host memory."""
+    """Host memory: the machine's, or what a container leaves of it."""
+
+    def __init__(self, container: Container | None = None) -> None:
+        self._container = container or Container()
 
     def used_mb(self, pid: int) -> float | None:
         return unique_mb(pid)
 
     def device_mb(self) -> tuple[float, float]:
-        values: dict[str, float] = {}
-        with open("/proc/meminfo") as f:
-            for line in f:
-                key, _, rest = line.partition(":")
-                if key in ("MemTotal", "MemAvailable"):
-                    values[key] = int(rest.split()[0]) / 1024
-        return values["MemTotal"] - values["MemAvailable"], values["MemTotal"]
+        return self._container.memory_mb()
 
     def released(self, pid: int) -> bool:
         return _ended(pid)

@@ -17,10 +17,11 @@ def counters() -> Iterator[Path]:
     """Files that may hold a line `oom_kill N`, the most telling first."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
+    except (OSError, ValueError):
         lines = []
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
         if not controllers:
             yield CGROUPS / path.lstrip("/") / "memory.events"
         elif "memory" in controllers.split(","):
@@ -37,7 +38,9 @@ class OomKiller:
 
     def watch(self) -> None:
         """To be called every second or so: what was killed before the last call is none of ours, or is known."""
-        self._before, self._last = self._last, self._count() or 0
+        count = self._count()
+        if count is not None:  # else it cannot be read for a moment: what was known stands
+            self._before, self._last = self._last, count
 
     def struck(self) -> bool | None:
         """A process has just ended by SIGKILL: is there a kill that accounts for it? None where nobody counts them."""
@@ -57,6 +60,10 @@ class OomKiller:
 def _count(file: Path) -> int | None:
     try:
         lines = file.read_text().splitlines()
-    except OSError:
+    except (OSError, ValueError):
         return None
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+    for line in lines:
+        name, _, count = line.partition(" ")
+        if name == "oom_kill" and count.strip().isdecimal():
+            return int(count)
+    return None

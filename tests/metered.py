@@ -18,6 +18,7 @@ TOTAL_MB = 100_000.0
 
 class Meter(meters.HostMeter):
     def __init__(self) -> None:
+        super().__init__()
         self._ours: dict[int, float] = {}
 
     def used_mb(self, pid: int) -> float | None:

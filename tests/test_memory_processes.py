@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 
 import zoo
 from tests.metered import TOTAL_MB
-from tests.support import Running, toy, wait_until
+from tests.support import ROOT, Running, toy, wait_until
 
 FRAME = np.zeros((8, 8, 3), np.uint8)
 MEASURED: dict[str, Any] = {"footprint": "measured", "state_dir": "state", "vram_budget_gb": 0.5}
@@ -151,3 +154,42 @@ def test_memory_that_a_grandchild_holds_stays_charged_until_it_lets_go(broker: S
         flag.touch()
     wait_until(lambda: device(client)["used_mb"] == 0, 10, "it heals itself")
     assert client.infer("b", FRAME)["mean"] == 0
+
+
+HOLD = """
+import sys, numpy as np, zoo
+client = zoo.Client(sys.argv[1], arena_mb=256)
+frame = client.frame((200 << 20,)).__enter__()
+frame.array[:] = 1
+client.infer("a", frame, do="keep")
+print("kept", flush=True)
+sys.stdin.readline()
+client.close()
+print("closed", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("end", ["killed", "closed"])
+def test_an_arena_that_its_client_no_longer_maps_is_not_charged_to_the_model(broker: Start, end: str) -> None:
+    running = broker([ballast("a", 20, vram_mb=100)], **MEASURED)
+    client = running.client()
+    client.infer("a", FRAME)
+    before = ps(client, "a")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-c", HOLD, running.endpoint]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        try:
+            assert holder.stdout.readline() == b"kept\n"
+            if end == "closed":
+                holder.stdin.write(b"\n")
+                holder.stdin.flush()
+                assert holder.stdout.readline() == b"closed\n"
+        finally:
+            holder.kill()
+    client.infer("a", FRAME, do="grow", mb=40)  # what has grown is measured at once
+    wait_until(lambda: ps(client, "a")["used_mb"] > before["used_mb"] + 30, 10, "measured again")
+    assert ps(client, "a")["used_mb"] < before["used_mb"] + 100
+    assert ps(client, "a")["vram_mb"] < before["vram_mb"] + 100

@@ -165,5 +165,18 @@ def test_without_a_count_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert oom.OomKiller().struck() is None
 
 
+def test_a_count_that_cannot_be_read_for_a_moment_accounts_for_nobody(
+    count: Callable[[int], object], tmp_path: Path
+) -> None:
+    killer = oom.OomKiller()
+    for broken in (lambda file: file.unlink(), lambda file: file.write_text("oom_kill many\n")):
+        broken(tmp_path / "memory.events")
+        killer.watch()
+        killer.watch()
+        assert killer.struck() is None
+        count(3)
+        assert killer.struck() is False
+
+
 def test_this_kernel_counts() -> None:
     assert oom.OomKiller().struck() is False

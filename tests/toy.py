@@ -117,6 +117,8 @@ class Toy:
                     os._exit(0)
                 while os.getpgid(child) == os.getpgid(0):
                     time.sleep(0.001)
+            case "keep":  # the frame, with the mapping that it lies in
+                self.kept = a
             case "grow":
                 self.ballast = np.concatenate([self.ballast, np.ones(int(o["mb"] * (1 << 20)), np.uint8)])
             case "babble":  # nonsense on whatever stream there is: the channel to the broker

@@ -1,0 +1,115 @@
+"""What this process may use of the machine: the smaller of the machine and of the control groups that it is in.
+
+`/proc/meminfo` and `os.cpu_count()` know no container. A limit counts for all groups below the one that has it, so each
+group from our own up to the root is looked at, of either version of control groups. A file that is missing, unreadable
+or makes no sense is passed over.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+MB = 1 << 20
+CGROUPS = "sys/fs/cgroup"
+
+
+class Container:
+    """Our control groups, as found when this is made.
+
+    Attributes:
+        root: of the file system; another one in tests.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self.root = root
+        self._unified: list[Path] = []  # version 2; the innermost group first
+        self._memory: list[Path] = []  # version 1
+        self._cpu: list[Path] = []
+        for line in _text(root / "proc/self/cgroup").splitlines():
+            _, _, rest = line.partition(":")
+            controllers, _, path = rest.partition(":")
+            names = controllers.split(",")
+            if not controllers:
+                self._unified += self._up(CGROUPS, path)
+            if "memory" in names:
+                self._memory += self._up(f"{CGROUPS}/memory", path)
+            if "cpu" in names:
+                self._cpu += self._up(f"{CGROUPS}/cpu", path)
+
+    def _up(self, mount: str, path: str) -> Iterator[Path]:
+        """The group and all that it is in. In a container the path may be the host's, and only its end be there."""
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for n in range(len(parts), -1, -1):
+            yield self.root.joinpath(mount, *parts[:n])
+
+    def memory_mb(self) -> tuple[float, float]:
+        """(MB in use, MB in all) of the host memory that this process may use.
+
+        Raises:
+            OSError, ValueError: not even the machine's own figures can be read.
+        """
+        machine = {}
+        for line in (self.root / "proc/meminfo").read_text().splitlines():
+            key, _, rest = line.partition(":")
+            if key in ("MemTotal", "MemAvailable"):
+                machine[key] = int(rest.split()[0]) / 1024
+        if machine.keys() != {"MemTotal", "MemAvailable"}:
+            raise ValueError("/proc/meminfo does not say how much memory there is")
+        total, available = machine["MemTotal"], machine["MemAvailable"]
+        for limit, used in self._limits():
+            if limit < machine["MemTotal"]:  # version 1 writes no limit as a very large one
+                total, available = min(total, limit), min(available, max(0.0, limit - used))
+        return total - available, total
+
+    def _limits(self) -> Iterator[tuple[float, float]]:
+        """(limit, what is used of it and cannot be taken back at once) in MB, of each group that has a limit."""
+        for group in self._unified:
+            limits = [limit for name in ("memory.max", "memory.high") if (limit := _number(group / name)) is not None]
+            if limits:
+                yield _limit(min(limits), _number(group / "memory.current"), group, "inactive_file ")
+        for group in self._memory:
+            if (limit := _number(group / "memory.limit_in_bytes")) is not None:
+                yield _limit(limit, _number(group / "memory.usage_in_bytes"), group, "total_inactive_file ")
+
+    def cores(self) -> int:
+        """How many processors this process may use, in whole ones, at least 1."""
+        try:
+            most = float(len(os.sched_getaffinity(0)))
+        except OSError:
+            most = float(os.cpu_count() or 1)
+        for group in self._unified:
+            quota, _, period = _text(group / "cpu.max").strip().partition(" ")
+            most = min(most, _ratio(quota, period))
+        for group in self._cpu:
+            most = min(most, _ratio(_text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")))
+        return max(1, int(most))
+
+
+def _limit(limit: int, current: int | None, group: Path, reclaimable: str) -> tuple[float, float]:
+    lines = _text(group / "memory.stat").splitlines()
+    files = next((_whole(line.split()[-1]) for line in lines if line.startswith(reclaimable)), None)
+    return limit / MB, max(0, (current or 0) - (files or 0)) / MB
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+def _whole(text: str) -> int | None:
+    """A number above 0, and no other."""
+    return int(text) if text.isascii() and text.isdecimal() and int(text) > 0 else None
+
+
+def _number(file: Path) -> int | None:
+    return _whole(_text(file).strip())
+
+
+def _ratio(quota: str, period: str) -> float:
+    """In processors; infinite where there is no quota."""
+    time, per = _whole(quota.strip()), _whole(period.strip())
+    return time / per if time and per else float("inf")
