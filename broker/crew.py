@@ -21,6 +21,7 @@ import msgspec
 from broker import footprints, meters
 from broker.container import Container
 from broker.copies import Copies
+from broker.editions import Editions
 from broker.gauge import Gauge
 from broker.handoff import Line
 from broker.loop import Loop
@@ -101,6 +102,7 @@ class Crew(Loop):
         self.gauge = Gauge(self.meters)
         self.copies = Copies(int(config.broker.host_cache_mb * meters.MB))
         self.oom_killer = OomKiller()
+        self.editions = Editions()
         self._footprints = footprints.Store(config.state) if self._measures else None
         self._learnt = 0
         self._workers: dict[int, Worker] = {}
@@ -441,11 +443,12 @@ class Crew(Loop):
         worker.model, worker.device = a.model, a.device
         if worker.child is not None:
             self.gauge.born(a.worker, worker.child.pid)
+        self.editions.start(config)
         path = self.config.weights(config)
         worker.launch = Launch(
             model=a.model,
             adapter=config.adapter,
-            path=str(path) if path is not None else None,
+            path=os.fsencode(path) if path is not None else None,
             category=config.category,
             options=config.options,
             trust_pickle=config.trust_pickle,

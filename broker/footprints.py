@@ -11,18 +11,21 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from broker.residency import Peak
+from zoo import adapters, files
 from zoo.config import ModelConfig, ZooConfig
 
 log = logging.getLogger("zoo.footprints")
 
 FILE = "footprints.json"
 FORMAT = 1
+MAX_BYTES = 16 << 20
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -45,18 +48,26 @@ def version(config: ZooConfig, model: ModelConfig) -> str:
     """Changes with whatever may change a footprint: weights (names, sizes, times), adapter, options."""
     path = config.weights(model)
     told = [model.adapter, json.dumps(model.options, sort_keys=True, default=str), *(_files(path) if path else ())]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+    if own := adapters.identity(model.adapter):
+        told.append(own)
+    # Names on the disk are bytes: those that are no UTF-8 come as lone surrogates, and so may what config.toml names.
+    return hashlib.sha256("\n".join(told).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _files(path: Path) -> Iterator[str]:
-    names = [path] if not path.is_dir() else sorted(Path(at, name) for at, _, files in os.walk(path) for name in files)
-    for name in names:
-        try:
-            found = name.stat()
-        except OSError:  # being replaced, or missing: it will be another version when it is there
-            yield f"{name.name} -"
+    for name, found in _found(path):
+        if found is None:  # being replaced, or missing: it will be another version when it is there
+            yield f"{os.path.basename(name)} -"
         else:
-            yield f"{name.name} {found.st_size} {found.st_mtime_ns}"
+            yield f"{os.path.basename(name)} {found.st_size} {found.st_mtime_ns}"
+
+
+def _found(path: Path) -> Iterator[files.Found]:
+    try:
+        seen = path.stat()
+    except (OSError, ValueError):
+        return iter([files.Found(str(path), None)])
+    return files.tree(path) if stat.S_ISDIR(seen.st_mode) else iter([files.Found(str(path), seen)])
 
 
 class Store:
@@ -74,12 +85,10 @@ class Store:
 
     def save(self) -> None:
         """A folder that cannot be written to costs the memory of the next life, and one warning."""
-        spare = self._file.with_name(f"{FILE}.{os.getpid()}")
         try:
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             text = msgspec.json.format(msgspec.json.encode(_File(FORMAT, self.known)), indent=1)
-            spare.write_bytes(text + b"\n")
-            os.replace(spare, self._file)
+            files.write_whole(self._file, text + b"\n")
         except OSError as e:
             if not self._warned:
                 log.warning("what was measured cannot be kept in %s: %s", self._file, e.strerror or e)
@@ -87,7 +96,7 @@ class Store:
 
     def _read(self) -> dict[str, Known]:
         try:
-            raw = self._file.read_bytes()
+            raw = files.read_regular(self._file, MAX_BYTES)
         except FileNotFoundError:
             return {}
         except OSError as e:

@@ -131,7 +131,8 @@ class Service(Clients):
         """
         if self.config.file is None:
             raise ConfigError("this broker was started without a config.toml: there is nothing to read again")
-        found = changes.compare(self.config, self._with_endpoint(load_config(self.config.file)))
+        read = self._with_endpoint(load_config(self.config.file))
+        found = changes.compare(self.config, read, self.editions.take_edited(read.models))
         if not found.lines:
             return []
         self.config = found.config

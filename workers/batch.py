@@ -46,7 +46,7 @@ class Task:
             traceback.print_exception(error)
             error = InferenceFailed(f"the adapter raised {cause(error)}")
         self.answers = []
-        self.error = (error.code, f"{model}: {error}"[:MAX_CAUSE])
+        self.error = (error.code, f"{model}: {cause(error)}"[:MAX_CAUSE])
 
 
 def predict(model: Model, name: str, device: str, tasks: list[Task]) -> bool:
@@ -94,5 +94,13 @@ def _in_halves(model: Model, device: str, items: list[Input], halved: list[int])
 
 def cause(e: BaseException) -> str:
     """An exception in words."""
-    text = str(e).strip() or "no message"
-    return text if isinstance(e, ZooError) else f"{type(e).__name__}: {text}"
+    try:
+        text = str(e).strip() or "no message"
+    except Exception as broken:  # its own __str__ raises
+        text = f"no message: {type(broken).__name__} while it was asked for one"
+    return sendable(text if isinstance(e, ZooError) else f"{type(e).__name__}: {text}")
+
+
+def sendable(text: str) -> str:
+    """The text with what UTF-8 cannot say (lone surrogates, of file names for example) escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -6,6 +6,7 @@ Nothing is copied on the way but the pixels of an encoded image: crops and colou
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +64,7 @@ class Recent:
 def spec(launch: Launch) -> Spec:
     return Spec(
         name=launch.model,
-        path=Path(launch.path) if launch.path else None,
+        path=Path(os.fsdecode(launch.path)) if launch.path else None,
         category=launch.category,
         options=launch.options,
         threads=launch.threads,

@@ -225,12 +225,13 @@ class Worker:
     def _load(self) -> tuple[Model, float]:
         launch = self._launch
         started = time.perf_counter()
-        if launch.pull is not None and launch.path is not None and weights.is_missing(Path(launch.path)):
-            _pull(launch.model, launch.pull, Path(launch.path))
+        path = Path(os.fsdecode(launch.path)) if launch.path is not None else None
+        if launch.pull is not None and path is not None and weights.is_missing(path):
+            _pull(launch.model, launch.pull, path)
         model = self._read_copy() if launch.copied else None
         self._copied = model is not None
-        if launch.path is not None:  # the files of a copy have been looked at when it was made
-            self._stand_in = weights.is_stand_in(Path(launch.path), quick=self._copied)
+        if path is not None:  # the files of a copy have been looked at when it was made
+            self._stand_in = weights.is_stand_in(path, quick=self._copied)
         if model is None:
             model = _import_adapter(launch.adapter)()
             model.load(inputs.spec(launch), launch.device)

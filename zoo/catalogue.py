@@ -5,10 +5,12 @@ Looks at names and sizes, never into a checkpoint, so that the broker can afford
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from zoo import weights
 from zoo.config import ModelConfig, ZooConfig
+from zoo.files import shown
 
 
 def row(config: ZooConfig, model: ModelConfig) -> dict[str, Any]:
@@ -16,7 +18,7 @@ def row(config: ZooConfig, model: ModelConfig) -> dict[str, Any]:
     path = config.weights(model)
     try:
         state = weights.state(path)
-    except OSError:
+    except (OSError, ValueError):
         state = "unreadable"  # `problem` says more
     return {
         "name": model.name,
@@ -44,9 +46,10 @@ def problem(config: ZooConfig, model: ModelConfig) -> str | None:
         if weights.is_missing(path):
             return None if config.broker.auto_pull and model.published.fetchable else _missing(config, model)
         damage = weights.damage(path)
-    except OSError as e:
-        return f"the weights of {model.name} cannot be looked at: {e.filename or path}: {e.strerror}"
-    if damage is not None and not weights.is_stand_in(path, quick=True):
+        stands_in = damage is not None and weights.is_stand_in(path, quick=True)
+    except (OSError, ValueError) as e:
+        return _unreadable(model, path, e)
+    if damage is not None and not stands_in:
         return (
             f"the weights of {model.name} are not as they were pulled: {damage}; `zoo pull {model.name}` mends them "
             f"(if the change is yours, remove {weights.RECORD} there)"
@@ -55,7 +58,7 @@ def problem(config: ZooConfig, model: ModelConfig) -> str | None:
 
 
 def _missing(config: ZooConfig, model: ModelConfig) -> str:
-    lack = f"the weights of {model.name} are missing at {config.weights(model)}"
+    lack = f"the weights of {model.name} are missing at {shown(config.weights(model) or '')}"
     if model.published.fetchable:
         return f"{lack}: `zoo pull {model.name}` fetches them"
     return f"{lack}: put them there by hand" + (f" ({model.source})" if model.source else "")
@@ -67,6 +70,15 @@ def _trouble(config: ZooConfig, model: ModelConfig) -> str | None:
     found = problem(config, model)
     if found or path is None or model.trust_pickle or not model.adapter.startswith("workers.models."):
         return found
-    if weights.is_pickled(path):
-        return f"{path} is a pickle: it is not read without trust_pickle = true"
+    try:
+        if weights.is_pickled(path):
+            return f"{shown(path)} is a pickle: it is not read without trust_pickle = true"
+    except (OSError, ValueError) as e:
+        return _unreadable(model, path, e)
     return None
+
+
+def _unreadable(model: ModelConfig, path: Path, error: OSError | ValueError) -> str:
+    """ValueError: a name that no file can have."""
+    where = shown(getattr(error, "filename", None) or path)
+    return f"the weights of {model.name} cannot be looked at: {where}: {getattr(error, 'strerror', None) or error}"

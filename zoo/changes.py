@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -30,8 +31,11 @@ class Changes(msgspec.Struct):
         return [f"{name}: {what}" if name else what for name, what in self.lines]
 
 
-def compare(old: ZooConfig, new: ZooConfig) -> Changes:
+def compare(old: ZooConfig, new: ZooConfig, edited: Collection[str] = ()) -> Changes:
     """What is to be done about `new`.
+
+    Args:
+        edited: models whose adapter's file is not what their processes were started with.
 
     Raises:
         ConfigError: a model names a device that is not there before a restart.
@@ -67,6 +71,9 @@ def compare(old: ZooConfig, new: ZooConfig) -> Changes:
             lines.append((model.name, f"{key}: {before!r} is now {after!r}"))
             if key in RUNNING:
                 restart.add(model.name)
+        if model.name in edited and model.adapter == found.adapter:
+            lines.append((model.name, "its adapter's file has changed"))
+            restart.add(model.name)
     lines += [(name, "added") for name in given]
     taken = msgspec.structs.replace(new, broker=msgspec.structs.replace(new.broker, **broker), devices=devices)
     return Changes(taken, lines, restart)

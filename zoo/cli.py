@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import sys
@@ -40,6 +41,9 @@ class Usage(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and gives its exit status."""
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold what UTF-8 cannot say, and is shown all the same
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     command: Callable[[argparse.Namespace], int] | None = getattr(args, "run", None)

@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
-from zoo import rules
+from zoo import files, rules
 from zoo.errors import ConfigError
 from zoo.source import Published, mistakes
 
+MAX_BYTES = 16 << 20  # of a config.toml
 DEFAULT_BUDGET_GB = 6.8  # 6963.2 MB
 MB_PER_GB = 1024
 MOST_DELAY_MS = 10_000.0
@@ -204,9 +205,9 @@ def load_config(path: str | os.PathLike[str] | None = None) -> ZooConfig:
     if file is None:
         return ZooConfig()
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise ConfigError(f"{file}: cannot be read: {e}") from None
+        text = files.read_regular(file, MAX_BYTES).decode("utf-8").replace("\r\n", "\n")
+    except (OSError, ValueError) as e:  # no UTF-8, a NUL in its name
+        raise ConfigError(f"{files.shown(file)}: cannot be read: {getattr(e, 'strerror', None) or e}") from None
     return parse_config(text, file)
 
 

@@ -28,13 +28,14 @@ class Seat(msgspec.Struct, frozen=True):
 class Launch(msgspec.Struct, frozen=True):
     """The first message on a worker's channel: what to load.
 
+    `path`: of the weights, as the file system has it: not every name is UTF-8, which text in a message has to be.
     `pull`: where to fetch the weights from if they are missing; None when that is not wanted.
     `copied`: a copy of the model comes on the lifeline. `copy_bytes`: the largest copy that is wanted; 0 for none.
     """
 
     model: str
     adapter: str
-    path: str | None
+    path: bytes | None
     category: str
     options: dict[str, Any]
     trust_pickle: bool

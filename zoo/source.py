@@ -90,7 +90,7 @@ def mistakes(published: Published, path: str) -> Iterator[tuple[str, str]]:
     elif "://" in published.source.split(" ")[0]:
         if problem := url_problem(published.source):
             yield "source", problem
-        elif not is_file(target) and not _is_inside(_last_part(published.source)):
+        elif not is_file(target) and not is_inside(_last_part(published.source)):
             yield "source", "its last part is no file name, so path has to be a file"
     if published.fetchable and not path:
         yield "source", "path is missing: where the weights go"
@@ -102,7 +102,7 @@ def mistakes(published: Published, path: str) -> Iterator[tuple[str, str]]:
     elif not _REVISION.fullmatch(published.revision):
         yield "revision", f"expected a branch, a tag or a commit, got {published.revision!r}"
     for name in published.files:
-        if not _is_inside(name.removesuffix(OPTIONAL)):
+        if not is_inside(name.removesuffix(OPTIONAL)):
             yield "files", f"{name!r} is no name inside a folder"
     names = {wanted.name for wanted in published.wanted(target)} if published.fetchable else set()
     for name, digest in published.sha256.items():
@@ -132,7 +132,7 @@ def _last_part(url: str) -> str:
     return unquote(urlsplit(url).path).rpartition("/")[2]
 
 
-def _is_inside(name: str) -> bool:
+def is_inside(name: str) -> bool:
     """Whether a name stays in the folder it is put into, and clear of what else is kept there."""
     parts = PurePosixPath(name).parts
     return (

@@ -8,6 +8,7 @@ reads more of a checkpoint than its bytes, and only `digest` reads those.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from zoo.source import is_file
+from zoo import files as safe
+from zoo.source import is_file, is_inside
 
 MARKER, RECORD = "STAND-IN", "PULLED.json"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".onnx")  # files that hold weights
@@ -25,6 +27,7 @@ The weights in this folder are a random stand-in for {name}, made by `zoo standi
 They are not the published weights, and what they answer means nothing.
 `zoo pull {name}` puts the published ones in their place.
 """
+MAX_RECORD = 1 << 20  # bytes of what is kept about weights
 _VOUCHED = re.compile(r"^sha256 ([0-9a-f]{64}) (\d+) (.+)$", re.MULTILINE)
 
 
@@ -57,7 +60,8 @@ def state(target: Path | None) -> str:
 def is_missing(target: Path) -> bool:
     """Whether there is nothing at `target`, or an empty folder."""
     if target.is_dir():
-        return all(entry.name.startswith(".") for entry in target.iterdir())
+        with os.scandir(target) as entries:
+            return all(entry.name.startswith(".") for entry in itertools.islice(entries, safe.MAX_ENTRIES))
     return not target.exists()
 
 
@@ -75,16 +79,18 @@ def damage(target: Path) -> str | None:
             continue  # another model's, in the same folder
         size = file.stat().st_size if file.is_file() else None
         if size != was.size:
-            return f"{file} has {size:,} bytes, not {was.size:,}" if size is not None else f"{file} is gone"
+            told = safe.shown(file)
+            return f"{told} has {size:,} bytes, not {was.size:,}" if size is not None else f"{told} is gone"
     return None
 
 
 def pulled(folder: Path) -> dict[str, Pulled]:
     """The record that `zoo pull` left in `folder`, by the files' names in it. An unreadable one counts as none."""
     try:
-        return msgspec.json.decode((folder / RECORD).read_bytes(), type=dict[str, Pulled])
-    except (OSError, msgspec.DecodeError):
+        found = msgspec.json.decode(safe.read_regular(folder / RECORD, MAX_RECORD), type=dict[str, Pulled])
+    except (OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
         return {}
+    return {name: was for name, was in found.items() if is_inside(name)}
 
 
 def write_pulled(folder: Path, records: dict[str, Pulled], scratch: Path) -> None:
@@ -97,7 +103,7 @@ def write_pulled(folder: Path, records: dict[str, Pulled], scratch: Path) -> Non
 def files(target: Path) -> list[Path]:
     """The files that hold weights: `target` itself, or those in the folder that it is."""
     if target.is_dir():
-        return sorted(p for p in target.iterdir() if p.suffix in SUFFIXES and p.is_file())
+        return [p for name in safe.names(target) if (p := target / name).suffix in SUFFIXES and p.is_file()]
     return [target] if target.is_file() else []
 
 
@@ -140,7 +146,7 @@ def is_stand_in(target: Path, *, quick: bool = False) -> bool:
 
 def _vouched(target: Path) -> Iterator[tuple[str, int, str]]:
     try:
-        text = marker(target).read_text(errors="replace")
+        text = safe.read_regular(marker(target), MAX_RECORD).decode(errors="replace")
     except OSError:
         return
     for sha, size, name in _VOUCHED.findall(text):
@@ -149,5 +155,5 @@ def _vouched(target: Path) -> Iterator[tuple[str, int, str]]:
 
 def digest(file: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as f:
+    with open(safe.open_regular(file), "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
