@@ -20,7 +20,8 @@ from collections.abc import Callable
 
 from broker import listening
 from broker.listening import Identity, identity
-from zoo.config import default_endpoint
+from broker.signpost import Signpost
+from zoo.config import default_endpoint, default_endpoints
 from zoo.errors import ConfigError
 
 log = logging.getLogger("zoo.broker")
@@ -38,11 +39,12 @@ class Place:
         gid: the group that may connect beside this user, or None.
     """
 
-    def __init__(self, front: str, handoff: str, lock: Lock, gid: int | None) -> None:
+    def __init__(self, front: str, handoff: str, lock: Lock, gid: int | None, signpost: Signpost | None) -> None:
         self.front = front
         self.handoff = handoff
         self.gid = gid
         self._lock = lock
+        self._signpost = signpost
         self._bound: dict[str, Identity | None] = {}
         self._hidden = False
         self._touch_at = 0.0
@@ -79,6 +81,8 @@ class Place:
             self._touch()
         if not self._try(self._lock.path, self._lock.keep):
             return
+        if self._signpost is not None:
+            self._signpost.put()
         for path, own in list(self._bound.items()):
             if identity(self._name(path)) != own:
                 self._try(path, lambda path=path: self._restore(path, again))  # type: ignore[misc]
@@ -113,6 +117,8 @@ class Place:
                     os.utime(self._name(path), follow_symlinks=False)
 
     def release(self) -> None:
+        if self._signpost is not None:
+            self._signpost.remove()
         for path, own in self._bound.items():
             listening.remove(self._name(path), own)
         self._lock.release()
@@ -209,7 +215,20 @@ def claim(endpoint: str, group: str = "") -> Place:
     except ConfigError:
         lock.release()
         raise
-    return Place(front, handoff, lock, gid)
+    return Place(front, handoff, lock, gid, _signpost(front))
+
+
+def _signpost(front: str) -> Signpost | None:
+    """For a broker at the default endpoint of its own surroundings, which others of its user may not share."""
+    first, *others = (where.removeprefix("ipc://") for where in default_endpoints())
+    if front != first or not others:
+        return None
+    with contextlib.suppress(ConfigError):
+        own_folder(os.path.dirname(others[-1]))
+        made = Signpost(others[-1], front)
+        made.put()
+        return made
+    return None
 
 
 def _group(name: str) -> int:

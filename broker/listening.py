@@ -70,7 +70,7 @@ def listener_of(path: str) -> int | None:
 
 
 def clear(path: str, endpoint: str) -> None:
-    """Removes the socket that a broker left which was killed.
+    """Removes the socket, or the link to one, that a broker left which was killed.
 
     Raises:
         ConfigError: what lies there is no socket, or another user's, or a process listens at it.
@@ -81,10 +81,10 @@ def clear(path: str, endpoint: str) -> None:
         return
     except OSError as e:
         raise ConfigError(f"the endpoint {endpoint} cannot be used: {e}") from None
-    if not stat.S_ISSOCK(found.st_mode):
+    if not stat.S_ISSOCK(found.st_mode) and not stat.S_ISLNK(found.st_mode):
         raise ConfigError(f"{path} is not a socket; move it away, or choose another endpoint than {endpoint}")
     if found.st_uid != os.geteuid():
-        raise ConfigError(f"{path} is a socket of user {found.st_uid}; choose another endpoint than {endpoint}")
+        raise ConfigError(f"{path} belongs to user {found.st_uid}; choose another endpoint than {endpoint}")
     holder = listener_of(path)
     if holder is not None:
         raise ConfigError(f"a broker (process {holder or 'unknown'}) serves {endpoint} already; its lock was removed")

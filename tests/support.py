@@ -76,6 +76,8 @@ class Running:
         self.config_path = folder / "config.toml"
         self._module = broker_keys.pop("module", "zoo.broker")
         self._arguments: list[str] = broker_keys.pop("arguments", [])
+        self._before: list[str] = broker_keys.pop("before", [])  # of the command: see `as_user`
+        self._environment: dict[str, str] = broker_keys.pop("environment", {})
         keys = {
             "endpoint": self.endpoint,
             "device": "cpu",
@@ -99,10 +101,19 @@ class Running:
         """Starts it, again if need be; by default returns when it answers."""
         kept = {k: os.environ[k] for k in ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH") if k in os.environ}
         env = {**kept, "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1", "ZOO_TEST_MARK": self._mark}
+        env |= self._environment
         self._starts += 1
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", self._module, "--config", str(self.config_path), *self._arguments],
+                [
+                    *self._before,
+                    sys.executable,
+                    "-m",
+                    self._module,
+                    "--config",
+                    str(self.config_path),
+                    *self._arguments,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -180,6 +191,13 @@ class Running:
         finally:
             for pid in self.processes():
                 os.kill(pid, signal.SIGKILL)
+
+
+def as_user(uid: int, gid: int | None = None, groups: tuple[int, ...] = ()) -> list[str]:
+    """What to put before a command, so that it runs as another user (who may read the interpreter all the same)."""
+    more = ["--groups", ",".join(map(str, groups))] if groups else ["--clear-groups"]
+    ids = ["--reuid", str(uid), "--regid", str(uid if gid is None else gid), *more]
+    return ["setpriv", *ids, "--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search", "--"]
 
 
 def remove(folder: Path) -> None:

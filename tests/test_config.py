@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zoo import config, rules
+from zoo.address import find_address
 from zoo.config import ModelPriority, load_config, parse_config
 from zoo.errors import ConfigError, InvalidInput
 from zoo.source import Published, Wanted, is_file
@@ -395,13 +397,17 @@ def test_where_a_client_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "config.toml").write_text("[broker]")
     monkeypatch.delenv("ZOO_ENDPOINT", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
-    assert config.client_endpoint() == "ipc:///run/user/7/zoo/broker"
+    assert find_address() == "ipc:///run/user/7/zoo/broker"
+    assert find_address().how == "the default"
     monkeypatch.delenv("XDG_RUNTIME_DIR")
-    assert config.client_endpoint().startswith("ipc:///tmp/zoo-")
+    assert find_address() in (f"ipc:///tmp/zoo-{os.getuid()}/broker", f"ipc:///run/user/{os.getuid()}/zoo/broker")
     (tmp_path / "config.toml").write_text('[broker]\nendpoint = "ipc:///tmp/here"')
-    assert config.client_endpoint() == "ipc:///tmp/here"
+    assert find_address() == "ipc:///tmp/here"
+    assert find_address().how == f"from {tmp_path}/config.toml"
     monkeypatch.setenv("ZOO_ENDPOINT", "ipc:///tmp/there")
-    assert config.client_endpoint() == "ipc:///tmp/there"
+    assert find_address() == "ipc:///tmp/there"
+    assert find_address().how == "from $ZOO_ENDPOINT"
+    assert find_address("ipc:///tmp/x") == "ipc:///tmp/x"
 
 
 @pytest.mark.parametrize(

@@ -541,7 +541,7 @@ class Client:
                 channel = self._open(deadline, seconds)
             else:
                 key, number = self._link.key, next(self._link.sockets)
-                channel = _Channel(self._link, session.open_socket(self._context, key, number, self.endpoint))
+                channel = _Channel(self._link, session.open_socket(self._context, key, number, self._link.endpoint))
             self._channels.append(channel)
             self._local.channel = channel
             return channel
@@ -599,7 +599,7 @@ class Client:
 
     def _say_bye(self, link: session.Link) -> None:
         try:
-            sock = session.open_socket(self._context, link.key, next(link.sockets), self.endpoint)
+            sock = session.open_socket(self._context, link.key, next(link.sockets), link.endpoint)
             sock.setsockopt(zmq.LINGER, session.BYE_MS)
             sock.send(protocol.pack(protocol.Bye()), zmq.NOBLOCK)
             sock.close()
@@ -610,7 +610,7 @@ class Client:
         """Without a lifeline, a session lives by its messages."""
 
         def ping() -> None:
-            sock = session.open_socket(self._context, link.key, next(link.sockets), self.endpoint)
+            sock = session.open_socket(self._context, link.key, next(link.sockets), link.endpoint)
             try:
                 while not link.dead and not self._quit.wait(protocol.PING_S):
                     sock.send(protocol.pack(protocol.Ping()), zmq.NOBLOCK)

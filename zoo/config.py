@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
 import os
@@ -100,6 +101,8 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
 
     Attributes:
         endpoint: "ipc://PATH" or "tcp://HOST:PORT"; "" is a socket in a private directory of the user's.
+        user: the account that the broker runs under, if it is not the clients' own: they believe its broker then.
+        group: the Unix group whose members may connect too, each under an account of their own.
         device: "auto" takes CUDA where there is one, else host memory.
         vram_budget_gb: the budget of the one device; ignored when there are `[[devices]]`.
         reserve_mb: of each device, left free beside what other programs use (with measured footprints).
@@ -129,6 +132,8 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
     """
 
     endpoint: str = ""
+    user: str = ""
+    group: str = ""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     vram_budget_gb: Annotated[float, msgspec.Meta(gt=0)] = DEFAULT_BUDGET_GB
     reserve_mb: Megabytes = 0.0
@@ -335,14 +340,18 @@ def endpoint_problem(endpoint: str) -> str | None:
 
 def default_endpoint() -> str:
     """A socket in a directory that is this user's alone."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    folder = f"{runtime}/zoo" if runtime else f"/tmp/zoo-{os.getuid()}"
-    return f"ipc://{folder}/broker"
+    return default_endpoints()[0]
 
 
-def client_endpoint() -> str:
-    """Where a client looks: $ZOO_ENDPOINT, else the configuration's endpoint."""
-    return os.environ.get("ZOO_ENDPOINT") or load_config().endpoint
+def default_endpoints() -> list[str]:
+    """The default, and where a broker of the same user has it that was started in other surroundings."""
+    uid = os.getuid()
+    runtime = [os.environ.get("XDG_RUNTIME_DIR", "")]
+    with contextlib.suppress(OSError):
+        if os.stat(f"/run/user/{uid}").st_uid == uid:
+            runtime.append(f"/run/user/{uid}")
+    folders = [*(f"{folder}/zoo" for folder in runtime if folder), f"/tmp/zoo-{uid}"]
+    return [f"ipc://{folder}/broker" for folder in dict.fromkeys(folders)]
 
 
 # ---------------------------------------------------------------- lines and keys

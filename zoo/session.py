@@ -26,8 +26,9 @@ import numpy as np
 import zmq
 import zmq.auth
 
-from zoo import arena, frames, lifeline, payload, protocol
-from zoo.config import ModelPriority, client_endpoint, endpoint_problem
+from zoo import arena, frames, lifeline, payload, peers, protocol
+from zoo.address import Address, find_address
+from zoo.config import ModelPriority, endpoint_problem
 from zoo.errors import AccessDenied, BrokerUnreachable, InvalidInput, ProtocolMismatch, QueueFull, ZooError
 
 _MEDIUM = int(ModelPriority.MEDIUM)
@@ -67,14 +68,15 @@ class Link:
     """One session with one life of a broker.
 
     Attributes:
-        key: the session; routing ids of its sockets begin with it.
+        key: the session; routing ids of its sockets begin with it. endpoint: where they connect.
         dead: set once the broker is known to be gone.
         held: slots of requests that were answered, or given up on, while a worker may still read them.
         unwanted: requests for a lease whose callers have given up; should one be granted, it is released.
     """
 
-    def __init__(self, key: bytes, welcome: protocol.Welcome) -> None:
+    def __init__(self, key: bytes, welcome: protocol.Welcome, endpoint: str, owners: frozenset[int]) -> None:
         self.key = key
+        self.endpoint = endpoint
         self.boot = welcome.boot
         self.dead = False
         self._look_at = 0.0
@@ -91,6 +93,7 @@ class Link:
         if welcome.handoff is not None and hasattr(socket, "SCM_RIGHTS") and sys.platform == "linux":
             try:
                 self._line = lifeline.connect(welcome.handoff, HANDSHAKE_S)
+                peers.check_server(self._line, owners, welcome.handoff)
                 _links.add(self)
                 lifeline.send(self._line, protocol.LifelineAttach("client", key))
                 self._line.settimeout(None)
@@ -320,7 +323,7 @@ def open_socket(context: zmq.Context[zmq.Socket[bytes]], key: bytes, number: int
 
 
 def open_link(
-    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, seconds: float, deadline: float, gone: threading.Event
+    context: zmq.Context[zmq.Socket[bytes]], address: Address, seconds: float, deadline: float, gone: threading.Event
 ) -> tuple[Link, zmq.Socket[bytes]]:
     """Says Hello and waits, within the deadline, for whoever serves the endpoint. The socket is the session's first.
 
@@ -328,10 +331,14 @@ def open_link(
         BrokerUnreachable: nobody answered in time, or `gone` was set. AccessDenied, ProtocolMismatch.
     """
     while True:
+        endpoint = peers.find_server(address, deadline, gone)
+        if endpoint is None:
+            raise unreachable(address, seconds)
         key = new_key()
         sock = open_socket(context, key, 0, endpoint)
         try:
-            return Link(key, _welcome(sock, key, endpoint, seconds, deadline, gone)), sock
+            welcome = _welcome(sock, key, address, seconds, deadline, gone)
+            return Link(key, welcome, endpoint, address.owners), sock
         except BrokerUnreachable:  # perhaps it went away between two steps, and another one comes
             close_quietly(sock)
             if time.monotonic() > deadline or gone.wait(POLL_MS / 1000):
@@ -342,7 +349,7 @@ def open_link(
 
 
 def _welcome(
-    sock: zmq.Socket[bytes], key: bytes, endpoint: str, seconds: float, deadline: float, gone: threading.Event
+    sock: zmq.Socket[bytes], key: bytes, address: Address, seconds: float, deadline: float, gone: threading.Event
 ) -> protocol.Welcome:
     said = -math.inf
     while True:
@@ -354,7 +361,7 @@ def _welcome(
             parts = sock.recv_multipart()
         except zmq.Again:
             if gone.is_set() or time.monotonic() > deadline:
-                raise unreachable(endpoint, seconds) from None
+                raise unreachable(address, seconds) from None
             continue
         message = protocol.unpack_from_broker(parts[0])
         if isinstance(message, protocol.Error):
@@ -393,8 +400,8 @@ def hello(key: bytes) -> bytes:
     return protocol.pack(protocol.Hello(key, os.getpid(), name[:80]))
 
 
-def check_endpoint(endpoint: str | None) -> str:
-    found = endpoint or client_endpoint()
+def check_endpoint(endpoint: str | None) -> Address:
+    found = find_address(endpoint)
     problem = endpoint_problem(found)
     if problem:
         raise InvalidInput(f"endpoint: {problem}")
@@ -464,8 +471,8 @@ def configure(sock: Any, identity: bytes, endpoint: str) -> None:
         sock.curve_serverkey, sock.curve_publickey, sock.curve_secretkey = server, public, secret
 
 
-def unreachable(endpoint: str, timeout: float) -> BrokerUnreachable:
-    text = f"no broker answers on {endpoint} within {timeout:g} s; start one with `zoo serve`"
+def unreachable(endpoint: Address, timeout: float) -> BrokerUnreachable:
+    text = f"no broker answers at {endpoint} ({endpoint.how}) within {timeout:g} s; start one with `zoo serve`"
     if endpoint.startswith("tcp://"):
         text += ", or see whether it knows this client's CURVE key"
     return BrokerUnreachable(text)
