@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow bench lint clean
+.PHONY: demo test test-slow storm fuzz bench lint clean
 
 demo: $(READY)
 	$(BIN)/python -m zoo.demo
@@ -14,6 +14,16 @@ test: $(READY) lint
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=900
+
+SEED    ?= 1
+SECONDS ?= 60
+CASES   ?= 1000000
+
+storm: $(READY)
+	$(BIN)/python -m tests.storm.storm --seed $(SEED) --seconds $(SECONDS)
+
+fuzz: $(READY)
+	ZOO_FUZZ_SEED=$(SEED) ZOO_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest --timeout=7200 tests/fuzz
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.latency

@@ -75,6 +75,7 @@ class Running:
         self.endpoint: str = broker_keys.pop("endpoint", f"ipc://{folder}/b")
         self.config_path = folder / "config.toml"
         self._module = broker_keys.pop("module", "zoo.broker")
+        self._root: Path = broker_keys.pop("root", ROOT)  # whose code it runs
         self._arguments: list[str] = broker_keys.pop("arguments", [])
         self._before: list[str] = broker_keys.pop("before", [])  # of the command: see `as_user`
         self._environment: dict[str, str] = broker_keys.pop("environment", {})
@@ -100,7 +101,7 @@ class Running:
     def start(self, *, wait: bool = True) -> Running:
         """Starts it, again if need be; by default returns when it answers."""
         kept = {k: os.environ[k] for k in ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH") if k in os.environ}
-        env = {**kept, "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1", "ZOO_TEST_MARK": self._mark}
+        env = {**kept, "PYTHONPATH": str(self._root), "PYTHONFAULTHANDLER": "1", "ZOO_TEST_MARK": self._mark}
         env |= self._environment
         self._starts += 1
         with open(self.folder / "log", "ab") as log:
