@@ -1,7 +1,8 @@
 """One adapter family per file. The only place that imports torch, ultralytics, transformers and their kin.
 
 Some of them look for the network or install packages when they are imported, unless the environment says otherwise.
-It is said here, before any of them can be.
+It is said here, before any of them can be; of ultralytics whatever was said before, for it would install what a
+checkpoint names.
 """
 
 import os
@@ -16,4 +17,6 @@ for _key, _value in {
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }.items():
+    if _key.startswith("YOLO_"):
+        os.environ[_key] = _value
     os.environ.setdefault(_key, _value)

@@ -14,7 +14,8 @@ Checkpoints are pickles of whole model objects: see `base.require_trust`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import cv2
@@ -25,7 +26,7 @@ import torch.utils.serialization
 import torchvision  # noqa: F401  (its operators do the non-maximum suppression)
 import ultralytics.nn.tasks
 import ultralytics.utils.events
-import ultralytics.utils.nms
+import ultralytics.utils.nms  # noqa: F401
 from ultralytics.data.augment import LetterBox
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.models.yolo.pose import PosePredictor
@@ -33,7 +34,8 @@ from ultralytics.models.yolo.segment import SegmentationPredictor
 from ultralytics.nn.autobackend import AutoBackend
 
 from workers.models.base import Spec, chunks, require_trust
-from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
+from workers.models.ultralytics_files import load_checkpoint
+from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable, ZooError
 
 MAX_MASKS = 128 << 20  # bytes of all masks of one call
 STRIDE = 32  # the coarsest grid of every published checkpoint; sizes are rounded up to it
@@ -204,16 +206,32 @@ def rows_of(found: Any) -> tuple[np.ndarray, np.ndarray]:
     return rows[order], order
 
 
+@contextlib.contextmanager
+def served(spec: Spec) -> Iterator[None]:
+    """Around what is done with a checkpoint once it is read: it may hold any object, and fail anywhere.
+
+    Raises:
+        LoadFailed: in place of what is no error of the zoo's, nor of the device's.
+    """
+    try:
+        yield
+    except (ZooError, torch.AcceleratorError):
+        raise
+    except Exception as e:
+        raise LoadFailed(
+            f"{spec.name}: {spec.path} was read, and cannot be served: it is damaged, or of another release of "
+            f"ultralytics ({type(e).__name__}: {_first_line(e)}); fetch it again with: zoo pull {spec.name}",
+            retryable=False,
+        ) from e
+
+
 def _open(spec: Spec) -> Any:
     path = spec.path
     if path is None or not path.is_file():
         raise ModelUnavailable(f"{spec.name}: no weights at {path}; fetch them with: zoo pull {spec.name}")
     require_trust(spec, path)
-    # Whatever the environment says: ultralytics' allow-list would be held up by an unpickler written in Python, which
-    # takes as long as the rest of the load, and config.toml has said that the file is trusted.
-    ultralytics.nn.tasks.SAFE_LOAD = False
     try:
-        return ultralytics.nn.tasks.load_checkpoint(str(path))[0]
+        return load_checkpoint(path)
     except Exception as e:
         raise LoadFailed(
             f"{spec.name}: {path} is not an ultralytics checkpoint, or is damaged "

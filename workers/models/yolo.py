@@ -14,7 +14,7 @@ import numpy as np
 
 from workers.models import keypoints
 from workers.models.base import AnyResult, Input, Spec, images, load_options, read_options
-from workers.models.predictor import Network, Settings, rows_of
+from workers.models.predictor import Network, Settings, rows_of, served
 from zoo.errors import InvalidInput, LoadFailed
 from zoo.results import Detections, Keypoints
 
@@ -33,6 +33,10 @@ class Detector:
         options = load_options(spec, Options)
         self._configured = spec.options
         self.max_batch = options.max_batch
+        with served(spec):
+            self._open(spec, device, options)
+
+    def _open(self, spec: Spec, device: str, options: Options) -> None:
         self._network = Network(spec, device, options)
         task, category = self._network.task, spec.category
         if category in ("detection", "pose") and (category == "pose") != (task == "pose"):

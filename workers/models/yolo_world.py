@@ -29,7 +29,7 @@ from transformers import CLIPTextModelWithProjection
 
 from workers.models import folder
 from workers.models.base import AnyResult, Input, Spec, images, load_options, read_options
-from workers.models.predictor import Network, Settings, Share, rows_of
+from workers.models.predictor import Network, Settings, Share, rows_of, served
 from workers.models.prompts import Kept, Prompts, TextEncoder
 from zoo import weights
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
@@ -63,6 +63,10 @@ class OpenVocabularyDetector:
         options = load_options(spec, Options)
         self._configured = spec.options
         self.max_batch = options.max_batch
+        with served(spec):
+            self._open(spec, device, options)
+
+    def _open(self, spec: Spec, device: str, options: Options) -> None:
         self._network = Network(spec, device, options)
         own = getattr(self._network.model, "txt_feats", None)  # (1, classes, d)
         if own is None or own.shape[1] != len(self._network.names):
