@@ -46,6 +46,14 @@ class Idling(Requests):
         self.story.tell(now, model.name, f"draining: {why} ({model.reasons()})", "draining")
         self._serve(model, now)
 
+    def _keep(self, model: Residency, now: float) -> None:
+        """It was to go, and is pinned now."""
+        self._move(model, Move.KEEP)
+        self._refuse_unloads(model)
+        self._next_life(model)
+        self._grant_waiting(model, now)
+        self._serve(model, now)
+
     def _refuse_unloads(self, model: Residency) -> None:
         for request in list(model.unloads):
             self._refuse(request, "model_in_use", _in_use(model))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from broker import figures
 from broker.idling import Idling
 from broker.ledger import Device
 from broker.residency import Residency
@@ -32,7 +33,8 @@ class Reconfiguring(Idling):
         self.config, self._reconfigured_at = e.broker, now
         self._take_policy()
         for device, mb in e.budgets.items():
-            self.ledger.set_budget(device, mb)
+            if device in self.ledger.devices and figures.is_mb(mb):
+                self.ledger.set_budget(device, mb)
         given = {config.name: config for config in e.models}
         for model in list(self.models.values()):
             config = given.pop(model.name, None)
@@ -45,6 +47,8 @@ class Reconfiguring(Idling):
             self._numbered[model.number] = model
         self._leaving = False
         for model in list(self.models.values()):
+            if model.pinned and model.state is State.DRAINING:
+                self._keep(model, now)
             self._retire(model, now)
             self._leaving = self._leaving or model.leaving
             if model.state is State.LOADED:

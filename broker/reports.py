@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+from broker import figures
 from broker.ledger import EPSILON_MB
 from broker.residency import Peak, Request, Residency
 from broker.shortage import Shortages
@@ -123,8 +124,8 @@ class Reports(Shortages):
         model = self._of(e.worker)
         if model is None:
             return
-        batch = model.inflight
-        if [request.id for request in batch] != [outcome.request for outcome in e.outcomes]:
+        batch = model.inflight  # none: an empty answer to nothing is nobody's
+        if not batch or [request.id for request in batch] != [outcome.request for outcome in e.outcomes]:
             return
         model.inflight, model.ahead = model.ahead, []
         self._running -= len(batch)
@@ -264,14 +265,15 @@ class Reports(Shortages):
     def _remembered(self, e: Remembered, now: float) -> None:
         model = self.models.get(e.model)
         if model is not None and self.config.footprint == "measured":
-            model.version, model.peaks, model.least_load_s = e.version, dict(e.peaks), math.inf
+            peaks = {device: peak for device, peak in e.peaks.items() if figures.is_mb(peak.mb)}
+            model.version, model.peaks, model.least_load_s = e.version, peaks, math.inf
             self._room_may_exist(now)
 
     def _measured(self, e: Measured, now: float) -> None:
         """A charge is corrected to what was seen. Peaks never shrink: what a model took once, it may take again."""
         model = self._of(e.worker)
         charge = self.ledger.of(e.worker)
-        if model is None or charge is None or self.config.footprint == "declared":
+        if model is None or charge is None or self.config.footprint == "declared" or not figures.is_mb(e.mb):
             return
         seen = float(math.ceil(e.mb - EPSILON_MB))  # whole megabytes: not every page is worth a decision
         if model.state is State.EVICTING:  # on its way out, and its model may have other weights by now
@@ -298,6 +300,8 @@ class Reports(Shortages):
     def _device_seen(self, e: DeviceSeen, now: float) -> None:
         if self.config.footprint == "declared" or e.device not in self.ledger.devices:
             return
+        if not (figures.is_mb(e.others_mb) and figures.is_mb(e.total_mb)):
+            return
         before, budget = self.ledger.limit_mb(e.device), self.ledger.devices[e.device].budget_mb
         self.ledger.allow(e.device, max(0.0, e.total_mb - e.others_mb - self.config.reserve_mb))
         limit = self.ledger.limit_mb(e.device)
@@ -312,14 +316,21 @@ class Reports(Shortages):
             self._room_may_exist(now)
 
     def _memory_back(self, e: MemoryBack, now: float) -> None:
-        charge = self.ledger.release(e.worker)
-        if charge is not None:
+        if self.ledger.of(e.worker) is not None and self._has_ended(e.worker, now):
+            self.ledger.release(e.worker)
             self._gone(e.worker, now)
             self._room_may_exist(now)
 
+    def _has_ended(self, worker: int, now: float) -> bool:
+        """What was killed and has no memory has ended, though its exit may not have been seen; others live."""
+        model = self._of(worker)
+        if model is not None and model.inflight and model.state is State.EVICTING:
+            self._worker_exited(WorkerExited(worker, "its memory came back"), now)
+        return model is None or model.state is State.EVICTING
+
     def _memory_stuck(self, e: MemoryStuck, now: float) -> None:
         charge = self.ledger.of(e.worker)
-        if charge is not None:
+        if charge is not None and e.worker in self._workers and self._has_ended(e.worker, now):
             self.story.tell(
                 now, charge.model,
                 f"its process is gone but {charge.mb:g} MB on {charge.device} have not come back; they stay charged",

@@ -22,6 +22,8 @@ from broker.timers import Due
 from zoo.config import BrokerConfig, ModelConfig
 from zoo.errors import BY_CODE
 
+NAME_MOST = 200  # characters of a model's name that an answer repeats
+
 
 class Session:
     """A client: its unanswered requests and its leases, by number."""
@@ -73,7 +75,7 @@ class Requests(Instances):
             return no("model_unavailable", e.problem)
         if self.is_cold(model.name) and not self._ever_fits(model):
             return no("model_too_large", f"{self._too_large(model)}; nothing was evicted")
-        if e.deadline <= now:
+        if not e.deadline > now:
             return no("deadline_exceeded", f"the request for {model.name} had no time left when it came in")
         if now < model.retry_at and model.state in (State.FAILED, State.EVICTING):
             wait = model.retry_at - now
@@ -99,6 +101,8 @@ class Requests(Instances):
         return len(found.requests) if found is not None else 0
 
     def no_such_model(self, name: str) -> str:
+        if len(name) > NAME_MOST:  # none of ours; nor is it worth comparing, or keeping
+            return f"there is no model {name[:NAME_MOST]!r}…; `zoo ls` lists the models"
         near = difflib.get_close_matches(name, self.models, 1)
         hint = f"; did you mean {near[0]!r}?" if near else "; `zoo ls` lists the models"
         return f"there is no model {name!r}{hint}"

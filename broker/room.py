@@ -214,8 +214,8 @@ class Room:
         """Starts whatever can be started, oldest waiter first, making room where that is allowed."""
         if self.stopping:
             return
-        if self._wanted:
-            self._end_loads_ahead(now)
+        if self._wanted and self._end_loads_ahead(now) and self._overdrawn:
+            self._make_true(now)  # what they give back may be enough
         self._drop_lost_claims()
         look = _Look(self.ledger.devices, self._moving.values())
         workers = len(self._workers)
@@ -277,8 +277,9 @@ class Room:
                 self._asked_last = after  # there may be room for more
                 return
 
-    def _end_loads_ahead(self, now: float) -> None:
-        """Somebody waits for a load: those that nobody waits for are in his way, or will be."""
+    def _end_loads_ahead(self, now: float) -> bool:
+        """A load is waited for: those that were guessed are in its way, or will be. True when there were any."""
+        ended = False
         for model in list(self._moving.values()):
             if model.unasked and model.state is State.LOADING:
                 self._move(model, Move.KILL)
@@ -287,6 +288,8 @@ class Room:
                 text = f"its load ahead of any request ends: {', '.join(others)} waits for a load"
                 self.story.tell(now, model.name, text, "dropped", others=others)
                 self._out.append(KillWorker(model.worker))
+                ended = True
+        return ended
 
     def _drop_lost_claims(self) -> None:
         """Memory that was coming back has got stuck: whoever it no longer reaches waits like those without a claim."""

@@ -30,6 +30,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from broker import figures
 from broker.journal import Turned
 from broker.ledger import Device
 from broker.queue import Queue
@@ -153,6 +154,8 @@ class Scheduler(Reports):
     # ------------------------------------------------------------ requests come in
 
     def _asked(self, e: Asked, now: float) -> None:
+        if e.request in self.requests:  # a number is never used twice; the first stands
+            return
         model = self.models.get(e.model)
         warm = model is not None and model.state is State.LOADED and not model.queue.live and e.deadline > now
         if not warm or self.stopping or self._leaving:
@@ -164,8 +167,8 @@ class Scheduler(Reports):
                 return
         assert model is not None
         request = Request(
-            e.request, e.session, model, e.kind, e.deadline, e.priority, e.payload, e.keep_alive,
-            next(self._seq), now,
+            e.request, e.session, model, e.kind, figures.moment(e.deadline, now), figures.priority(e.priority),
+            e.payload, figures.known_seconds(e.keep_alive), next(self._seq), now,
         )  # fmt: skip
         if e.kind is Kind.UNLOAD:
             self._ask_unload(request, now)
@@ -233,11 +236,7 @@ class Scheduler(Reports):
         model.unasked = False
         self.story.tell(now, model.name, "pinned: it will not be evicted" if e.on else "unpinned", "pinned")
         if e.on and model.state is State.DRAINING:
-            self._move(model, Move.KEEP)
-            self._refuse_unloads(model)
-            self._next_life(model)
-            self._grant_waiting(model, now)
-            self._serve(model, now)
+            self._keep(model, now)
         elif not e.on and model.state is State.LOADED:
             self._serve(model, now)
             self._retire(model, now)
@@ -346,9 +345,10 @@ class Scheduler(Reports):
         if self.stopping:
             return
         self.stopping = True
-        self.story.tell(now, "", f"shutting down: at most {e.grace:g} s for what is running", "stopping")
-        self.timers.add(now + e.grace, Due.GRACE)
-        self._grace_ends = now + e.grace
+        grace = figures.known_seconds(e.grace) or 0.0
+        self.story.tell(now, "", f"shutting down: at most {grace:g} s for what is running", "stopping")
+        self._grace_ends = now + grace
+        self.timers.add(self._grace_ends, Due.GRACE)
         for request in list(self.requests.values()):
             model = request.model
             served = model.state in (State.LOADED, State.DRAINING) and request.queue is not model.later
@@ -378,9 +378,10 @@ class Scheduler(Reports):
             self._turn_away(request)
         for model in list(self._workers.values()):
             if model.state is not State.EVICTING:
-                model.leases.clear()
                 self._move(model, Move.KILL)
                 self._out.append(KillWorker(model.worker))
+        for model in self.models.values():
+            model.leases.clear()
         self._leases.clear()
         for key, session in list(self.sessions.items()):
             session.leases.clear()

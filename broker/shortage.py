@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import math
 
+from broker import figures
 from broker.ledger import EPSILON_MB, Charge
 from broker.reconfiguring import Reconfiguring
-from broker.residency import Peak, Request, Residency
+from broker.residency import MOST_MB, Peak, Request, Residency
 from broker.states import KillWorker, Move, Shortage, State
 
 GUESS = 1.25
@@ -139,10 +140,11 @@ class Shortages(Reconfiguring):
         """What its process should have been charged, as far as that is known."""
         if self.config.footprint == "declared":
             return charge.mb
-        if short.asked_mb:
-            need = math.ceil(short.used_mb + short.asked_mb - EPSILON_MB)
+        used, asked = figures.known_mb(short.used_mb), figures.known_mb(short.asked_mb)
+        if asked:
+            need = min(math.ceil(used + asked - EPSILON_MB), MOST_MB)
         else:
-            guess = math.ceil(GUESS * max(charge.mb, short.used_mb) - EPSILON_MB)
+            guess = math.ceil(GUESS * max(charge.mb, used) - EPSILON_MB)
             need = min(guess, math.floor(self.ledger.devices[charge.device].budget_mb))
         return max(charge.mb, need)
 

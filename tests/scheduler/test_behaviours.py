@@ -18,6 +18,7 @@ from broker.states import (
     Forget,
     KillWorker,
     Kind,
+    MemoryBack,
     Outcome,
     Refuse,
     Released,
@@ -1143,3 +1144,41 @@ def test_the_picture_in_the_design_notes_is_the_table_of_transitions() -> None:
     text = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
     drawn = set(re.findall(r"^    (\w+) --> (\w+) : (\w+)$", text, re.MULTILINE))
     assert drawn == {(old.value, new.value, move.value) for (old, move), new in TRANSITIONS.items()}
+
+
+def test_a_model_that_is_pinned_by_a_new_configuration_while_it_drains_stays() -> None:
+    w = World([model("a", 300)])
+    w.load("a")
+    running = w.ask("a")
+    unload = w.unload("a")
+    assert w.state("a") is State.DRAINING
+    w.reconfigure([model("a", 300, pinned=True)])
+    assert w.code(unload) == "model_in_use"
+    w.done("a")
+    assert w.code(running) == "ok"
+    assert w.state("a") is State.LOADED
+
+
+def test_an_empty_answer_of_a_worker_that_has_nothing_is_not_heard() -> None:
+    w = World([model("a", 300)])
+    w.load("a")
+    assert not w.emit(WorkerDone(w.process("a").worker, []))
+    assert w.state("a") is State.LOADED
+
+
+def test_memory_that_comes_back_from_a_worker_that_lives_changes_nothing() -> None:
+    w = World([model("a", 300)])
+    w.load("a")
+    assert not w.emit(MemoryBack(w.process("a").worker))
+    assert w.state("a") is State.LOADED
+
+
+def test_leases_of_a_model_that_crashed_end_with_the_broker() -> None:
+    w = World([model("a", 300)])
+    w.load("a")
+    w.lease("a")
+    w.exits("a")
+    w.shut_down(0.0)
+    assert not w.s.sessions
+    w.memory_back("a")
+    assert w.stopped
