@@ -112,19 +112,12 @@ class Traced(Service):
         super()._from_worker(number, parts)
 
 
-# As `python -m zoo.broker` would be started: multiprocessing has each worker import the main module anew, and this
-# one is heavier than the broker's.
-SERVE = """
-import sys, zoo.broker
-from benchmarks import swap
-__spec__ = zoo.broker.__spec__
-swap.serve(*sys.argv[1:])
-"""
+SERVE = "import sys; from benchmarks import swap; swap.serve(*sys.argv[1:])"
 
 
 def serve(config: str, trace: str) -> NoReturn:
     Traced(zoo_config.load_config(config), Path(trace)).run()
-    os._exit(0)  # as in zoo/broker.py: nothing of the forkserver's atexit machinery is ours to wait for
+    os._exit(0)
 
 
 @contextlib.contextmanager

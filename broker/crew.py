@@ -18,7 +18,7 @@ import time
 
 import msgspec
 
-from broker import footprints, meters
+from broker import environment, footprints, meters
 from broker.container import Container
 from broker.copies import Copies
 from broker.editions import Editions
@@ -27,7 +27,7 @@ from broker.handoff import Line
 from broker.loop import Loop
 from broker.metrics import Metrics
 from broker.oom import OomKiller
-from broker.pool import BY_SIGKILL, Child, Pool
+from broker.pool import BY_SIGKILL, Child, Ended, Failed, Pool, Started
 from broker.residency import MOST_MB
 from broker.standby import Standby
 from broker.states import (
@@ -55,7 +55,8 @@ from zoo.launch import Launch, Seat
 
 log = logging.getLogger("zoo.broker")
 
-TERM_GRACE_S = 1.0
+TERM_GRACE_S = 0.3  # for the stacks of a worker that hangs to be written, and for what an adapter does at SIGTERM
+FORKS_MOST = 3  # for one worker, when nurseries die of them or just then
 MEMORY_BACK_LIMIT_S = 10.0
 SAMPLING_S = 0.005  # the most that one `_sample` takes, or one reading if that is longer
 UNTOLD = "somebody else, or the kernel because memory ran out (its log would say so)"
@@ -68,11 +69,12 @@ class Worker:
         number: the scheduler's; negative while it waits to be given a model.
         version: of the model's weights when it was started.
         copied: it was given a copy, and has not said yet whether that was of use.
+        forks: how often the nursery was asked for it.
     """
 
     __slots__ = (
-        "arena", "channel", "child", "copied", "device", "key", "killed_at", "launch", "line", "model", "number",
-        "stand_in", "term_until", "unsent", "version", "worked",
+        "arena", "channel", "child", "copied", "device", "forks", "key", "killed_at", "launch", "line", "model",
+        "number", "stand_in", "term_until", "unsent", "version", "worked",
     )  # fmt: skip
 
     def __init__(self, number: int, key: bytes) -> None:
@@ -83,6 +85,7 @@ class Worker:
         self.version = ""
         self.launch: Launch | None = None
         self.copied = False
+        self.forks = 1
         self.child: Child | None = None
         self.channel: Channel | None = None
         self.line: Line | None = None
@@ -115,9 +118,9 @@ class Crew(Loop):
         self._actions |= {StartWorker: self._do_start, KillWorker: self._do_kill, Dispatch: self._do_dispatch}
         if str(config.base) not in sys.path:
             sys.path.append(str(config.base))  # adapters may lie beside config.toml
-        self.pool = Pool(_preload(config))
+        self.pool = Pool(_preload(config), environment.of_workers(config.broker), config.base)
         self.metrics = Metrics(self.scheduler, self.copies, config.broker.metrics)
-        self._add(self.pool.fileno(), self._started)
+        self._add(self.pool.fileno(), self._hear_pool)
         self._refill()
         for name in self.scheduler.models:
             self._recall(name)
@@ -233,7 +236,7 @@ class Crew(Loop):
 
     def _fork(self) -> Worker:
         """Has a process made that waits for its model."""
-        worker = Worker(-next(self._forked), b"w-" + secrets.token_bytes(12))
+        worker = Worker(-next(self._forked), _new_key())
         self._workers[worker.number] = worker
         self._by_key[worker.key] = worker
         self.pool.start(Seat(worker.key, self.place.handoff, self.handoff.limit))
@@ -253,7 +256,7 @@ class Crew(Loop):
         """A process for the scheduler's worker of that number: one that waits, however far it is, or else a new one."""
         while (waiting := self._standby.take()) is not None:
             worker = self._workers[waiting]
-            if worker.child is None or worker.child.reap() is None:  # the news of its end may be on the way to us
+            if worker.child is None or not worker.child.has_ended():  # the news of its end may be on the way to us
                 self._standby.used()
                 break
         else:
@@ -262,37 +265,61 @@ class Crew(Loop):
         worker.number = number
         return worker
 
-    def _started(self) -> None:
-        for key, outcome in self.pool.take_started():
-            worker = self._by_key.get(key)
-            if worker is None:
-                if isinstance(outcome, Child):
-                    outcome.signal(signal.SIGKILL)
-                    outcome.close()
-                continue
-            if isinstance(outcome, str):
-                number = worker.number
-                self._forget_worker(number)
-                if number < 0:
-                    self._standby.lost(number, time.monotonic())
-                    continue
-                self._handle(WorkerExited(number, outcome))
-                self.gauge.forget(number)
-                self._handle(MemoryBack(number))
-                continue
-            worker.child = outcome
-            if worker.number > 0:
-                self.gauge.born(worker.number, outcome.pid)
-            self._add(outcome.sentinel, lambda w=worker: self._ended(w.number))  # type: ignore[misc]
-            if worker.killed_at:
-                outcome.signal(signal.SIGKILL)
+    def _hear_pool(self) -> None:
+        for news in self.pool.turn():
+            if isinstance(news, Ended):
+                if (worker := self._by_key.get(news.child.key)) is not None:
+                    self._ended(worker.number, news.child)
+                else:
+                    news.child.close()
+            elif (worker := self._by_key.get(news.key)) is None:
+                if isinstance(news, Started):
+                    news.child.signal(signal.SIGKILL)
+            elif isinstance(news, Started):
+                self._started(worker, news.child)
+            elif isinstance(news, Failed):
+                self._not_started(worker, news.why)
+            else:
+                self._fork_again(worker)
 
-    def _ended(self, number: int) -> None:
-        worker = self._workers[number]
-        assert worker.child is not None
-        how = worker.child.reap()
-        if how is None:
+    def _started(self, worker: Worker, child: Child) -> None:
+        worker.child = child
+        child.printed.source = lambda: (worker.model, worker.number)
+        if worker.number > 0:
+            self.gauge.born(worker.number, child.pid)
+        if worker.killed_at:
+            child.signal(signal.SIGKILL)
+
+    def _not_started(self, worker: Worker, why: str) -> None:
+        number = worker.number
+        if worker.line is not None:
+            self._close_line(worker.line)
+        self._forget_worker(number)
+        if number < 0:
+            self._standby.lost(number, time.monotonic())
             return
+        self._handle(WorkerExited(number, why))
+        self.gauge.forget(number)
+        self._handle(MemoryBack(number))
+
+    def _fork_again(self, worker: Worker) -> None:
+        """The nursery died while it was to fork this one. What it may have forked is dead, and its name with it."""
+        if worker.killed_at or worker.forks >= FORKS_MOST:
+            self._not_started(worker, f"the nursery died while it was to fork it, {worker.forks} times")
+            return
+        if worker.line is not None:
+            self._close_line(worker.line)
+            worker.line = None
+        self._close_channel(worker)
+        del self._by_key[worker.key]
+        worker.forks += 1
+        worker.key = _new_key()
+        self._by_key[worker.key] = worker
+        self.pool.start(Seat(worker.key, self.place.handoff, self.handoff.limit))
+
+    def _ended(self, number: int, child: Child) -> None:
+        worker = self._workers[number]
+        how = child.reap() or ""
         starved = None
         if how == BY_SIGKILL and not worker.killed_at:
             starved = self.oom_killer.struck()
@@ -303,8 +330,7 @@ class Crew(Loop):
             self.gauge.end(number, worker.line.fd if worker.line is not None else None)
         if worker.line is not None:
             self._close_line(worker.line)
-        self._drop(worker.child.sentinel)
-        worker.child.close()
+        child.close()
         self._forget_worker(number)
         if number < 0:
             if not worker.killed_at:
@@ -340,15 +366,9 @@ class Crew(Loop):
                 worker.child.signal(signal.SIGKILL)
 
     def _close_crew(self) -> None:
-        for worker in self._workers.values():
-            if worker.child is not None:
-                worker.child.signal(signal.SIGKILL)
         self._remember()
         self.metrics.close()
         self.pool.close()
-        for worker in self._workers.values():
-            if worker.child is not None:
-                worker.child.close()
         self.handoff.shut()
         for worker in self._workers.values():
             self._close_channel(worker)
@@ -368,8 +388,16 @@ class Crew(Loop):
             self._report(number)
 
     def _report(self, number: int) -> None:
-        if self._measures and (mb := self.gauge.seen_mb(number)):
+        if self._measures and self._is_sound(number) and (mb := self.gauge.seen_mb(number)):
             self._handle(Measured(number, mb, self._workers[number].worked and self.gauge.is_told(number)))
+
+    def _is_sound(self, number: int) -> bool:
+        """What was just read is what the model takes. When its nursery has died, pages that the worker shared with it
+        may count as the worker's own: then its last sound charge stays, and nothing is learnt.
+        """
+        worker = self._workers[number]
+        on_host = self.scheduler.ledger.devices[worker.device].kind == "cpu"
+        return not on_host or worker.child is None or worker.child.shares_pages
 
     def _sample(self) -> None:
         """Looks at a few workers, and at what everybody else uses."""
@@ -477,10 +505,12 @@ class Crew(Loop):
             return
         worker.killed_at = time.monotonic()
         if worker.child is None:
-            return  # killed as soon as it exists, see _started
+            self.pool.cancel(worker.key)  # if it is too late for that, it is killed as soon as it exists, see _started
+            return
         if a.gentle:
             worker.term_until = worker.killed_at + TERM_GRACE_S
             self._terminating.add(a.worker)
+            worker.child.signal(signal.SIGQUIT, group=False)  # has it write the stacks of its threads
             worker.child.signal(signal.SIGTERM)
         else:
             worker.child.signal(signal.SIGKILL)
@@ -522,6 +552,10 @@ class Crew(Loop):
         line = self.handoff.by_key.get(found.owner) if found is not None else None
         if line is not None:
             line.send(protocol.LifelineReleased(arena, offset))
+
+
+def _new_key() -> bytes:
+    return b"w-" + secrets.token_bytes(12)
 
 
 def _short(said: protocol.Shortage | None) -> Shortage | None:

@@ -27,6 +27,8 @@ def _valid(value: Any) -> Any:
 
 class _Text(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        if (worker := getattr(record, "worker", None)) is not None:  # what a worker has printed
+            record.message = f"{getattr(record, 'model', '') or 'no model'} (worker {worker}): {record.message}"
         record.message = _printable(record.message)
         return super().formatMessage(record)
 
@@ -45,6 +47,8 @@ class _Json(logging.Formatter):
             "model": line.model if line is not None else "",
             "message": line.text if line is not None else record.getMessage(),
         }
+        if (worker := getattr(record, "worker", None)) is not None:  # what a worker has printed
+            said |= {"event": "printed", "model": getattr(record, "model", ""), "worker": worker}
         if line is not None:
             said |= {key: value for key, value in line.fields.items() if key not in said}
         if record.exc_info:

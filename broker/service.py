@@ -89,6 +89,7 @@ class Service(Clients):
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_S
             self.oom_killer.watch()
+            self.pool.watch(now)
             self._look_for_memory(now)
             self._sample()
             self._refill()

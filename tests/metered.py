@@ -1,7 +1,8 @@
 """A broker on a device of the tests' making: `python -m tests.metered` for `python -m zoo.broker`.
 
 The device has 100,000 MB. Its workers use what they really do, other programs what the file `others` beside
-config.toml says (in MB). Memory that has not come back after 0.3 s is stuck. The kernel's count of what it has killed
+config.toml says (in MB). It does not let go of the memory of processes that have ended while there is a file `held`
+there. Memory that has not come back after 0.3 s is stuck. The kernel's count of what it has killed
 for want of memory is the file `oom` there.
 """
 
@@ -26,6 +27,9 @@ class Meter(meters.HostMeter):
         if mb is not None:
             self._ours[pid] = mb
         return mb
+
+    def released(self, pid: int) -> bool:
+        return super().released(pid) and not Path("held").exists()
 
     def device_mb(self) -> tuple[float, float]:
         others = Path("others")

@@ -138,20 +138,19 @@ def test_other_programs_take_room_and_give_it_back(broker: Start) -> None:
     assert loaded(client) == {"a", "b"}
 
 
-def test_memory_that_a_grandchild_holds_stays_charged_until_it_lets_go(broker: Start) -> None:
+def test_memory_that_does_not_come_back_stays_charged_until_it_does(broker: Start) -> None:
     running = broker([toy("a", vram_mb=100), toy("b", vram_mb=100)], module="tests.metered", vram_budget_gb=0.15)
     client = running.client()
-    flag = Path(running.folder) / "flag"
-    try:
-        client.infer("a", FRAME, do="fork-away", flag=str(flag))
-        assert client.unload("a") is True, "answered: it is known to be lost for now"
-        row = device(client)
-        assert (row["used_mb"], row["unreturned_mb"]) == (100, 100)
-        assert any("have not come back; they stay charged" in line for line in client.explain("a"))
-        with pytest.raises(zoo.DeadlineExceeded, match="have not come back"):
-            client.infer("b", FRAME, timeout=0.3)
-    finally:
-        flag.touch()
+    held = Path(running.folder) / "held"
+    client.infer("a", FRAME)
+    held.touch()
+    assert client.unload("a") is True, "answered: it is known to be lost for now"
+    row = device(client)
+    assert (row["used_mb"], row["unreturned_mb"]) == (100, 100)
+    assert any("have not come back; they stay charged" in line for line in client.explain("a"))
+    with pytest.raises(zoo.DeadlineExceeded, match="have not come back"):
+        client.infer("b", FRAME, timeout=0.3)
+    held.unlink()
     wait_until(lambda: device(client)["used_mb"] == 0, 10, "it heals itself")
     assert client.infer("b", FRAME)["mean"] == 0
 

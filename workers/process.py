@@ -1,26 +1,74 @@
-"""What a process of ours asks of the kernel: to die with its parent, and to carry a name."""
+"""What a process that runs adapters is from its first moment: bound to its broker, without privileges, first to go."""
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
+import faulthandler
+import fcntl
 import os
+import resource
+import select
 import signal
+from types import FrameType
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
-_libc = ctypes.CDLL(None, use_errno=True)
+from zoo import kernel
+
+OOM_SCORE_RAISED = 500  # of 1000: the kernel takes a worker before it takes the nursery or the broker
+ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def die_with_parent(parent: int | None = None) -> None:
-    """SIGKILL for this process when its parent ends, by whatever signal.
+def die_with(pipe: int, *, group: bool) -> None:
+    """SIGKILL by the kernel when the last writer of `pipe` is gone, whatever this process is doing at that moment.
+
+    The only writer is the broker. It needs no thread of ours, nor the interpreter's lock.
 
     Args:
-        parent: the parent's process id, if known: when it is gone already, this process ends here.
+        group: for the whole process group, which this process leads.
     """
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent is not None and os.getppid() != parent:
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp() if group else os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(pipe, 0)
+    if poll.poll(0):  # it was gone before
         os._exit(0)
 
 
-def set_name(name: str) -> None:
-    """The name that `ps` and `top` show (15 characters)."""
-    _libc.prctl(_PR_SET_NAME, name.encode()[:15])
+def confine() -> None:
+    """Neither this process nor a descendant ever has a privilege, or leaves frames in a core dump."""
+    kernel.give_up_privileges()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError), open("/proc/self/coredump_filter", "w") as file:
+        file.write("0")  # for handlers that get a dump through a pipe, whatever the limit
+
+
+def volunteer() -> None:
+    """When memory runs out, the kernel takes this process before those that it cannot be made again without."""
+    with contextlib.suppress(OSError, ValueError), open("/proc/self/oom_score_adj", "r+") as file:
+        score = min(1000, int(file.read()) + OOM_SCORE_RAISED)
+        file.seek(0)
+        file.write(str(score))
+
+
+def outlive_drain() -> None:
+    """Signals that ask to end are for the broker, also where they are sent to every process of a service.
+
+    With a handler that does nothing, not ignored: what is ignored stays so in every program that an adapter runs.
+    A SIGQUIT has the stacks of all threads written to standard error, also while one holds the interpreter's lock.
+    """
+    for number in ASKED_TO_END:
+        signal.signal(number, _nothing)
+        signal.siginterrupt(number, False)
+    faulthandler.register(signal.SIGQUIT, all_threads=True)
+    os.register_at_fork(after_in_child=_end_when_asked)
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    pass
+
+
+def _end_when_asked() -> None:
+    """What an adapter forks ends by SIGTERM, as the adapter may expect of it."""
+    for number in (*ASKED_TO_END, signal.SIGQUIT):
+        if number == signal.SIGQUIT or signal.getsignal(number) is _nothing:
+            signal.signal(number, signal.SIG_DFL)

@@ -3,16 +3,16 @@ when its broker goes.
 
 Two threads. The main one blocks on its channel to the broker and runs the adapter. The other blocks on the lifeline: it
 takes in arenas, takes back result slots, and ends the process at end-of-file, also while the adapter computes.
-(If the adapter holds the interpreter's lock for good, the kernel ends us with our parent.)
+(If the adapter holds the interpreter's lock for good, the kernel ends us: see `workers.process.die_with`.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import importlib
 import os
-import signal
 import socket
 import sys
 import threading
@@ -20,7 +20,7 @@ import time
 import traceback
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
@@ -29,7 +29,6 @@ from workers import copies, inputs
 from workers.batch import MAX_CAUSE, Task, cause, predict
 from workers.models import memory
 from workers.models.base import Model
-from workers.process import die_with_parent, set_name
 from zoo import arena, lifeline, payload, protocol, results, weights
 from zoo.channel import Channel
 from zoo.errors import (
@@ -41,6 +40,7 @@ from zoo.errors import (
     Quarantined,
     ZooError,
 )
+from zoo.kernel import set_name
 from zoo.launch import Launch, Seat
 from zoo.source import Published
 
@@ -75,7 +75,7 @@ class Lifeline:
             pass
         except BaseException:
             traceback.print_exc()
-        os._exit(0)  # the broker is gone
+        _exit(0)  # the broker is gone
 
     def _take(self, message: protocol.LifelineMessage, fd: int | None) -> None:
         with self._news:
@@ -213,7 +213,7 @@ class Worker:
             self._send(protocol.LoadError(code, cause(e)[:MAX_CAUSE], short))
             if short is not None:
                 self._channel.receive()  # to be ended: until then the broker can see what it took
-            os._exit(1)
+            _exit(1)
         gc.collect()  # what the load left over, and only that: the nursery's objects are frozen
         gc.freeze()  # the model's are not looked at again either
         growth = memory.Growth(self._launch.device)
@@ -378,14 +378,18 @@ def fingerprint(given: inputs.Given) -> bytes:
     return digest.digest()
 
 
-def main(seat: Seat) -> None:
-    """Entered in a fresh fork of the nursery. Never returns."""
-    os.setsid()  # its own process group: whatever it starts dies with it
-    die_with_parent()
+def main(seat: Seat) -> NoReturn:
+    """Entered in a fresh fork of the nursery."""
     set_name("zoo-standby")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         Worker(seat).run()
     except (OSError, ZooError):
         traceback.print_exc()
-    os._exit(1)
+    _exit(1)
+
+
+def _exit(status: int) -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(status)

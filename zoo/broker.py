@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--log-format", default="text", choices=["text", "json"], help="json: one object per line")
     parser.add_argument("--debug", action="store_true", help="check every invariant of the scheduler after each event")
     args = parser.parse_args(argv)
+    _open_standard_streams()
 
     from broker import logs
     from broker.service import Service
@@ -48,6 +49,22 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _open_standard_streams() -> None:
+    """Gives descriptors 0 to 2 to /dev/null where they were closed, or the next file or socket would get them, and with
+    it whatever a library prints.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != fd:  # something got there first
+                os.dup2(opened, fd)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False, errors="backslashreplace"))  # noqa: SIM115
+
+
 def _allow_many_clients() -> None:
     """Each client takes about three descriptors; the usual soft limit of 1024 would do for some 300."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -59,4 +76,4 @@ if __name__ == "__main__":
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # nothing of the forkserver's atexit machinery is ours to wait for
+    os._exit(status)

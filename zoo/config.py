@@ -127,6 +127,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
         host_cache_mb: host memory for copies of loaded models, by which they come back without being read and parsed;
             beside every budget. 0 keeps none.
         preload: further modules to import in the nursery.
+        environment: further variables of the broker's environment that workers get. `NAME*` is all that begin so.
         curve_dir: CURVE keys, required for tcp:// (see `python -m zoo.curve`).
         auto_pull: a worker whose model's weights are missing fetches them first, within `load_timeout`.
     """
@@ -157,6 +158,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
     standby: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
     host_cache_mb: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
     preload: list[str] = []
+    environment: list[str] = []
     curve_dir: str = ""
     auto_pull: bool = False
 
