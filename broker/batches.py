@@ -30,8 +30,9 @@ def leaves_at(model: Residency) -> float:
     delay = model.config.max_delay_ms / 1000
     if not delay or model.state is not State.LOADED or model.queue.live >= most(model):
         return -math.inf
-    waiting = model.queue.all()
-    if not waiting or waiting[0].alone:
+    head = model.queue.head()
+    if head is None or head.alone:
         return -math.inf
+    waiting = model.queue.all()
     needed = RUN_TIMES * model.service_s * len(waiting)
     return min(min(r.since + min(delay, WAIT_PART * (r.deadline - r.since)), r.deadline - needed) for r in waiting)

@@ -20,6 +20,11 @@ def client_is_full(model: Residency, unanswered: int, limit: int, now: float) ->
     return f"{text}; {model.name} has {model.waiting} waiting: {_work(model, now)}", retry_after(model, now)
 
 
+def too_many_leases(held: int, limit: int) -> str:
+    """Why a client that holds (or waits for) so many leases gets no more."""
+    return f"this client holds {held} leases already (max_leases_per_client = {limit}); release some"
+
+
 def retry_after(model: Residency, now: float) -> float:
     """Seconds until those who are before a newcomer have been served, as far as is known, within bounds."""
     return min(max(_load_s(model, now) + _before(model) * _each_s(model), RETRY_LEAST_S), RETRY_MOST_S)

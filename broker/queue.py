@@ -1,6 +1,9 @@
 """The order in which those who wait for one model are served. The only place that knows it.
 
-By the priority of requests first. Within a priority the clients take turns, one request each, so that whoever has
+By the priority of requests first, but waiting makes urgent: when `OVERTAKEN` more urgent requests have been taken while
+some of a priority wait, it is that priority's turn for one request. So a stream of urgent ones takes eight parts of
+nine, and whichever comes first in its priority's turn is served after `LONGEST` others at most, however urgent these
+are and however many clients send them. Within a priority the clients take turns, one request each, so that whoever has
 queued two hundred does not keep the others waiting for all of them: a newcomer waits for one request of each other
 client at most (and for the batch at work). Within a client's turn the oldest is first.
 """
@@ -12,6 +15,8 @@ from collections import OrderedDict
 from typing import Any, Generic, Protocol, TypeVar
 
 PRIORITIES = 4
+OVERTAKEN = 8  # more urgent requests are taken before one of a priority that waits
+LONGEST = OVERTAKEN + 4  # of other priorities at most, between two of one that waits: two others may be due, too
 SWEEP = 64  # answered requests that may lie about, beside as many as there are live ones
 
 
@@ -30,13 +35,14 @@ R = TypeVar("R", bound=Waiting)
 class Queue(Generic[R]):
     """Requests that wait. `push` and `pop` are O(log n); answered ones are skipped, and swept out in time."""
 
-    __slots__ = ("_rings", "_size", "live")
+    __slots__ = ("_overtaken", "_rings", "_size", "live")
 
     def __init__(self) -> None:
         # By priority: client → its requests, a heap by age.
         self._rings: tuple[OrderedDict[bytes, list[tuple[int, R]]], ...] = tuple(
             OrderedDict() for _ in range(PRIORITIES)
         )
+        self._overtaken = [0] * PRIORITIES  # by priority: more urgent ones that were taken while it waited
         self._size = 0  # with those that were answered and not swept out
         self.live = 0
 
@@ -59,15 +65,29 @@ class Queue(Generic[R]):
         """Whose turn it is."""
         if not self.live:
             return None
-        for ring in self._rings:
-            while ring:
-                session, line = next(iter(ring.items()))
-                while line and line[0][1].queue is not self:
-                    heapq.heappop(line)
-                    self._size -= 1
-                if line:
-                    return line[0][1]
-                del ring[session]
+        if max(self._overtaken) >= OVERTAKEN:
+            for overtaken, priority in sorted(((n, p) for p, n in enumerate(self._overtaken)), reverse=True):
+                if overtaken < OVERTAKEN:
+                    break
+                if (request := self._first(priority)) is not None:
+                    return request
+        for priority, ring in enumerate(self._rings):
+            if ring and (request := self._first(priority)) is not None:
+                return request
+        return None
+
+    def _first(self, priority: int) -> R | None:
+        """Whose turn it is within the priority."""
+        ring = self._rings[priority]
+        while ring:
+            session, line = next(iter(ring.items()))
+            while line and line[0][1].queue is not self:
+                heapq.heappop(line)
+                self._size -= 1
+            if line:
+                return line[0][1]
+            del ring[session]
+        self._overtaken[priority] = 0  # nobody waits
         return None
 
     def pop(self) -> R | None:
@@ -82,6 +102,10 @@ class Queue(Generic[R]):
                 ring.move_to_end(request.session)
             else:
                 del ring[request.session]
+            self._overtaken[request.priority] = 0
+            for priority in range(request.priority + 1, PRIORITIES):
+                if self._rings[priority]:
+                    self._overtaken[priority] += 1
             request.queue = None
             self.live -= 1
         return request

@@ -84,6 +84,8 @@ class Requests(Instances):
                 f"{model.name} failed to load ({model.failure}); the next try is possible in {wait:.1f} s",
                 wait,
             )
+        if e.kind is Kind.LEASE and (has := self._holds(e.session)) >= self.config.max_leases_per_client:
+            return no("queue_full", limits.too_many_leases(has, self.config.max_leases_per_client))
         waits = e.kind is Kind.INFER or model.state is not State.LOADED
         if waits and model.waiting >= self.config.max_queue:
             return no("queue_full", *limits.model_is_full(model, self.config.max_queue, now))
@@ -99,6 +101,13 @@ class Requests(Instances):
     def _unanswered(self, session: bytes) -> int:
         found = self.sessions.get(session)
         return len(found.requests) if found is not None else 0
+
+    def _holds(self, session: bytes) -> int:
+        """Leases that the client has, or has asked for."""
+        found = self.sessions.get(session)
+        if found is None:
+            return 0
+        return len(found.leases) + sum(self.requests[number].kind is Kind.LEASE for number in found.requests)
 
     def no_such_model(self, name: str) -> str:
         if len(name) > NAME_MOST:  # none of ours; nor is it worth comparing, or keeping

@@ -220,8 +220,9 @@ class Room:
         look = _Look(self.ledger.devices, self._moving.values())
         workers = len(self._workers)
         # Whoever was promised room comes first: else a victim with older requests would take it right back.
+        usual = self.config.request_timeout
         waiting = [
-            (m.claim or math.inf, head.priority, turns.due(head, self.config.request_timeout), head.seq, m)
+            (m.claim or math.inf, turns.urgency(head, usual, now), turns.due(head, usual), head.seq, m)
             for m in self._wanted.values()
             if (head := m.queue.head())
         ]

@@ -158,7 +158,7 @@ class Scheduler(Reports):
             return
         model = self.models.get(e.model)
         warm = model is not None and model.state is State.LOADED and not model.queue.live and e.deadline > now
-        if not warm or self.stopping or self._leaving:
+        if not warm or self.stopping or self._leaving or e.kind is Kind.LEASE:
             refusal = self._why_not(e, model, now)
             if refusal is not None:
                 self._tell_refusal(refusal, model, now)

@@ -12,8 +12,8 @@ from zoo.errors import ConfigError
 
 LIVE = {  # keys of [broker] that a running broker takes over
     "vram_budget_gb", "reserve_mb", "idle_seconds", "request_timeout", "load_timeout", "dispatch_timeout",
-    "drain_seconds", "max_queue", "max_queue_per_client", "concurrent_loads", "eviction", "patience_seconds",
-    "worker_threads", "auto_pull", "standby", "host_cache_mb", "prefetch",
+    "drain_seconds", "max_queue", "max_queue_per_client", "max_leases_per_client", "concurrent_loads", "eviction",
+    "patience_seconds", "worker_threads", "auto_pull", "standby", "host_cache_mb", "prefetch",
 }  # fmt: skip
 RUNNING = ("path", "category", "adapter", "options", "trust_pickle")  # keys of a model that its process was given
 

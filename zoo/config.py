@@ -115,6 +115,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
         load_timeout, dispatch_timeout: after these a worker is killed.
         max_queue: requests waiting per model.
         max_queue_per_client: requests of one client that are not answered yet, over all models.
+        max_leases_per_client: leases that one client holds or waits for, over all models.
         concurrent_loads: per device.
         eviction: "priority" lets LOW go first and CRITICAL last, whatever their reload costs; "adaptive" weighs that,
             and how often, how lately and after which others a model is asked for (see `docs/eviction.md`).
@@ -146,6 +147,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
     drain_seconds: Annotated[float, msgspec.Meta(ge=0)] = 5.0
     max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
     max_queue_per_client: Annotated[int, msgspec.Meta(ge=1)] = 128
+    max_leases_per_client: Annotated[int, msgspec.Meta(ge=1)] = 128
     concurrent_loads: Annotated[int, msgspec.Meta(ge=1)] = 1
     eviction: Literal["priority", "adaptive"] = "priority"
     patience_seconds: Annotated[float, msgspec.Meta(ge=0)] = 1.0

@@ -153,3 +153,19 @@ def test_a_load_that_serves_nobody_any_more_goes_on_and_says_so(way: str) -> Non
     s.handle(WorkerReady(1), 60.0)
     assert s.models["a"].state is State.LOADED
     assert not s.models["a"].leases
+
+
+def test_a_client_holds_so_many_leases_and_no_more() -> None:
+    w = World([model("a"), model("b", 100)], 512, max_leases_per_client=3)
+    w.load("a")
+    held = [w.lease("a", client=b"greedy") for _ in range(2)]
+    coming = w.lease("b", client=b"greedy")
+    too_many = w.lease("a", client=b"greedy")
+    assert w.code(too_many) == "queue_full"
+    assert "holds 3 leases already (max_leases_per_client = 3); release some" in w.answer(too_many).message
+    assert w.code(w.lease("a", client=b"other")) == "ok", "others may"
+    assert w.code(w.preload("a", client=b"greedy")) == "ok"
+    w.settle()
+    assert w.code(coming) == "ok"
+    w.release(w.granted(held[0]))
+    assert w.code(w.lease("a", client=b"greedy")) == "ok"
