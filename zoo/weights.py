@@ -22,6 +22,10 @@ from zoo.source import is_file, is_inside
 MARKER, RECORD = "STAND-IN", "PULLED.json"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".onnx")  # files that hold weights
 PICKLES = (".pt", ".pth", ".bin")  # of those, the ones that can run code of their own while they are read
+SAFE = (  # the names under which the zoo's adapters look for weights that are no pickle, before they look for one
+    "model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+)  # fmt: skip
 NOTE = """\
 The weights in this folder are a random stand-in for {name}, made by `zoo standins`.
 They are not the published weights, and what they answer means nothing.
@@ -66,9 +70,12 @@ def is_missing(target: Path) -> bool:
 
 
 def is_pickled(target: Path) -> bool:
-    """Whether reading the weights at `target` would mean reading a pickle. Folders: with safetensors it would not."""
-    found = files(target) or [target]
-    return any(f.suffix in PICKLES for f in found) and not any(f.suffix == ".safetensors" for f in found)
+    """Whether reading the weights at `target` would mean reading a pickle. Folders: with `SAFE` names it would not, but
+    other safetensors (an adapter, the state of an optimiser) are not the weights.
+    """
+    if any((target / name).is_file() for name in SAFE):
+        return False
+    return any(file.suffix in PICKLES for file in files(target) or [target])
 
 
 def damage(target: Path) -> str | None:

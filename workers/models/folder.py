@@ -13,15 +13,26 @@ from typing import Any
 import torch
 import torchvision.transforms.v2.functional  # noqa: F401  (the fast image processors use it)
 import transformers
+import transformers.integrations.peft
+import transformers.models.auto.auto_factory
+import transformers.models.auto.image_processing_auto as image_processing_auto
 from transformers import AutoConfig
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.image_processing_base import ImageProcessingMixin
 
-from workers.models.base import Spec, require_trust
+from workers.models import contents
+from workers.models.base import Spec
+from workers.models.replaced import replaced
 from zoo.errors import LoadFailed, ModelUnavailable
 
 transformers.utils.logging.disable_progress_bar()
 get_checkpoint_conversion_mapping("")  # compiles a thousand regular expressions, which every load asks for
 
+# A low-rank adapter that lies beside the weights names a base model of its own, which would be looked for.
+NO_ADAPTERS = [
+    (place, "is_peft_available", lambda: False)
+    for place in (transformers.integrations.peft, transformers.models.auto.auto_factory)
+]
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
@@ -42,18 +53,20 @@ def open_model(
             those of something else.
     """
     path = _folder(spec)
+    held = contents.weights_in(spec, path)
     torch.set_num_threads(spec.threads)  # before the load, whose many small operations are split over all cores else
     dtype: Any = torch.float16 if half else torch.float32 if device == "cpu" else "auto"
     try:
-        model, report = kind.from_pretrained(
-            path if tensors is None else None,
-            state_dict=tensors,
-            use_safetensors=any(path.glob("*.safetensors")),
-            dtype=dtype,
-            output_loading_info=True,
-            **LOCAL,
-            **more,
-        )
+        with replaced(*NO_ADAPTERS):
+            model, report = kind.from_pretrained(
+                path if tensors is None else None,
+                state_dict=tensors,
+                use_safetensors=held.safe,
+                dtype=dtype,
+                output_loading_info=True,
+                **LOCAL,
+                **more,
+            )
     except Exception as e:
         raise failed(spec, what, e) from e
     # transformers fills what is missing with random numbers and goes on; such a model must not answer.
@@ -89,9 +102,23 @@ def open_processor(spec: Spec, kind: Any, what: str, **more: Any) -> Any:
     """The folder's processor or tokenizer, by a transformers class such as AutoImageProcessor. Raises as above."""
     path = _folder(spec)
     try:
-        return kind.from_pretrained(path, **LOCAL, **more)
+        with replaced((image_processing_auto, "ImageProcessingMixin", _Renamed)):
+            return kind.from_pretrained(path, **LOCAL, **more)
     except Exception as e:
         raise failed(spec, what, e) from e
+
+
+class _Renamed:
+    """How AutoImageProcessor reads preprocessor_config.json. transformers 4 wrote names of feature extractors there,
+    which 5 does not know any more; each has become an image processor.
+    """
+
+    @staticmethod
+    def get_image_processor_dict(*args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        found, rest = ImageProcessingMixin.get_image_processor_dict(*args, **kwargs)
+        if isinstance(name := found.get("image_processor_type"), str):
+            found["image_processor_type"] = name.replace("FeatureExtractor", "ImageProcessor")
+        return found, rest
 
 
 def failed(spec: Spec, what: str, error: Exception) -> LoadFailed:
@@ -107,12 +134,8 @@ def _folder(spec: Spec) -> Path:
     path = spec.path
     if path is None or not (path / "config.json").is_file():
         raise ModelUnavailable(f"{spec.name}: no model folder at {path}; fetch it with: zoo pull {spec.name}")
-    if any(path.glob("*.safetensors")):
-        return path
-    pickled = sorted(path.glob("pytorch_model*.bin"))
-    if not pickled:
-        raise ModelUnavailable(f"{spec.name}: {path} holds no weights; fetch them with: zoo pull {spec.name}")
-    require_trust(spec, pickled[0])
+    contents.look_at(spec, path)
+    contents.weights_in(spec, path)
     return path
 
 

@@ -144,7 +144,7 @@ def reading_order(boxes: np.ndarray) -> list[int]:
 
 
 def _network(model: str, folder: Path, stage: str) -> Path:
-    files = sorted(folder.glob(f"*{stage}*.onnx"))
+    files = sorted(file for file in folder.glob(f"*{stage}*.onnx") if file.is_file())
     if len(files) != 1:
         raise ModelUnavailable(
             f"{model}: {folder} holds {len(files)} files named *{stage}*.onnx where one is needed; "

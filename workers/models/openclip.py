@@ -7,7 +7,7 @@ there is an open_clip_config.json, that one counts.
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch.nn.functional import normalize
 
-from workers.models import folder
+from workers.models import contents, folder
 from workers.models.base import Spec, require_trust
 from workers.models.pictures import middle
 from workers.models.prompts import PER_PASS, Kept, check_length, check_vocabulary, require_tokenizer
@@ -28,6 +28,7 @@ from zoo.errors import LoadFailed, ModelUnavailable
 WHAT = "an open_clip model"
 CONFIG = "open_clip_config.json"
 # The first that open_clip looks for, in its own order: what is checked here is what it reads.
+TOKENIZER_SETTINGS = {"clean", "strip_sep_token", "language", "context_length"}
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 
 
@@ -51,7 +52,9 @@ class OpenClip:
             self._model, self._preprocess = open_clip.create_model_from_pretrained(
                 f"local-dir:{path}", precision=precision, device=device
             )
-            self._tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{path}")
+            # The folder's configuration may pass arguments on to transformers; these go over them.
+            theirs = folder.LOCAL if text.get("hf_tokenizer_name") else {}
+            self._tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{path}", **theirs)
         except Exception as e:
             raise folder.failed(spec, WHAT, e) from e
         self._model.eval()
@@ -90,15 +93,29 @@ def _checked(spec: Spec) -> tuple[Path, dict[str, Any]]:
     """The folder and its configuration of the text half, if all files are there and may be read."""
     path = spec.path
     assert path is not None
+    contents.look_at(spec, path)
     weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if weights is None:
         raise ModelUnavailable(f"{spec.name}: {path} holds no {WEIGHTS[0]}; fetch it with: zoo pull {spec.name}")
     if weights.suffix != ".safetensors":
         require_trust(spec, weights)
     try:
-        text: dict[str, Any] = dict(json.loads((path / CONFIG).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
+        config = contents.description(spec, path / CONFIG)["model_cfg"]
+        text, vision = dict(config["text_cfg"]), dict(config["vision_cfg"])
+    except (ValueError, KeyError, TypeError) as e:
         raise folder.failed(spec, WHAT, e) from e
+    if unknown := sorted({*(text.get("tokenizer_kwargs") or {})} - TOKENIZER_SETTINGS):
+        raise LoadFailed(
+            f"{spec.name}: {path / CONFIG} has {unknown[0]!r} among its tokenizer_kwargs; the zoo passes on "
+            f"{', '.join(sorted(TOKENIZER_SETTINGS))} and nothing else",
+            retryable=False,
+        )
+    if not re.fullmatch(r"[\w.-]*", str(vision.get("timm_model_name") or "")):
+        raise LoadFailed(
+            f"{spec.name}: the image half of {path} is {vision['timm_model_name']!r}, which timm fetches; "
+            "only checkpoints that are whole in their folder are served",
+            retryable=False,
+        )
     if text.get("hf_model_name"):
         raise LoadFailed(
             f"{spec.name}: the text half of {path} is {text['hf_model_name']!r}, whose configuration open_clip fetches "

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from workers.models import state_dict
+from workers.models import contents, state_dict
 from workers.models.base import Spec
 
 MARK = "blocks.0.attn.qkv.weight"  # where there is this one, it is timm's
@@ -40,16 +40,17 @@ def read(spec: Spec) -> dict[str, Any] | None:
     """
     path = spec.path
     assert path is not None
-    file = path / "model.safetensors"
-    if file.is_file():
+    held = contents.weights_in(spec, path)
+    if len(held.files) > 1:
+        return None  # timm saves one
+    (file,) = held.files
+    if held.safe:
         try:
             with safe_open(file, "pt") as content:
                 if MARK not in content.keys():  # noqa: SIM118  (it is no dict)
                     return None
         except SafetensorError:
             return None  # transformers will say what is wrong
-    elif not (file := path / "pytorch_model.bin").is_file():
-        return None
     found = state_dict.read(spec, file)
     return renamed(found) if MARK in found else None
 

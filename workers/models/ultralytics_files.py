@@ -7,13 +7,13 @@ there is installed. None of its settings ends all of that.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ultralytics.nn.tasks
 import ultralytics.utils.downloads
+
+from workers.models.replaced import replaced
 
 
 def load_checkpoint(path: Path) -> Any:
@@ -22,30 +22,18 @@ def load_checkpoint(path: Path) -> Any:
     Raises:
         Exception: whatever the library, or the pickle, raises.
     """
-    # Absolute, so that it is no address either: those begin with a scheme.
-    with _nothing_resolved():
+    with replaced(
+        (ultralytics.utils.downloads, "attempt_download_asset", lambda file, *_, **__: str(file)),
+        (ultralytics.utils.downloads, "safe_download", _refuse),
+        (ultralytics.nn.tasks, "check_file", _refuse),
+        (ultralytics.nn.tasks, "check_suffix", lambda *_, **__: None),
+        (ultralytics.nn.tasks, "check_requirements", _refuse),
+        # Whatever the environment says: its allow-list would be held up by an unpickler written in Python, which takes
+        # as long as the rest of the load, and config.toml has said that the file is trusted.
+        (ultralytics.nn.tasks, "SAFE_LOAD", False),
+    ):
+        # Absolute, so that it is no address either: those begin with a scheme.
         return ultralytics.nn.tasks.load_checkpoint(str(path.absolute()))[0]
-
-
-@contextlib.contextmanager
-def _nothing_resolved() -> Iterator[None]:
-    """In place of what looks for files by name, fetches or installs: what does not. A release of the library that has
-    other names for them fails here, with the name of the one that is missing.
-    """
-    with contextlib.ExitStack() as after:
-        for place, name, instead in (
-            (ultralytics.utils.downloads, "attempt_download_asset", lambda file, *_, **__: str(file)),
-            (ultralytics.utils.downloads, "safe_download", _refuse),
-            (ultralytics.nn.tasks, "check_file", _refuse),
-            (ultralytics.nn.tasks, "check_suffix", lambda *_, **__: None),
-            (ultralytics.nn.tasks, "check_requirements", _refuse),
-            # Whatever the environment says: its allow-list would be held up by an unpickler written in Python, which
-            # takes as long as the rest of the load, and config.toml has said that the file is trusted.
-            (ultralytics.nn.tasks, "SAFE_LOAD", False),
-        ):
-            after.callback(setattr, place, name, getattr(place, name))
-            setattr(place, name, instead)
-        yield
 
 
 def _refuse(what: Any, *_: Any, **__: Any) -> Any:

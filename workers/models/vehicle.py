@@ -20,6 +20,7 @@ from torchvision.models import resnet50
 from workers.models import state_dict
 from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
 from workers.models.imagenet import squeezed
+from zoo import files
 from zoo.errors import LoadFailed, ModelUnavailable
 from zoo.results import Classification
 
@@ -89,7 +90,7 @@ def _read_labels(spec: Spec, outputs: int) -> list[str]:
     assert spec.path is not None
     file = spec.path / LABELS
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = files.read_regular(file, files.MAX_TEXT).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise LoadFailed(
             f"{spec.name}: the labels, {file}, cannot be read ({e}); fetch them with: zoo pull {spec.name}",
