@@ -31,11 +31,12 @@ from broker.states import (
 from broker.views import Views
 from zoo import catalogue, protocol, wire
 from zoo.config import ZooConfig
-from zoo.errors import InvalidInput, ModelNotFound, ProtocolMismatch, ZooError
+from zoo.errors import InvalidInput, ModelNotFound, ProtocolMismatch, QueueFull, ZooError
 
 log = logging.getLogger("zoo.broker")
 
 NONSENSE_LOGGED = 100
+FULL_RETRY_S = 1.0
 LONGEST_REQUEST_S = 24 * 3600.0
 
 
@@ -69,6 +70,9 @@ class Clients(Crew):
         self.views = Views(self.scheduler, self.gauge, self.meters, self.copies)
         self.boot = secrets.token_hex(8)
         self._sessions: dict[bytes, Session] = {}
+        self._spoken = self.door.by_identity
+        self.door.has_session = lambda identity: identity[: protocol.SESSION_BYTES] in self._sessions
+        self.door.is_known = lambda pid: any(s.line is not None and s.pid == pid for s in list(self._sessions.values()))
         self._routes: dict[int, _Route] = {}
         self._by_route: dict[tuple[bytes, int], int] = {}
         self._next_request = 0
@@ -100,8 +104,12 @@ class Clients(Crew):
 
     # ------------------------------------------------------------ what they ask
 
-    def _from_client(self, parts: list[bytes]) -> None:
+    def _from_client(self, parts: list[bytes], source: Any = None) -> None:
+        """`source`: a frame of the message, to find the connection that it came by."""
         identity = parts[0]
+        is_new = identity not in self._spoken
+        if is_new:
+            self.door.spoke(identity, source)
         try:
             if not 2 <= len(parts) <= 1 + protocol.MAX_PARTS:
                 raise ProtocolMismatch(f"a message of {len(parts)} parts")
@@ -121,6 +129,11 @@ class Clients(Crew):
                     identity,
                     protocol.Error(rid, "broker_unreachable", protocol.UNKNOWN_SESSION, True),
                 )
+            return
+        if is_new and self.door.is_crowding(session.key):
+            rid, text = getattr(message, "rid", 0), self.shares.full("connections of one client", self.shares.sockets)
+            self._to_client(identity, protocol.Error(rid, QueueFull.code, text, True, FULL_RETRY_S))
+            self.door.refuse(identity)
             return
         session.heard = time.monotonic()
         try:
@@ -143,6 +156,11 @@ class Clients(Crew):
             self._to_client(identity, protocol.Error(0, "protocol_mismatch", text))
             return
         if key not in self._sessions:
+            if len(self._sessions) >= self.shares.sessions:
+                text = self.shares.full("clients", self.shares.sessions)
+                self._to_client(identity, protocol.Error(0, QueueFull.code, text, True, FULL_RETRY_S))
+                self.door.refuse(identity)
+                return
             self._sessions[key] = Session(key, message.pid, message.client[:80], time.monotonic())
         handoff = None if self.config.endpoint.startswith("tcp://") else self.place.handoff
         self._to_client(identity, protocol.Welcome(handoff, self.handoff.limit, self.boot))

@@ -16,11 +16,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from broker import listening
+from broker.descriptors import UNDIVIDED, Shares
 from zoo import arena, lifeline, protocol
-from zoo.errors import ProtocolMismatch
+from zoo.errors import ProtocolMismatch, QueueFull
 
 BACKLOG = 256
 BURST = 64  # connections, or packets of one line, taken before others have their turn
+ATTACH_CROWDED_S = 0.3  # the same while others wait for its place
 ATTACH_S = 10.0  # a connection that has not said who it is by then is closed
 MAX_UNSENT = 4096
 
@@ -86,9 +88,18 @@ class Arena:
 class Handoff:
     """The listening socket, the lines and the arenas."""
 
-    def __init__(self, path: str, arena_limit_bytes: int, listen: Callable[[str], socket.socket] | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        arena_limit_bytes: int,
+        listen: Callable[[str], socket.socket] | None = None,
+        shares: Shares = UNDIVIDED,
+    ) -> None:
         self.path = path
         self.limit = arena_limit_bytes
+        self._shares = shares
+        self._nameless: dict[int, Line] = {}
+        self._spare_arenas = 0  # of clients, beyond the first of each, which has a place of its own
         self.lines: dict[int, Line] = {}  # by file descriptor
         self.by_key: dict[bytes, Line] = {}
         self.arenas: dict[int, Arena] = {}
@@ -109,6 +120,8 @@ class Handoff:
     def accept(self) -> Iterator[Line]:
         """New connections, of this user's processes only."""
         for _ in range(BURST):
+            if self.is_crowded:
+                return
             try:
                 sock, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError):
@@ -124,8 +137,13 @@ class Handoff:
                 line.send(protocol.LifelineRefused("access_denied", "this broker serves another user"))
                 sock.close()
                 continue
-            self.lines[line.fd] = line
+            self.lines[line.fd] = self._nameless[line.fd] = line
             yield line
+
+    @property
+    def is_crowded(self) -> bool:
+        """No more are accepted until some have said who they are, or have gone."""
+        return len(self._nameless) >= self._shares.nameless
 
     def _turn_away(self) -> None:
         """Out of descriptors: whoever waits is hung up on, or the listener would stay ready and the loop spin."""
@@ -143,7 +161,8 @@ class Handoff:
 
     def nameless(self, now: float) -> list[Line]:
         """Connections that should have said by now who they are."""
-        return [line for line in self.lines.values() if not line.key and now - line.since > ATTACH_S]
+        patience = ATTACH_CROWDED_S if self.is_crowded else ATTACH_S
+        return [line for line in self._nameless.values() if now - line.since > patience]
 
     def receive(self, line: Line) -> Iterator[tuple[protocol.LifelineMessage, int | None]]:
         """Packets that are there, not too many at once. Raises ConnectionError at the end, and for nonsense."""
@@ -167,6 +186,7 @@ class Handoff:
             line.send(protocol.LifelineRefused("access_denied", "that name is taken or not allowed"))
             return False
         line.role, line.key = message.role, message.key
+        self._nameless.pop(line.fd, None)
         self.by_key[line.key] = line
         return True
 
@@ -177,12 +197,18 @@ class Handoff:
                 raise arena.ArenaRefused("the packet carried no descriptor")
             if len(line.arenas) >= protocol.MAX_ARENAS:
                 raise arena.ArenaRefused(f"one process may share {protocol.MAX_ARENAS} arenas")
+            if line.role == "client" and line.arenas:
+                most = self._shares.arenas - self._shares.sessions
+                if self._spare_arenas >= most:
+                    raise QueueFull(self._shares.full("arenas beyond the first of each client", most))
             size = arena.check_sealed(fd, self.limit)
-        except arena.ArenaRefused as e:
+        except (arena.ArenaRefused, QueueFull) as e:
             if fd is not None:
                 os.close(fd)
-            line.send(protocol.LifelineRefused("access_denied", f"arena refused: {e}"))
+            code = e.code if isinstance(e, QueueFull) else "access_denied"
+            line.send(protocol.LifelineRefused(code, f"arena refused: {e}"))
             return None
+        self._spare_arenas += line.role == "client" and bool(line.arenas)
         made = Arena(next(self._ids), fd, size, line.key)
         self.arenas[made.id] = made
         line.arenas.add(made.id)
@@ -210,6 +236,9 @@ class Handoff:
             still_read: whether that line was sent something in that arena that it has not given back yet;
                 it is told when it has.
         """
+        self._nameless.pop(line.fd, None)
+        if line.role == "client":
+            self._spare_arenas -= max(0, len(line.arenas) - 1)
         for number in line.arenas:
             gone = self.arenas.pop(number)
             os.close(gone.fd)

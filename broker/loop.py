@@ -17,7 +17,8 @@ from typing import Any
 
 import zmq
 
-from broker import endpoint, keyring, meters
+from broker import descriptors, endpoint, keyring, meters
+from broker.door import Door
 from broker.handoff import Handoff
 from broker.ledger import Device
 from broker.scheduler import Scheduler
@@ -29,6 +30,7 @@ from zoo.errors import ConfigError
 log = logging.getLogger("zoo.broker")
 
 HIGH_WATER = 4096
+HANDSHAKE_MS = 10_000  # who has not said by then what it is, in ZeroMQ's terms, is hung up on by libzmq
 TROUBLE = {"load failed", "crashed", "killed", "quarantined", "overdrawn", "memory stuck", "out of memory"}  # kinds
 
 
@@ -53,8 +55,17 @@ class Loop:
     """
 
     def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
+        limit = descriptors.raise_limit()
         self._endpoint_given = endpoint_given  # it stands over what the file says
         self.config = self._with_endpoint(config)
+        self.shares = descriptors.divide(
+            limit,
+            descriptors.in_use(),
+            len(config.models),
+            config.broker.standby,
+            metrics=bool(config.broker.metrics),
+            local=not self.config.endpoint.startswith("tcp://"),
+        )
         devices = devices_of(config)
         try:
             self.meters = meters.open_devices(devices)
@@ -72,7 +83,7 @@ class Loop:
             self._front = self._router(config.endpoint)
             limit = config.broker.arena_limit_mb << 20
             self.handoff = Handoff(
-                self.place.handoff, limit, lambda path: self.place.listen(path, socket.SOCK_SEQPACKET)
+                self.place.handoff, limit, lambda path: self.place.listen(path, socket.SOCK_SEQPACKET), self.shares
             )
         except OSError as e:  # zmq.ZMQError is none
             self.place.release()
@@ -92,9 +103,12 @@ class Loop:
         sock.setsockopt(zmq.SNDHWM, HIGH_WATER)
         sock.setsockopt(zmq.RCVHWM, HIGH_WATER)
         sock.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES)
+        sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if where.startswith("tcp://"):
             keyring.secure(self._context, sock, self.config.resolve(self.config.broker.curve_dir))
+        self.door = Door(self._context, sock, self.shares.front, self.shares.sockets)  # before it is bound
         self._bind(sock, where)
+        self.door.open()
         return sock
 
     def _bind(self, sock: zmq.Socket[bytes], where: str) -> None:
@@ -120,10 +134,11 @@ class Loop:
         if path == self.place.front:
             self._bind(self._front, self.config.endpoint)
         else:
-            act = self._watch[self.handoff.fileno()]
+            act = self._watch.get(self.handoff.fileno())
             self._drop(self.handoff.fileno())
             self.handoff.listen_again()
-            self._add(self.handoff.fileno(), act)
+            if act is not None:
+                self._add(self.handoff.fileno(), act)
 
     def _handle(self, event: Event) -> None:
         actions = self.scheduler.handle(event, time.monotonic())
@@ -159,6 +174,7 @@ class Loop:
         self._stop = True
 
     def _close_loop(self) -> None:
+        self.door.close()
         self._front.close()
         keyring.stop_security(self._context)
         self._context.term()

@@ -32,6 +32,8 @@ log = logging.getLogger("zoo.broker")
 
 MEMORY_BACK_POLL_S = 0.02
 HOUSEKEEPING_S = 1.0
+CROWDED_S = 0.05  # between two looks at who keeps others waiting
+HELD_S = 2.0  # a session without a lifeline outlives its last connection by so long
 CARRYING = (protocol.LifelineArena, protocol.LifelineChannel, protocol.LifelineCopy)  # a descriptor
 
 
@@ -41,6 +43,7 @@ class Service(Clients):
     def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
         super().__init__(config, endpoint_given)
         self._housekeeping_at = 0.0
+        self._line_waits = False
         self._add(self.handoff.fileno(), self._accept)
         self._add(self._wake_read, self._woken)
 
@@ -55,13 +58,13 @@ class Service(Clients):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
         log.info("serving on %s, %s", self.config.endpoint, self._describe())
-        front, receive = self._front, wire.receive
+        front, take = self._front, wire.take
         try:
             while not self._stop:
                 due = self._due()
                 for source, _ in poller.poll(max(0, math.ceil((due - time.monotonic()) * 1000))):
                     if source is front:  # one message each a turn: nobody waits for another's burst
-                        self._from_client(receive(front))
+                        self._from_client(*take(front))
                     elif source == epoll_fd:
                         for fd, _ in self._epoll.poll(0):
                             self._run_watch(fd)
@@ -77,6 +80,8 @@ class Service(Clients):
         soonest = self._housekeeping_at if due is None or due > self._housekeeping_at else due
         if self._terminating or any(self._ending.values()):
             soonest = min(soonest, time.monotonic() + MEMORY_BACK_POLL_S)
+        if self._line_waits:
+            soonest = min(soonest, time.monotonic() + CROWDED_S)
         return soonest
 
     def _time_passes(self) -> None:
@@ -86,6 +91,8 @@ class Service(Clients):
             self._escalate(now)
         if any(self._ending.values()):
             self._look_for_memory(now)
+        if self._line_waits:
+            self._end_nameless(now)
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_S
             self.oom_killer.watch()
@@ -93,13 +100,20 @@ class Service(Clients):
             self._look_for_memory(now)
             self._sample()
             self._refill()
-            for session in list(self._sessions.values()):
-                if session.line is None and now - session.heard > protocol.SESSION_TTL_S:
-                    self._end_session(session)
-            for line in self.handoff.nameless(now):
-                self._close_line(line)
+            self._end_sessions(now)
+            self._end_nameless(now)
             self.handoff.flush()
             self.place.keep(now, self._listen_again)
+
+    def _end_sessions(self, now: float) -> None:
+        """Of those that no lifeline speaks for."""
+        alone = [session for session in self._sessions.values() if session.line is None]
+        connected = {identity[: protocol.SESSION_BYTES] for identity in list(self._spoken)} if alone else ()
+        for session in alone:
+            silent = now - session.heard
+            gone = bool(self.place.front) and silent > HELD_S and session.key not in connected
+            if gone or silent > protocol.SESSION_TTL_S:
+                self._end_session(session)
 
     def _woken(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -154,6 +168,20 @@ class Service(Clients):
     def _accept(self) -> None:
         for line in self.handoff.accept():
             self._add(line.fd, lambda ln=line: self._read_line(ln))  # type: ignore[misc]
+        if self.handoff.is_crowded:  # until there is room, the others wait in the backlog
+            self._drop(self.handoff.fileno())
+            self._line_waits = True
+
+    def _end_nameless(self, now: float) -> None:
+        """Connections that should have said by now whose lifeline they are."""
+        for line in self.handoff.nameless(now):
+            self._close_line(line)
+        self._accept_again()
+
+    def _accept_again(self) -> None:
+        if not self.handoff.is_crowded and self.handoff.fileno() not in self._watch:
+            self._line_waits = False
+            self._add(self.handoff.fileno(), self._accept)
 
     def _read_line(self, line: Line) -> None:
         if self.handoff.lines.get(line.fd) is not line:
@@ -170,6 +198,7 @@ class Service(Clients):
         if isinstance(message, protocol.LifelineAttach):
             if not self._attach(line, message):
                 raise ConnectionError("refused")
+            self._accept_again()
         elif not line.key:
             if fd is not None and type(message) in CARRYING:
                 os.close(fd)

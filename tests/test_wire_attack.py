@@ -83,6 +83,14 @@ class Raw:
             os.close(packet[1])
         return packet[0]
 
+    def offer(self) -> Any:
+        """The answer to the offer of a small arena."""
+        own = arena.OwnedArena(arena.PAGE)
+        assert self.line is not None
+        lifeline.send(self.line, protocol.LifelineArena(), own.fd)
+        own.close()
+        return self.reply()
+
     def share(self, pages: int = 16) -> arena.OwnedArena:
         own = arena.OwnedArena(pages * arena.PAGE)
         assert self.line is not None

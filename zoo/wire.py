@@ -15,6 +15,7 @@ import zmq
 import zmq.backend
 
 NOBLOCK = int(zmq.NOBLOCK)
+LARGE = 64 << 10
 _MORE = int(zmq.SNDMORE)
 _put = zmq.backend.Socket.send
 
@@ -35,3 +36,14 @@ def receive(sock: Any, flags: int = 0) -> list[bytes]:
         frame = get(flags, False)
         parts.append(frame.bytes)
     return parts
+
+
+def take(sock: Any) -> tuple[list[Any], Any]:
+    """All parts of one message, large ones as views that save a copy, and its last frame, which knows its source."""
+    get = sock.recv
+    frame = get(0, False)
+    parts = [frame.bytes]
+    while frame.more:
+        frame = get(0, False)
+        parts.append(frame.bytes if len(frame) <= LARGE else frame.buffer)
+    return parts, frame

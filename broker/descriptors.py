@@ -1,0 +1,98 @@
+"""How many descriptors this process may have, and who gets how many of them. No sockets here, only numbers.
+
+The limit is divided once, at start, so that no kind of connection can use up what another needs: connections of
+clients, their lifelines and arenas, what workers need, and scrapes of the metrics. What is left over is the reserve,
+for files that are opened for a moment. A newcomer over its share is refused while there are descriptors to say so with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from dataclasses import dataclass
+
+MOST = 1 << 20  # some libraries close every number up to the limit, one by one
+RESERVE = 32
+OWN = 24  # the broker's own, beside those that are open when the limit is divided: ZeroMQ, epoll, nursery, listeners
+PER_WORKER = 8  # lifeline, channel, process, arena, copy, and what a start needs for a moment
+METRICS = 16  # scrapes at once
+NAMELESS = 64  # connections that have not said yet whose lifeline they are
+LEAST = 8
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Most of each kind at once.
+
+    Attributes:
+        limit: of all descriptors together.
+        front: connections to the front socket.
+        sessions: clients.
+        sockets: connections to the front of one client.
+        lines: lifelines of clients.
+        nameless: connections that have not said yet whose lifeline they are.
+        arenas: of all clients together.
+        workers: descriptors for workers.
+        metrics: scrapes at once.
+    """
+
+    limit: int
+    front: int
+    sessions: int
+    sockets: int
+    lines: int
+    nameless: int
+    arenas: int
+    workers: int
+    metrics: int
+
+    def full(self, what: str, most: int) -> str:
+        """The message of a refusal."""
+        return (
+            f"the broker has as many {what} as its limit of {self.limit} open files allows ({most}): close some, "
+            "or start it with a higher limit (`ulimit -n`, LimitNOFILE=)"
+        )
+
+
+UNDIVIDED = Shares(MOST, MOST, MOST, MOST, MOST, NAMELESS, 2 * MOST, MOST, METRICS)
+
+
+def raise_limit() -> int:
+    """Raises the soft limit as far as it goes; gives what it is then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return min(soft, MOST) if soft != resource.RLIM_INFINITY else MOST
+
+
+def in_use() -> int:
+    """How many are open now."""
+    try:
+        return len(os.listdir("/proc/self/fd")) - 1
+    except OSError:
+        return OWN
+
+
+def divide(limit: int, used: int, models: int, standby: int, *, metrics: bool, local: bool) -> Shares:
+    """Divides `limit` descriptors, of which `used` are open already.
+
+    Args:
+        models: how many there are; at most so many have a worker each.
+        local: clients share memory: each needs a lifeline and an arena beside its connection.
+    """
+    scrapes = METRICS if metrics else 0
+    workers = min(PER_WORKER * (models + standby + 2), limit // 4)
+    rest = max(limit - used - OWN - RESERVE - workers - scrapes, 4 * LEAST)
+    nameless = min(NAMELESS, max(LEAST, rest // 8))
+    rest -= nameless
+    if not local:
+        front = max(rest, LEAST)
+        return Shares(limit, front, front, max(front // 4, LEAST), 0, nameless, 0, workers, scrapes)
+    front = max(rest * 2 // 5, LEAST)
+    sessions = max(rest // 4, LEAST // 2)
+    arenas = max(rest - front - sessions, sessions)
+    return Shares(limit, front, sessions, max(front // 4, LEAST), sessions, nameless, arenas, workers, scrapes)
