@@ -67,7 +67,7 @@ class Clients(Crew):
 
     def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
         super().__init__(config, endpoint_given)
-        self.views = Views(self.scheduler, self.gauge, self.meters, self.copies)
+        self.views = Views(self.scheduler, self.gauge, self.copies)
         self.boot = secrets.token_hex(8)
         self._sessions: dict[bytes, Session] = {}
         self._spoken = self.door.by_identity

@@ -22,7 +22,6 @@ from broker import environment, footprints, meters
 from broker.container import Container
 from broker.copies import Copies
 from broker.editions import Editions
-from broker.gauge import Gauge
 from broker.handoff import Line
 from broker.loop import Loop
 from broker.metrics import Metrics
@@ -31,12 +30,9 @@ from broker.pool import BY_SIGKILL, Child, Ended, Failed, Pool, Started
 from broker.residency import MOST_MB
 from broker.standby import Standby
 from broker.states import (
-    DeviceSeen,
     Dispatch,
     KillWorker,
-    Measured,
     MemoryBack,
-    MemoryStuck,
     Outcome,
     Remembered,
     Shortage,
@@ -46,6 +42,7 @@ from broker.states import (
     WorkerLoadFailed,
     WorkerReady,
 )
+from broker.usage import Usage
 from zoo import protocol
 from zoo.arena import ArenaRefused
 from zoo.channel import Channel
@@ -57,8 +54,6 @@ log = logging.getLogger("zoo.broker")
 
 TERM_GRACE_S = 0.3  # for the stacks of a worker that hangs to be written, and for what an adapter does at SIGTERM
 FORKS_MOST = 3  # for one worker, when nurseries die of them or just then
-MEMORY_BACK_LIMIT_S = 10.0
-SAMPLING_S = 0.005  # the most that one `_sample` takes, or one reading if that is longer
 UNTOLD = "somebody else, or the kernel because memory ran out (its log would say so)"
 
 
@@ -102,7 +97,8 @@ class Crew(Loop):
 
     def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
         super().__init__(config, endpoint_given)
-        self.gauge = Gauge(self.meters)
+        self.usage = Usage(self.meters, self._measures, self._handle, self._deliver, self._has_worked)
+        self.gauge = self.usage.gauge
         self.copies = Copies(int(config.broker.host_cache_mb * meters.MB))
         self.oom_killer = OomKiller()
         self.editions = Editions()
@@ -112,7 +108,6 @@ class Crew(Loop):
         self._by_key: dict[bytes, Worker] = {}
         self._standby = Standby()
         self._forked = itertools.count(1)
-        self._ending: dict[int, float] = {}  # worker → since when; 0: reported as stuck, looked for ever after
         self._terminating: set[int] = set()
         self._cores = Container().cores()
         self._actions |= {StartWorker: self._do_start, KillWorker: self._do_kill, Dispatch: self._do_dispatch}
@@ -121,6 +116,8 @@ class Crew(Loop):
         self.pool = Pool(_preload(config), environment.of_workers(config.broker), config.base)
         self.metrics = Metrics(self.scheduler, self.copies, config.broker.metrics)
         self._add(self.pool.fileno(), self._hear_pool)
+        self._add(self.usage.fileno(), self.usage.take)
+        self.usage.open()
         self._refill()
         for name in self.scheduler.models:
             self._recall(name)
@@ -189,7 +186,10 @@ class Crew(Loop):
         except OSError as e:
             self._lost_channel(worker, e)
 
-    def _from_worker(self, number: int, parts: list[bytes]) -> None:
+    def _from_worker(self, number: int, parts: list[bytes], *, measured: bool = False) -> None:
+        """`measured`: these words have been kept back until the worker was measured."""
+        if not measured and self.usage.queue(number, parts):
+            return
         try:
             message = protocol.unpack_from_worker(parts[0])
         except ProtocolMismatch as e:
@@ -211,25 +211,24 @@ class Crew(Loop):
             worker = self._workers[number]
             first, worker.worked = not worker.worked, True
             # Unknown, it may be evicted in the very next moment; grown, it holds what others may be about to be given.
-            if message.grown or (first and not self.scheduler.is_measured(number)):  # type: ignore[union-attr]
-                self._measure(number)
-            if any(outcome.short is not None for outcome in outcomes):
-                self._look_at(worker.device)
+            look = message.grown or (first and not self.scheduler.is_measured(number))  # type: ignore[union-attr]
+            look = look or any(outcome.short is not None for outcome in outcomes)
+            if look and not measured and self.usage.hold(number, worker.device, parts):
+                return
             self._handle(WorkerDone(number, outcomes, message.halved))  # type: ignore[union-attr]
             if len(self._standby) < self.config.broker.standby and self.scheduler.is_idle:
                 self._refill()
         elif kind is protocol.Loaded:
             self._workers[number].stand_in = message.stand_in  # type: ignore[union-attr]
-            self.gauge.loaded(number)
+            self.usage.loaded(number, self._workers[number].device)
             self._used_copy(self._workers[number], message.copied)  # type: ignore[union-attr]
             self._handle(WorkerReady(number, message.max_batch))  # type: ignore[union-attr]
             self.metrics.loaded(self._workers[number].model, self.scheduler.loaded_in(number))
-            self._report(number)
         elif kind is protocol.LoadError:
             assert isinstance(message, protocol.LoadError)
-            if message.short is not None:
-                self._measure(number)
-                self._look_at(self._workers[number].device)
+            device = self._workers[number].device
+            if message.short is not None and not measured and self.usage.hold(number, device, parts):
+                return
             self._handle(WorkerLoadFailed(number, message.code, message.message, _short(message.short)))
 
     # ------------------------------------------------------------ processes
@@ -326,8 +325,9 @@ class Crew(Loop):
             how += ", by " + {True: "the kernel: memory ran out", False: "somebody else", None: UNTOLD}[starved]
         while self._read_channel(number):  # what it said before it ended comes before its end
             pass
+        self.usage.release(number)
         if number > 0:
-            self.gauge.end(number, worker.line.fd if worker.line is not None else None)
+            self.usage.ended(number, worker.device, worker.line.fd if worker.line is not None else None)
         if worker.line is not None:
             self._close_line(worker.line)
         child.close()
@@ -339,8 +339,6 @@ class Crew(Loop):
             return
         self._used_copy(worker, False)
         self._handle(WorkerExited(number, how, starved is True))
-        self._ending[number] = time.monotonic()
-        self._look_for_memory(time.monotonic())
 
     def _forget_worker(self, number: int) -> None:
         worker = self._workers.pop(number, None)
@@ -348,15 +346,6 @@ class Crew(Loop):
             self._close_channel(worker)
             self._by_key.pop(worker.key, None)
             self._terminating.discard(number)
-
-    def _look_for_memory(self, now: float) -> None:
-        for number, since in list(self._ending.items()):
-            if self.gauge.back(number):
-                del self._ending[number]
-                self._handle(MemoryBack(number))
-            elif since and now - since > MEMORY_BACK_LIMIT_S:
-                self._ending[number] = 0.0
-                self._handle(MemoryStuck(number))
 
     def _escalate(self, now: float) -> None:
         for number in list(self._terminating):
@@ -372,7 +361,7 @@ class Crew(Loop):
         self.handoff.shut()
         for worker in self._workers.values():
             self._close_channel(worker)
-        self.gauge.close()
+        self.usage.close()
         self.copies.close()
 
     # ------------------------------------------------------------ memory
@@ -381,15 +370,11 @@ class Crew(Loop):
     def _measures(self) -> bool:
         return self.config.broker.footprint == "measured"
 
-    def _measure(self, number: int) -> None:
-        """Reads what a worker uses, and tells the scheduler."""
-        if self._measures:
-            self.gauge.read(number)
-            self._report(number)
-
-    def _report(self, number: int) -> None:
-        if self._measures and self._is_sound(number) and (mb := self.gauge.seen_mb(number)):
-            self._handle(Measured(number, mb, self._workers[number].worked and self.gauge.is_told(number)))
+    def _has_worked(self, number: int) -> bool | None:
+        """Whether it has run a request; None: what is read of it now says nothing about its model."""
+        if number not in self._workers or not self._is_sound(number):
+            return None
+        return self._workers[number].worked
 
     def _is_sound(self, number: int) -> bool:
         """What was just read is what the model takes. When its nursery has died, pages that the worker shared with it
@@ -399,22 +384,11 @@ class Crew(Loop):
         on_host = self.scheduler.ledger.devices[worker.device].kind == "cpu"
         return not on_host or worker.child is None or worker.child.shares_pages
 
-    def _sample(self) -> None:
-        """Looks at a few workers, and at what everybody else uses."""
-        end = time.monotonic() + SAMPLING_S
-        for number in self.gauge.stalest():
+    def _deliver(self, number: int, words: list[list[bytes]]) -> None:
+        """What was kept back of a worker's words."""
+        for n, parts in enumerate(words):
             if number in self._workers:
-                self._measure(number)
-            if time.monotonic() >= end:
-                break
-        for device in self.meters:
-            self._look_at(device)
-        self._remember()
-
-    def _look_at(self, device: str) -> None:
-        """Reads what everybody else uses of the device, and tells the scheduler."""
-        if self._measures and (seen := self.gauge.others(device)) is not None:
-            self._handle(DeviceSeen(device, *seen))
+                self._from_worker(number, parts, measured=n == 0)
 
     def _recall(self, name: str) -> None:
         """Sees to it that the scheduler knows what was measured of the weights that lie there now, and no others."""
@@ -466,7 +440,7 @@ class Crew(Loop):
 
     def _do_start(self, a: StartWorker) -> None:
         config = self.scheduler.models[a.model].config
-        self.gauge.start(a.worker, a.device)
+        self.usage.starts(a.worker, a.device)
         worker = self._employ(a.worker)
         worker.model, worker.device = a.model, a.device
         if worker.child is not None:
@@ -491,6 +465,7 @@ class Crew(Loop):
         if worker.launch is None or worker.channel is None or worker.line is None:
             return
         launch, worker.launch = worker.launch, None
+        self.gauge.briefed(worker.number, time.monotonic())
         if self.copies.limit_bytes and (model := self.scheduler.models.get(worker.model)) is not None:
             worker.version = footprints.version(self.config, model.config)
             fd = self.copies.get(worker.model, worker.device, worker.version)

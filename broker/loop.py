@@ -31,16 +31,20 @@ log = logging.getLogger("zoo.broker")
 
 HIGH_WATER = 4096
 HANDSHAKE_MS = 10_000  # who has not said by then what it is, in ZeroMQ's terms, is hung up on by libzmq
-TROUBLE = {"load failed", "crashed", "killed", "quarantined", "overdrawn", "memory stuck", "out of memory"}  # kinds
+TROUBLE = {
+    "load failed", "crashed", "killed", "quarantined", "overdrawn", "memory stuck", "out of memory", "unread",
+}  # kinds  # fmt: skip
 
 
-def devices_of(config: ZooConfig) -> list[Device]:
-    """The devices of a configuration, "auto" resolved."""
+def devices_of(config: ZooConfig, machine: meters.Machine) -> list[Device]:
+    """The devices of a configuration, "auto" resolved; says in the log why that is not CUDA."""
     if config.devices:
         return [Device(d.name, d.kind, d.budget_gb * MB_PER_GB) for d in config.devices]
     kind = config.broker.device
     if kind == "auto":
-        kind = "cuda" if meters.has_cuda() else "cpu"
+        kind = "cuda" if machine.uuids else "cpu"
+        if kind == "cpu":
+            log.warning("models are loaded on the CPU, as no CUDA device can be used: %s", machine.why_none)
     name = "cuda:0" if kind == "cuda" else "cpu"
     return [Device(name, kind, config.broker.vram_budget_gb * MB_PER_GB)]
 
@@ -66,9 +70,10 @@ class Loop:
             metrics=bool(config.broker.metrics),
             local=not self.config.endpoint.startswith("tcp://"),
         )
-        devices = devices_of(config)
+        machine = meters.Machine()
+        devices = devices_of(config, machine)
         try:
-            self.meters = meters.open_devices(devices)
+            self.meters = meters.open_devices(devices, machine)
         except LookupError as e:
             raise ConfigError(str(e)) from None
         self.scheduler = Scheduler(config.broker, devices, config.models)

@@ -19,6 +19,7 @@ from broker.states import (
     Answer,
     Deliver,
     DeviceSeen,
+    DeviceUnread,
     KillWorker,
     Measured,
     MemoryBack,
@@ -313,6 +314,17 @@ class Reports(Shortages):
                 "limited", device=e.device, others_mb=e.others_mb, limit_mb=limit,
             )  # fmt: skip
         if limit != before:
+            self._room_may_exist(now)
+
+    def _device_unread(self, e: DeviceUnread, now: float) -> None:
+        if e.device in self.ledger.devices and self.unread.note(e.device, e.why, now + e.seconds):
+            if not e.why:
+                text = f"{e.device} can be read again"
+                self.story.tell(now, "", text, "read again", device=e.device)
+            elif e.seconds == math.inf:
+                text = f"{e.device} cannot be read: {e.why}; nothing new is started there, what is loaded serves on"
+                self.story.tell(now, "", text, "unread", device=e.device)
+        if not e.why:
             self._room_may_exist(now)
 
     def _memory_back(self, e: MemoryBack, now: float) -> None:

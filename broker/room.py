@@ -29,6 +29,7 @@ from broker.residency import Request, Residency
 from broker.states import Action, KillWorker, Move, StartWorker, State
 from broker.story import Story
 from broker.timers import Due, Timers
+from broker.unread import Unread
 from zoo.config import BrokerConfig, ModelConfig, ModelPriority
 
 LOOK_EVERY_S = 0.01  # where usage alone, which changes with every request, may have changed who has to go
@@ -78,6 +79,7 @@ class Room:
     def __init__(self, config: BrokerConfig, devices: list[Device], models: list[ModelConfig]) -> None:
         self.config = config
         self.ledger = Ledger(devices)
+        self.unread = Unread()
         self._model_numbers = itertools.count(1)
         self.models = {m.name: Residency(m, next(self._model_numbers)) for m in models}
         self.story = Story()
@@ -217,6 +219,7 @@ class Room:
         if self._wanted and self._end_loads_ahead(now) and self._overdrawn:
             self._make_true(now)  # what they give back may be enough
         self._drop_lost_claims()
+        self._trust_ledger(now)
         look = _Look(self.ledger.devices, self._moving.values())
         workers = len(self._workers)
         # Whoever was promised room comes first: else a victim with older requests would take it right back.
@@ -247,19 +250,29 @@ class Room:
                 if model.state is State.LOADED:
                     self._serve(model, now)
 
+    def _trust_ledger(self, now: float) -> None:
+        """Where a reading is late for too long, it is gone on without."""
+        for device, why in self.unread.expired(now):
+            text = f"{device}: {why}, for too long: what is started there goes by what is charged alone"
+            self.story.tell(now, "", text, "by the ledger", device=device)
+        if self._wanted and (end := self.unread.next_end()) < math.inf:
+            self._look_again(end)
+
     def _free_places(self, model: Residency, now: float) -> tuple[dict[str, float], dict[str, float]]:
         """Where it fits without anybody's going, with what it needs there, and what is free on each device."""
         room = {name: self.ledger.free_mb(name) for name in self.devices_for(model)}
         need = {
             name: mb
             for name in room
-            if (mb := model.need_mb(name)) <= room[name] + EPSILON_MB and self._doubts.until(name, now) is None
+            if (mb := model.need_mb(name)) <= room[name] + EPSILON_MB
+            and self._doubts.until(name, now) is None
+            and not self.unread.why_not(name)
         }
         return need, room
 
     def _load_ahead(self, now: float) -> None:
         """Loads what usually follows the last request, where that takes nothing from anybody. See `ahead.py`."""
-        if self._wanted or self._moving or self._tense:
+        if self._wanted or self._moving or self._tense or any(map(self.unread.is_late, self.ledger.devices)):
             return  # later, perhaps
         after, self._asked_last = self._asked_last, ""
         for probability, model in ahead.likely(self.habits, after, self.models.values(), now):
@@ -314,7 +327,11 @@ class Room:
         need = {name: self._lacks_mb(model, name) for name in fitting}
         fitting = fitting if model.short else self._sound(model, fitting, now) or fitting
         spare = {name: self._coming_mb(name) - look.claimed[name] for name in fitting}
-        free = [name for name in fitting if model.short or look.loading[name] < self.config.concurrent_loads]
+        free = [
+            name
+            for name in fitting
+            if model.short or (look.loading[name] < self.config.concurrent_loads and not self.unread.why_not(name))
+        ]
         # A claim takes what is coming first, and what is free only for the rest.
         room = {name: min(mb, self.ledger.free_mb(name)) for name, mb in spare.items()}
         if device := self._best_place(model, [name for name in free if need[name] <= room[name] + EPSILON_MB], room):
@@ -335,7 +352,11 @@ class Room:
         if self._evict_for(model, head, needed, now, look):
             return
         if not free:
-            self._blocked(model, "loading", "another model is loading", now)
+            if unread := [name for name in fitting if self.unread.why_not(name)]:
+                why = " / ".join(f"{name}: {self.unread.why_not(name)}" for name in unread)
+                self._blocked(model, "unread", f"nothing is started on {why}", now)
+            else:
+                self._blocked(model, "loading", "another model is loading", now)
             return
         self._ask_to_yield(model, head, needed, now, look)
 

@@ -30,7 +30,7 @@ from zoo.errors import ConfigError
 
 log = logging.getLogger("zoo.broker")
 
-MEMORY_BACK_POLL_S = 0.02
+TERMINATING_POLL_S = 0.02
 HOUSEKEEPING_S = 1.0
 CROWDED_S = 0.05  # between two looks at who keeps others waiting
 HELD_S = 2.0  # a session without a lifeline outlives its last connection by so long
@@ -78,27 +78,28 @@ class Service(Clients):
         """When there is something to do at the latest, whatever happens."""
         due = self.scheduler.next_wakeup()
         soonest = self._housekeeping_at if due is None or due > self._housekeeping_at else due
-        if self._terminating or any(self._ending.values()):
-            soonest = min(soonest, time.monotonic() + MEMORY_BACK_POLL_S)
+        now = time.monotonic()
+        if self._terminating:
+            soonest = min(soonest, now + TERMINATING_POLL_S)
         if self._line_waits:
-            soonest = min(soonest, time.monotonic() + CROWDED_S)
-        return soonest
+            soonest = min(soonest, now + CROWDED_S)
+        return min(soonest, self.usage.due(now))
 
     def _time_passes(self) -> None:
         now = time.monotonic()
         self._handle(Tick())
         if self._terminating:
             self._escalate(now)
-        if any(self._ending.values()):
-            self._look_for_memory(now)
+        self.usage.tick(now)
         if self._line_waits:
             self._end_nameless(now)
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_S
             self.oom_killer.watch()
             self.pool.watch(now)
-            self._look_for_memory(now)
-            self._sample()
+            self.usage.look_for_stuck(now)
+            self.usage.survey()
+            self._remember()
             self._refill()
             self._end_sessions(now)
             self._end_nameless(now)

@@ -8,6 +8,7 @@ opaque and only handed through.
 from __future__ import annotations
 
 import enum
+import math
 from typing import Any
 
 import msgspec
@@ -209,6 +210,14 @@ class DeviceSeen(_Record):
     total_mb: float
 
 
+class DeviceUnread(_Record):
+    """Nothing is started on the device for `why`, not longer than `seconds`. Without `why`: it can be read (again)."""
+
+    device: str
+    why: str = ""
+    seconds: float = math.inf
+
+
 class Reconfigured(_Record):
     """config.toml has changed.
 
@@ -264,6 +273,7 @@ Event = (
     | Remembered
     | Measured
     | DeviceSeen
+    | DeviceUnread
     | Reconfigured
     | MemoryBack
     | MemoryStuck

@@ -16,7 +16,7 @@ import msgspec
 from broker.copies import Copies
 from broker.gauge import Gauge
 from broker.journal import KEEP
-from broker.meters import MB, Meter
+from broker.meters import MB
 from broker.pool import Child
 from broker.scheduler import Scheduler
 from broker.story import Line
@@ -35,11 +35,10 @@ class Worker(Protocol):
 class Views:
     """`config` comes with each question: a reload replaces it."""
 
-    def __init__(self, scheduler: Scheduler, gauge: Gauge, meters: dict[str, Meter], copies: Copies) -> None:
+    def __init__(self, scheduler: Scheduler, gauge: Gauge, copies: Copies) -> None:
         self._scheduler = scheduler
         self._copies = copies
         self._gauge = gauge
-        self._meters = meters
         self._wall = time.time() - time.monotonic()
 
     def _at(self, monotonic: float) -> float:
@@ -51,8 +50,9 @@ class Views:
         for row in status["loaded_models"]:
             row["last_used"] = self._at(row["last_used"])
         for row in status["devices"]:
-            used, total = self._meters[row["name"]].device_mb()
-            row["device_used_mb"], row["device_total_mb"] = round(used, 1), round(total, 1)
+            figures = self._gauge.figures(row["name"])
+            row["device_used_mb"] = _rounded(figures.used_mb if figures is not None else None)
+            row["device_total_mb"] = _rounded(figures.total_mb if figures is not None else None)
         status["sessions"] = sessions
         status["host_cache"] = {
             "limit_mb": config.broker.host_cache_mb,
@@ -118,3 +118,8 @@ class Views:
             if name in asked
         }
         return table
+
+
+def _rounded(mb: float | None) -> float | None:
+    """None is unknown."""
+    return round(mb, 1) if mb is not None else None

@@ -9,12 +9,30 @@ for want of memory is the file `oom` there.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from broker import crew, meters, oom
+import msgspec
+
+from broker import meters, oom, usage
 from zoo import broker
 
 TOTAL_MB = 100_000.0
+
+
+def ended(pid: int) -> bool:
+    """The process is gone, or a zombie: its memory is free either way."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except (OSError, IndexError):
+        return True
+
+
+class All(frozenset[int]):
+    """Every process there ever was."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
 
 
 class Meter(meters.HostMeter):
@@ -28,17 +46,18 @@ class Meter(meters.HostMeter):
             self._ours[pid] = mb
         return mb
 
-    def released(self, pid: int) -> bool:
-        return super().released(pid) and not Path("held").exists()
+    def read(self, pids: Sequence[int], more: Sequence[int] = ()) -> meters.Figures:
+        figures = super().read(pids, more)
+        return msgspec.structs.replace(figures, listed=All()) if Path("held").exists() else figures
 
     def device_mb(self) -> tuple[float, float]:
         others = Path("others")
-        ours = sum(mb for pid, mb in self._ours.items() if not self.released(pid))
+        ours = sum(mb for pid, mb in self._ours.items() if not ended(pid))
         return ours + (float(others.read_text() or 0) if others.exists() else 0.0), TOTAL_MB
 
 
 if __name__ == "__main__":
     meters.HostMeter = Meter  # type: ignore[misc]
     oom.counters = lambda: iter([Path("oom")])
-    crew.MEMORY_BACK_LIMIT_S = 0.3
+    usage.BACK_LIMIT_S = 0.3
     sys.exit(broker.main())

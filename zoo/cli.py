@@ -410,7 +410,7 @@ def _status(args: argparse.Namespace) -> int:
     for device in status["devices"]:
         print(
             f"device     {device['name']}: {_mb(device['used_mb'])} of {_mb(device['budget_mb'])} charged;"
-            f" {_mb(device['device_used_mb'])} of {_mb(device['device_total_mb'])} in use by everybody"
+            f" {_known(device['device_used_mb'])} of {_known(device['device_total_mb'])} in use by everybody"
         )
         if device["limit_mb"] < device["budget_mb"]:
             print(f"           other programs leave {_mb(device['limit_mb'])} of that budget")
@@ -694,6 +694,10 @@ def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: Seq
 
 def _mb(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f} MB" if value >= 10 or value == int(value) else f"{value:.1f} MB"
+
+
+def _known(value: float | None) -> str:
+    return "unknown" if value is None else _mb(value)
 
 
 def _ago(at: float, now: float) -> str:

@@ -5,6 +5,7 @@ The world checks the invariants after each event; here is only what happens. See
 
 from __future__ import annotations
 
+import math
 import random
 
 import hypothesis.strategies as st
@@ -264,6 +265,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     def other_programs_are_seen(self, pick, mb) -> None:
         devices = self.world.devices
         self.world.others_use(devices[pick % len(devices)].name, mb, 2000.0)
+
+    @rule(pick=PICK, seconds=st.sampled_from([math.inf, 0.5, 3.0]))
+    def a_device_cannot_be_read(self, pick, seconds) -> None:
+        devices = self.world.devices
+        self.world.cannot_read(devices[pick % len(devices)].name, seconds=seconds)
+
+    @precondition(lambda self: self.world.unread)
+    @rule(pick=PICK)
+    def a_device_can_be_read_again(self, pick) -> None:
+        unread = sorted(self.world.unread)
+        self.world.can_read(unread[pick % len(unread)])
 
     # live changes
 

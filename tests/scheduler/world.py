@@ -23,6 +23,7 @@ from broker.states import (
     Asked,
     Deliver,
     DeviceSeen,
+    DeviceUnread,
     Dispatch,
     Event,
     Forget,
@@ -140,6 +141,7 @@ class World:
         self.peaks: dict[tuple[str, str], tuple[float, bool]] = {}  # (model, device) → the most seen, and if at work
         self.allowed = {d.name: math.inf for d in self.devices}  # what others leave
         self.overrun = {d.name: 0.0 for d in self.devices}
+        self.unread: dict[str, float] = {}  # device → until when nothing may be started there
         self.actions: list[Action] = []  # everything that ever came out
         self.stopped = False
         self._numbers = itertools.count(1)
@@ -385,6 +387,15 @@ class World:
             self.allowed[device] = max(0.0, total - mb - self.config.reserve_mb)
         self.emit(DeviceSeen(device, mb, total))
 
+    def cannot_read(self, device: str, why: str = "Unknown Error", seconds: float = math.inf) -> None:
+        """Readings of the device fail, or (for so many seconds at the most) are late."""
+        self.unread[device] = self.now + seconds
+        self.emit(DeviceUnread(device, why, seconds))
+
+    def can_read(self, device: str) -> None:
+        self.unread.pop(device, None)
+        self.emit(DeviceUnread(device))
+
     def budget_mb(self, device: str) -> float:
         return next(d.budget_mb for d in self.devices if d.name == device)
 
@@ -617,6 +628,7 @@ class World:
         assert len(same) < self.s.models[name].config.max_instances, f"{name} is started too often"
         assert not any(p.busy_loading for p in same), f"{name} is started twice at a time"
         assert device not in [p.device for p in same], f"{name} is started twice on {device}"
+        assert self.unread.get(device, 0.0) <= self.now, f"{name} is started on {device}, which cannot be read"
         only = self.s.models[name].config.device
         assert not only or device == only, f"{name} is started on {device}"
         if any(not p.killed and not p.exited for p in same):
