@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
@@ -11,7 +12,7 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 after SIGTERM or SIGINT, 2 when the configuration or the endpoint cannot be used."""
+    """Exit status: 0 after SIGTERM or SIGINT, 2 when configuration or endpoint cannot be used, 1 for a fault."""
     parser = argparse.ArgumentParser(prog="zoo serve", description="Run the broker in the foreground.")
     parser.add_argument("--config", help="config.toml (default: $ZOO_CONFIG, ./config.toml, the shipped one)")
     parser.add_argument("--endpoint", help="ipc://PATH or tcp://HOST:PORT, instead of the configured one")
@@ -22,13 +23,25 @@ def main(argv: list[str] | None = None) -> int:
     _open_standard_streams()
 
     from broker import logs
+
+    log = logs.Log(args.log_format)
+    log.install(args.log_level)
+    try:
+        return _serve(args)
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        logging.getLogger("zoo.broker").critical("the broker ends", exc_info=True)
+        return 1
+    finally:
+        log.end()
+
+
+def _serve(args: argparse.Namespace) -> int:
     from broker.service import Service
     from zoo.config import endpoint_problem, load_config
     from zoo.errors import ConfigError
 
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logs.formatter(args.log_format))
-    logging.basicConfig(level=args.log_level, handlers=[handler])
     try:
         config = load_config(args.config)
         if args.endpoint:
@@ -73,7 +86,6 @@ def _allow_many_clients() -> None:
 
 if __name__ == "__main__":
     status = main()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(status)  # the log's thread may wait for its reader for ever
