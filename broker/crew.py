@@ -392,11 +392,11 @@ class Crew(Loop):
 
     def _recall(self, name: str) -> None:
         """Sees to it that the scheduler knows what was measured of the weights that lie there now, and no others."""
-        if self._footprints is not None:
-            model = self.scheduler.models[name]
-            weights = footprints.version(self.config, model.config)
-            if weights != model.version:
-                self._handle(Remembered(name, weights, self._footprints.recall(name, weights)))
+        model = self.scheduler.models[name]
+        weights = footprints.version(self.config, model.config)
+        if weights != model.version:
+            peaks = self._footprints.recall(name, weights) if self._footprints is not None else {}
+            self._handle(Remembered(name, weights, peaks))
 
     def _remember(self) -> None:
         """Writes down what is new."""

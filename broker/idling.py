@@ -27,6 +27,8 @@ class Idling(Requests):
         if model.leases or model.pinned:
             self._answer(request, Refuse(request.id, "model_in_use", _in_use(model)))
             return
+        if model.quarantine.lift():
+            self.story.tell(now, model.name, "unload was asked for: no input is refused any more", "lifted")
         if model.state in (State.UNLOADED, State.FAILED) and not model.others:
             self._answer(request, Answer(request.id, False))
             return

@@ -71,7 +71,7 @@ class Reconfiguring(Idling):
         if restart:
             model.failures, model.failure, model.retry_at = 0, "", 0.0  # the mistake may have been there
             model.further_failures, model.further_at = 0, 0.0
-            model.quarantine.clear()
+            model.quarantine.lift()
         for worker in (model, *model.others):
             worker.config = config
             if worker.worker and (restart or config.device not in ("", worker.device)):

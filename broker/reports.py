@@ -215,11 +215,14 @@ class Reports(Shortages):
             return
         text = f"{request.model.name}'s process ended under this request, {request.crashes} times ({e.how})"
         if request.digest is not None and request.crashes > 1:
-            request.model.refuse_from_now_on(request.digest)
-            text += "; the same input will be refused from now on"
-            quarantined = f"input {request.digest.hex()[:12]} killed two processes: quarantined"
-            self.story.tell(now, model.name, quarantined, "quarantined", request=request.id)
+            text += self._quarantine(request, request.digest, "killed", now)
         self._refuse(request, "out_of_memory" if e.starved else "worker_crashed", text, retryable=False)
+
+    def _quarantine(self, request: Request, digest: bytes, what: str, now: float) -> str:
+        request.model.quarantine.refuse(digest)
+        text = f"input {digest.hex()[:12]} {what} two processes: quarantined, until the model is unloaded or changes"
+        self.story.tell(now, request.model.name, text, "quarantined", request=request.id)
+        return "; the same input will be refused from now on"
 
     def _watch(self, worker: int, now: float) -> None:
         """A worker's timer: is what it does taking too long?"""
@@ -253,22 +256,35 @@ class Reports(Shortages):
         self.story.tell(now, model.name, text, "killed", worker=model.worker, running=[r.id for r in batch])
         self._out.append(KillWorker(model.worker, gentle=True))
         self._take_back_ahead(model)
+        for request in model.first.queue.all():
+            request.alone = True
+        model.first.quarantine.be_wary(now)
+        refused = ""
+        if len(batch) == 1 and batch[0].digest is not None:  # it was a suspect
+            refused = self._quarantine(batch[0], batch[0].digest, "hung", now)
         # Of several, who is to blame shows when the process is gone and each is tried alone, see `_crashed_under`.
         if len(batch) == 1 and batch[0].running:
             self._refuse(
                 batch[0],
                 "worker_hung",
-                f"{model.first.name} did not answer within dispatch_timeout ({limit:g} s) and was killed",
+                f"{model.first.name} did not answer within dispatch_timeout ({limit:g} s) and was killed{refused}",
                 held=True,
             )
         self._go_on_without(model, now)
 
     def _remembered(self, e: Remembered, now: float) -> None:
         model = self.models.get(e.model)
-        if model is not None and self.config.footprint == "measured":
-            peaks = {device: peak for device, peak in e.peaks.items() if figures.is_mb(peak.mb)}
-            model.version, model.peaks, model.least_load_s = e.version, peaks, math.inf
-            self._room_may_exist(now)
+        if model is None:
+            return
+        if model.version not in ("", e.version):  # other weights or another adapter: what these did says nothing
+            if model.quarantine.lift():
+                self.story.tell(now, model.name, "its files have changed: no input is refused any more", "lifted")
+            model.failures, model.failure, model.retry_at = 0, "", 0.0
+            model.further_failures, model.further_at = 0, 0.0
+        model.version, model.least_load_s = e.version, math.inf
+        if self.config.footprint == "measured":
+            model.peaks = {device: peak for device, peak in e.peaks.items() if figures.is_mb(peak.mb)}
+        self._room_may_exist(now)
 
     def _measured(self, e: Measured, now: float) -> None:
         """A charge is corrected to what was seen. Peaks never shrink: what a model took once, it may take again."""

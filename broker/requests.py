@@ -182,9 +182,8 @@ class Requests(Instances):
         if model.watched != model.worker:
             model.watched = model.worker
             self.timers.add(now + self._dispatch_timeout(model), Due.WATCH, model.worker)
-        self._out.append(
-            Dispatch(model.worker, [(r.id, r.payload) for r in batch], batch[0].alone, tuple(model.first.quarantine))
-        )
+        refuse = tuple(model.first.quarantine.refused)
+        self._out.append(Dispatch(model.worker, [(r.id, r.payload) for r in batch], batch[0].alone, refuse))
 
     def _dispatch_timeout(self, model: Residency) -> float:
         own = model.config.dispatch_timeout

@@ -7,16 +7,16 @@ leases, pin and everything else that outlives a process. The further ones are no
 from __future__ import annotations
 
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from typing import Annotated, Any
 
 import msgspec
 
+from broker.quarantine import Quarantine
 from broker.queue import Queue
 from broker.states import TRANSITIONS, Kind, Move, State
 from zoo.config import ModelConfig
 
-QUARANTINE = 64  # fingerprints remembered per model
 NEWEST = 0.2  # its weight in the averages of how long a request takes, and how soon the next one comes
 MOST_MB = 1e9  # of what anybody could have measured
 
@@ -153,7 +153,7 @@ class Residency:
         self.blocked = ""
         self.blocked_by = ""
         self.awaits: tuple[str, ...] = ()
-        self.quarantine: OrderedDict[bytes, None] = OrderedDict()
+        self.quarantine = Quarantine()
         self.requests = 0
         self.errors = 0
         self.loads = 0
@@ -232,8 +232,3 @@ class Residency:
         if self.queue.live:
             why.append(f"{self.queue.live} queued")
         return ", ".join(why) or "idle"
-
-    def refuse_from_now_on(self, digest: bytes) -> None:
-        self.quarantine[digest] = None
-        while len(self.quarantine) > QUARANTINE:
-            self.quarantine.popitem(last=False)

@@ -187,6 +187,8 @@ class Scheduler(Reports):
                     self._room_may_exist(now)  # not from a leased model: whoever waits must look elsewhere
                 return
             self._register(request)
+            if model.quarantine.wary:
+                request.alone = model.quarantine.suspects(now)
             if not model.inflight and not model.queue.live and model.last_used > model.loaded_at:
                 model.came_back_after(now - model.last_used)
             at_once = not model.queue.live and not model.config.max_delay_ms
@@ -202,6 +204,7 @@ class Scheduler(Reports):
                 self._usage_changed(now)
             return
         self._register(request)
+        request.alone = e.kind is Kind.INFER and model.quarantine.wary and model.quarantine.suspects(now)
         request.found, request.behind = model.state, model.waiting
         if model.state is State.DRAINING:
             model.later.push(request)

@@ -308,6 +308,20 @@ def test_a_stuck_worker_is_killed_at_its_deadline_and_others_never_notice(broker
         assert client.get_status()["requests"] == 0
 
 
+def test_an_input_that_hangs_twice_is_refused_until_the_model_is_unloaded(broker):
+    running = broker([toy("stuck", dispatch_timeout=0.5)])
+    with running.client() as client:
+        for _ in range(2):
+            with pytest.raises(zoo.WorkerHung):
+                client.infer("stuck", FRAME, do="hang-python")
+        with pytest.raises(zoo.Quarantined, match="not run again"):
+            client.infer("stuck", FRAME, do="hang-python")
+        assert client.infer("stuck", FRAME)["shape"] == [48, 64, 3], "others are served"
+        client.unload("stuck")
+        with pytest.raises(zoo.WorkerHung):
+            client.infer("stuck", FRAME, do="hang-python")
+
+
 def test_an_adapter_that_raises_fails_its_request_alone(broker):
     with broker([toy("a")]).client() as client:
         pid = client.infer("a", FRAME)["pid"]

@@ -308,7 +308,7 @@ class Worker:
             if dispatch.suspect or dispatch.refuse:
                 digest = fingerprint(given)
                 if digest in dispatch.refuse:
-                    raise Quarantined("this input killed two processes and is not run again")
+                    raise Quarantined("this input killed two processes, or hung them, and is not run again")
                 if dispatch.suspect:
                     self._lifeline.say_digest(job.id, digest)
         except Exception as e:

@@ -133,7 +133,7 @@ class WorkerHung(ZooError):
 
 
 class Quarantined(ZooError):
-    """This very input killed two of the model's processes before and is refused."""
+    """This very input killed or hung two of the model's processes before. `zoo unload MODEL` lets it be tried again."""
 
     code = "quarantined"
 

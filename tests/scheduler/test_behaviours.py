@@ -22,6 +22,7 @@ from broker.states import (
     Outcome,
     Refuse,
     Released,
+    Remembered,
     Settled,
     StartWorker,
     State,
@@ -495,6 +496,133 @@ def test_a_hanging_worker_is_killed_gently_and_the_frames_come_back_with_its_end
     w.memory_back("a")
     w.settle()
     assert w.code(queued) == "ok"
+
+
+def hang(w: World, digest: bytes | None = None) -> tuple[int, bool]:
+    """A request of `a` hangs and its process ends: its number, and if it went as a suspect."""
+    asked = w.ask("a", timeout=20.0)
+    last = [x for x in w.actions if isinstance(x, Dispatch)][-1]
+    if last.suspect and digest is not None:
+        w.says("a", digest)
+    w.wait(31)
+    w.gone("a")
+    return asked, last.suspect
+
+
+def hung_twice() -> World:
+    """A world in which the input `bad` has hung two processes of `a`."""
+    w = World([model("a")], 512, dispatch_timeout=30)
+    w.load("a")
+    hang(w)
+    w.load("a")
+    hang(w, b"bad")
+    w.load("a")
+    return w
+
+
+def refused(w: World) -> tuple[bytes, ...]:
+    """What the model's worker is told to refuse with the next request."""
+    w.ask("a")
+    last = [x for x in w.actions if isinstance(x, Dispatch)][-1]
+    w.settle()
+    return last.refuse
+
+
+def test_an_input_that_hangs_a_second_process_is_refused_from_then_on() -> None:
+    w = World([model("a")], 512, dispatch_timeout=30)
+    w.load("a")
+    assert hang(w)[1] is False, "nothing is hashed on the normal path"
+    w.load("a")
+    asked, suspect = hang(w, b"bad")
+    assert suspect, "the same input may come again"
+    assert w.code(asked) == "deadline_exceeded", "answered long before the process was known to hang"
+    w.load("a")
+    assert refused(w) == (b"bad",)
+
+
+def test_the_answer_says_that_the_input_is_refused_from_then_on() -> None:
+    w = World([model("a")], 512, dispatch_timeout=30)
+    w.load("a")
+    hang(w)
+    w.load("a")
+    asked = w.ask("a")
+    w.says("a", b"bad")
+    w.wait(31)
+    assert w.code(asked) == "worker_hung"
+    assert "the same input will be refused from now on" in w.answer(asked).message
+
+
+def test_after_a_hang_those_in_the_queue_and_those_who_come_are_suspects_for_a_while() -> None:
+    w = World([model("a")], 512, dispatch_timeout=30, max_batch=4)
+    w.load("a")
+    w.ask("a")
+    for _ in range(2):
+        w.ask("a", client=b"queued")
+    w.wait(31)
+    w.gone("a")
+    w.settle()
+    w.ask("a")
+    w.settle()
+    sent = [x for x in w.actions if isinstance(x, Dispatch)][-3:]
+    assert [(len(x.batch), x.suspect) for x in sent] == [(1, True)] * 3
+    w.wait(300.0)
+    w.load("a")
+    w.ask("a")
+    w.settle()
+    assert not [x for x in w.actions if isinstance(x, Dispatch)][-1].suspect
+
+
+def test_a_model_is_wary_of_so_many_requests_after_a_hang_and_no_more() -> None:
+    w = World([model("a")], 512, dispatch_timeout=30)
+    w.load("a")
+    hang(w)
+    w.load("a")
+    for _ in range(250):
+        w.ask("a")
+        w.settle()
+    sent = [x for x in w.actions if isinstance(x, Dispatch)]
+    assert 190 <= sum(x.suspect for x in sent) <= 200
+    assert not sent[-1].suspect
+
+
+def test_an_unload_lifts_the_quarantine() -> None:
+    w = hung_twice()
+    assert refused(w) == (b"bad",)
+    w.unload("a")
+    w.settle()
+    w.load("a")
+    assert refused(w) == ()
+
+
+def test_an_unload_of_a_model_that_is_not_loaded_lifts_it_too_and_one_that_is_refused_does_not() -> None:
+    w = hung_twice()
+    lease = w.lease("a")
+    assert w.code(w.unload("a")) == "model_in_use"
+    w.release(w.granted(lease))
+    assert refused(w) == (b"bad",)
+    w.cleanup()
+    w.settle()
+    w.unload("a")
+    w.load("a")
+    assert refused(w) == ()
+
+
+def test_other_weights_or_another_adapter_lift_the_quarantine_and_the_back_off() -> None:
+    w = hung_twice()
+    w.emit(Remembered("a", "first", {}))
+    assert refused(w) == (b"bad",), "it is only now known which they are"
+    w.emit(Remembered("a", "second", {}))
+    assert refused(w) == ()
+    w.cleanup()
+    w.settle()
+    w.preload("a")
+    w.load_fails("a")
+    w.settle()
+    assert w.code(w.ask("a")) == "load_failed"
+    w.emit(Remembered("a", "third", {}))
+    asked = w.ask("a")
+    w.settle()
+    assert w.code(asked) == "ok", "at once"
 
 
 def test_the_watch_counts_from_each_dispatch() -> None:

@@ -203,7 +203,7 @@ def test_an_input_that_killed_two_processes_is_refused_by_all_workers() -> None:
     w.says("hot", b"bad")
     w.exits("hot")
     assert w.code(bad) == "worker_crashed"
-    assert list(w.s.models["hot"].quarantine) == [b"bad"]
+    assert list(w.s.models["hot"].quarantine.refused) == [b"bad"]
     w.settle()
     w.load("hot")
     for _ in range(8):

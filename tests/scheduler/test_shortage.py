@@ -270,7 +270,7 @@ def test_a_request_whose_process_was_ended_for_want_of_memory_gets_a_larger_one(
     w.exits("a", starved=True)
     assert w.code(asked) == "out_of_memory"
     assert not w.answer(asked).retryable, "it has cost two processes"
-    assert w.s.models["a"].quarantine == {b"digest": None}
+    assert w.s.models["a"].quarantine.refused == {b"digest": None}
 
 
 # ---------------------------------------------------------------- batches
