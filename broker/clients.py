@@ -14,6 +14,8 @@ import zmq
 
 from broker.crew import Crew
 from broker.handoff import Line
+from broker.keyring import curve_key
+from broker.roles import Roles
 from broker.states import (
     Answer,
     Asked,
@@ -43,7 +45,7 @@ LONGEST_REQUEST_S = 24 * 3600.0
 class Session:
     """A client. Without a `line` it lives by its messages (see `protocol.SESSION_TTL_S`)."""
 
-    __slots__ = ("client", "heard", "key", "line", "pid", "results")
+    __slots__ = ("client", "curve_key", "heard", "key", "line", "pid", "results")
 
     def __init__(self, key: bytes, pid: int, client: str, now: float) -> None:
         self.key = key
@@ -51,7 +53,13 @@ class Session:
         self.client = client
         self.heard = now
         self.line: Line | None = None
+        self.curve_key = ""  # with tcp://
         self.results: set[tuple[int, int]] = set()  # (arena, offset) of workers' slots that it looks at
+
+    @property
+    def uid(self) -> int | None:
+        """The user behind its lifeline, as the kernel knows it."""
+        return self.line.uid if self.line is not None else None
 
 
 class _Route(msgspec.Struct, eq=False):
@@ -69,6 +77,7 @@ class Clients(Crew):
         super().__init__(config, endpoint_given)
         self.views = Views(self.scheduler, self.gauge, self.copies)
         self.boot = secrets.token_hex(8)
+        self.roles = Roles(self.keyring, bool(config.broker.group))
         self._sessions: dict[bytes, Session] = {}
         self._spoken = self.door.by_identity
         self.door.has_session = lambda identity: identity[: protocol.SESSION_BYTES] in self._sessions
@@ -119,12 +128,14 @@ class Clients(Crew):
             self._to_client(identity, protocol.Error(0, e.code, str(e)[: protocol.MAX_TEXT]))
             return
         if type(message) is protocol.Hello:
-            self._hello(identity, message)
+            self._hello(identity, message, source)
             return
         session = self._sessions.get(identity[: protocol.SESSION_BYTES])
         if session is None:
             rid = getattr(message, "rid", 0)
-            if rid:
+            if self._is_revoked(source):
+                self._cut(identity)
+            elif rid:
                 self._to_client(
                     identity,
                     protocol.Error(rid, "broker_unreachable", protocol.UNKNOWN_SESSION, True),
@@ -149,11 +160,28 @@ class Clients(Crew):
         if self._nonsense <= NONSENSE_LOGGED:
             log.warning(text, *what)
 
-    def _hello(self, identity: bytes, message: protocol.Hello) -> None:
+    def _is_revoked(self, source: Any) -> bool:
+        """Whether it came by a connection of a client whose CURVE key was taken away since."""
+        return self.keyring is not None and bool(key := curve_key(source)) and key not in self.keyring.clients
+
+    def _cut(self, prefix: bytes) -> None:
+        """Ends the connections whose routing ids begin so."""
+        for identity, peer in list(self._spoken.items()):
+            if identity.startswith(prefix):
+                self.door.cut(peer)
+
+    def _hello(self, identity: bytes, message: protocol.Hello, source: Any) -> None:
+        if self._is_revoked(source):
+            self._cut(identity)
+            return
         key = message.session
         if len(key) != protocol.SESSION_BYTES or not identity.startswith(key):
             text = f"a session key has {protocol.SESSION_BYTES} bytes and begins the socket's routing id"
             self._to_client(identity, protocol.Error(0, "protocol_mismatch", text))
+            return
+        own = curve_key(source) if self.keyring is not None else ""
+        if key in self._sessions and self._sessions[key].curve_key != own:
+            self._to_client(identity, protocol.Error(0, "access_denied", "that session is another client's"))
             return
         if key not in self._sessions:
             if len(self._sessions) >= self.shares.sessions:
@@ -161,7 +189,8 @@ class Clients(Crew):
                 self._to_client(identity, protocol.Error(0, QueueFull.code, text, True, FULL_RETRY_S))
                 self.door.refuse(identity)
                 return
-            self._sessions[key] = Session(key, message.pid, message.client[:80], time.monotonic())
+            session = self._sessions[key] = Session(key, message.pid, message.client[:80], time.monotonic())
+            session.curve_key = own
         handoff = None if self.config.endpoint.startswith("tcp://") else self.place.handoff
         self._to_client(identity, protocol.Welcome(handoff, self.handoff.limit, self.boot))
 
@@ -237,9 +266,11 @@ class Clients(Crew):
             self._to_client(identity, protocol.Value(m.rid))
 
     def _unload(self, identity: bytes, session: Session, m: protocol.Unload, _: list[bytes]) -> None:
+        self.roles.require(session, "unload")
         self._ask(identity, session, m.rid, m.model, Kind.UNLOAD, m.timeout_ms)
 
     def _pin(self, identity: bytes, session: Session, m: protocol.Pin, _: list[bytes]) -> None:
+        self.roles.require(session, "pin" if m.on else "unpin")
         model = self.scheduler.models.get(m.model)
         if model is None or model.removed:
             raise ModelNotFound(self.scheduler.no_such_model(m.model[:64]))
@@ -247,9 +278,11 @@ class Clients(Crew):
         self._to_client(identity, protocol.Value(m.rid))
 
     def _reload(self, identity: bytes, session: Session, m: protocol.Reload, _: list[bytes]) -> None:
+        self.roles.require(session, "reload")
         self._to_client(identity, protocol.Value(m.rid, self.reload()))
 
     def _cleanup_idle(self, identity: bytes, session: Session, m: protocol.CleanupIdle, _: list[bytes]) -> None:
+        self.roles.require(session, "cleanup_idle_models")
         if not 0 <= m.idle_seconds < math.inf:
             raise InvalidInput(f"idle_seconds: {m.idle_seconds} is not a number of seconds")
         names = self.scheduler.idle_models(m.idle_seconds, time.monotonic())
@@ -271,7 +304,7 @@ class Clients(Crew):
         elif m.what == "ps":
             value = self.views.processes(self._workers)
         elif m.what == "explain":
-            value = self.views.explain(m.model)
+            value = self.views.explain(m.model, None if self.roles.is_operator(session) else session.key)
         elif m.what == "enrich":
             value = self.views.enrich(self.config)
         else:
@@ -344,6 +377,19 @@ class Clients(Crew):
         self._route_out(a.request)
 
     # ------------------------------------------------------------ when they go
+
+    def _reread_keys(self) -> list[str]:
+        """The CURVE keys as they are now; the sessions of those that were taken away end. Raises ConfigError."""
+        if self.keyring is None:
+            return []
+        told = self.keyring.read()
+        for line in told:
+            log.info("%s", line)
+        for session in list(self._sessions.values()):
+            if session.curve_key and session.curve_key not in self.keyring.clients:
+                self._end_session(session)
+                self._cut(session.key)
+        return told
 
     def _end_session(self, session: Session) -> None:
         if self._sessions.pop(session.key, None) is None:

@@ -21,6 +21,8 @@ from collections.abc import Callable
 from broker import listening
 from broker.listening import Identity, identity
 from broker.signpost import Signpost
+from zoo import lifeline
+from zoo.address import user_id
 from zoo.config import default_endpoint, default_endpoints
 from zoo.errors import ConfigError
 
@@ -55,6 +57,10 @@ class Place:
         made = listening.listen(path, kind, BACKLOG, self.gid)
         self._bound[path] = identity(path)
         return made
+
+    def admits(self, sock: socket.socket) -> bool:
+        """Whether the process at the other end of a Unix socket may be a client."""
+        return lifeline.is_own(sock) or (self.gid is not None and lifeline.is_in_group(sock, self.gid))
 
     def hide(self) -> None:
         """Takes the front socket's name away: who is connected stays so, others wait until `reveal`."""
@@ -191,15 +197,18 @@ class Lock:
         os.close(self._fd)
 
 
-def claim(endpoint: str, group: str = "") -> Place:
+def claim(endpoint: str, group: str = "", user: str = "") -> Place:
     """Takes an endpoint for this process.
 
     Args:
         group: the Unix group whose members may connect too.
+        user: the account that clients expect the broker to have; "" is any.
 
     Raises:
-        ConfigError: another broker serves it, or its folder cannot be used.
+        ConfigError: another broker serves it, its folder cannot be used, or this process is not that user's.
     """
+    if user and user_id(user) != os.geteuid():
+        raise ConfigError(f"broker.user is {user!r}, but this process is user {os.geteuid()}'s: start it as {user}")
     if endpoint.startswith("ipc://"):
         path = front = os.path.abspath(endpoint.removeprefix("ipc://"))
     else:  # workers and lifelines are local all the same, under a name that a broker after a killed one finds again

@@ -94,6 +94,7 @@ class Handoff:
         arena_limit_bytes: int,
         listen: Callable[[str], socket.socket] | None = None,
         shares: Shares = UNDIVIDED,
+        admits: Callable[[socket.socket], bool] = lifeline.is_own,
     ) -> None:
         self.path = path
         self.limit = arena_limit_bytes
@@ -105,6 +106,7 @@ class Handoff:
         self.arenas: dict[int, Arena] = {}
         self._ids = itertools.count(1)
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._admits = admits
         self._listen = listen or (lambda path: listening.listen(path, socket.SOCK_SEQPACKET, BACKLOG))
         self._listener = self._listen(path)
 
@@ -118,7 +120,7 @@ class Handoff:
         return self._listener.fileno()
 
     def accept(self) -> Iterator[Line]:
-        """New connections, of this user's processes only."""
+        """New connections, of the processes of this user, of root, and of those that `admits` lets in."""
         for _ in range(BURST):
             if self.is_crowded:
                 return
@@ -133,7 +135,7 @@ class Handoff:
                 continue
             sock.setblocking(False)
             line = Line(sock)
-            if line.uid not in (os.getuid(), 0):
+            if not self._admits(sock):
                 line.send(protocol.LifelineRefused("access_denied", "this broker serves another user"))
                 sock.close()
                 continue

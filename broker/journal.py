@@ -26,6 +26,7 @@ class Turned(msgspec.Struct):
     at: float
     model: str
     refusal: Refuse
+    session: bytes
 
 
 class Journal:

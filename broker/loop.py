@@ -17,9 +17,10 @@ from typing import Any
 
 import zmq
 
-from broker import descriptors, endpoint, keyring, meters
+from broker import descriptors, endpoint, meters
 from broker.door import Door
 from broker.handoff import Handoff
+from broker.keyring import Keyring
 from broker.ledger import Device
 from broker.scheduler import Scheduler
 from broker.states import Event, Stop
@@ -82,17 +83,18 @@ class Loop:
         self._stop = False
         self._actions: dict[type, Callable[[Any], None]] = {Stop: self._do_stop}
         self._watch: dict[int, Callable[[], object]] = {}
-        self.place = endpoint.claim(config.endpoint)
+        self.keyring = Keyring(config.resolve(config.broker.curve_dir)) if config.broker.curve_dir else None
+        self.place = endpoint.claim(config.endpoint, config.broker.group, config.broker.user)
         self._context = zmq.Context()
         try:
             self._front = self._router(config.endpoint)
             limit = config.broker.arena_limit_mb << 20
-            self.handoff = Handoff(
-                self.place.handoff, limit, lambda path: self.place.listen(path, socket.SOCK_SEQPACKET), self.shares
-            )
-        except OSError as e:  # zmq.ZMQError is none
+            self.handoff = Handoff(self.place.handoff, limit, self._lifelines, self.shares, self.place.admits)
+        except (OSError, ConfigError) as e:  # zmq.ZMQError is neither
             self.place.release()
-            raise ConfigError(f"cannot listen on {config.endpoint}: {e}") from None
+            raise ConfigError(
+                str(e) if isinstance(e, ConfigError) else f"cannot listen on {config.endpoint}: {e}"
+            ) from None
         self._epoll = select.epoll()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -110,7 +112,8 @@ class Loop:
         sock.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES)
         sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if where.startswith("tcp://"):
-            keyring.secure(self._context, sock, self.config.resolve(self.config.broker.curve_dir))
+            assert self.keyring is not None  # see `parse_config`
+            self.keyring.guard(self._context, sock)
         self.door = Door(self._context, sock, self.shares.front, self.shares.sockets)  # before it is bound
         self._bind(sock, where)
         self.door.open()
@@ -181,7 +184,8 @@ class Loop:
     def _close_loop(self) -> None:
         self.door.close()
         self._front.close()
-        keyring.stop_security(self._context)
+        if self.keyring is not None:
+            self.keyring.stop()
         self._context.term()
         self._epoll.close()
         os.close(self._wake_read)

@@ -164,7 +164,7 @@ class Scheduler(Reports):
             refusal = self._why_not(e, model, now)
             if refusal is not None:
                 self._tell_refusal(refusal, model, now)
-                self.journal.add(Turned(e.request, now, e.model, refusal))
+                self.journal.add(Turned(e.request, now, e.model, refusal, e.session))
                 self._out.append(refusal)
                 return
         assert model is not None
@@ -399,6 +399,15 @@ class Scheduler(Reports):
         """The last decisions; of one model, also what became of its requests that had to wait or were refused."""
         lines = self.story.about(model)
         return lines if model is None else sorted([*lines, *self.journal.about(model)], key=lambda line: line.at)
+
+    def decisions(self, model: str | None = None) -> list[Line]:
+        """The last decisions that are about no single request."""
+        return [line for line in self.story.about(model) if "request" not in line.fields]
+
+    def session_of(self, number: int) -> bytes | None:
+        """Whose a request is that `explain_request` knows."""
+        request = self.requests.get(number) or self.journal.find(number)
+        return request.session if request is not None else None
 
     def explain_request(self, number: int) -> list[Line] | None:
         """The story of a request that is under way, or one of the last; None when it is neither."""

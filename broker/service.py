@@ -149,8 +149,9 @@ class Service(Clients):
             raise ConfigError("this broker was started without a config.toml: there is nothing to read again")
         read = self._with_endpoint(load_config(self.config.file))
         found = changes.compare(self.config, read, self.editions.take_edited(read.models))
+        told = self._reread_keys()
         if not found.lines:
-            return []
+            return told
         self.config = found.config
         broker, budgets = self.config.broker, {d.name: d.budget_gb * MB_PER_GB for d in self.config.devices}
         if not budgets:
@@ -162,7 +163,7 @@ class Service(Clients):
         for name in list(self.scheduler.models):
             if self.scheduler.is_cold(name):
                 self._recall(name)
-        return found.text()
+        return found.text() + told
 
     # ------------------------------------------------------------ lifelines
 

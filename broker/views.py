@@ -22,7 +22,7 @@ from broker.scheduler import Scheduler
 from broker.story import Line
 from zoo import catalogue
 from zoo.config import ZooConfig
-from zoo.errors import InvalidInput, ModelNotFound
+from zoo.errors import AccessDenied, InvalidInput, ModelNotFound
 
 MOST_DIGITS, MOST_NAME = 20, 64
 
@@ -91,15 +91,23 @@ class Views:
             row["last_used"] = self._at(row["last_used"])
         return rows
 
-    def explain(self, about: str | None) -> list[str]:
-        """`about`: a model, or the number of a request."""
+    def explain(self, about: str | None, only: bytes | None = None) -> list[str]:
+        """`about`: a model, or the number of a request. `only`: leave out the requests of all other sessions.
+
+        Raises:
+            InvalidInput, ModelNotFound: there is none such. AccessDenied: it is a request of another session.
+        """
         lines: list[Line] | None
         if about is None or about in self._scheduler.models:
-            lines = self._scheduler.explain(about)
+            lines = self._scheduler.explain(about) if only is None else self._scheduler.decisions(about)
         elif about.isdecimal() and len(about) < MOST_DIGITS:
+            if only is not None and self._scheduler.session_of(int(about)) not in (None, only):
+                raise AccessDenied(f"request {about} is another client's; it is explained to operators")
             lines = self._scheduler.explain_request(int(about))
             if lines is None:
                 raise InvalidInput(f"request: {about} is not under way, nor one of the last {KEEP} that were")
+            if only is not None:
+                lines = [line for line in lines if line.fields.get("request", int(about)) == int(about)]
         else:
             raise ModelNotFound(self._scheduler.no_such_model(about[:MOST_NAME]))
         return [f"{self._clock(line.at)} {line.model + ': ' if line.model else ''}{line.text}" for line in lines]

@@ -1,8 +1,12 @@
 """`python -m zoo.curve DIR`: the CURVE keys that tcp:// needs. Never touches a key that is there.
 
-DIR/server.key_secret is the broker's (`curve_dir` in config.toml), DIR/client.key_secret the clients' (with
-`$ZOO_CURVE_DIR`), and DIR/clients holds the public keys of those who may connect. A machine that runs only
-clients needs server.key, client.key and client.key_secret; never give it server.key_secret.
+The broker keeps DIR (`curve_dir` in config.toml). A client's machine gets three files of it, in a folder that
+$ZOO_CURVE_DIR names there: server.key, client.key and client.key_secret. Never give it server.key_secret: with that,
+another could answer in the broker's place.
+
+DIR/clients holds the public keys (NAME.key) of the clients that may connect: one for each machine, made there with
+`python -m zoo.curve`, can be taken away again by itself. Where a folder DIR/operators exists, only the keys in it may
+pin, unload, clean up and reload. `zoo reload`, or SIGHUP, reads both folders again.
 """
 
 from __future__ import annotations
@@ -10,11 +14,44 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import struct
 import sys
 from pathlib import Path
 
 import zmq
 import zmq.auth
+from zmq.utils import z85
+
+from zoo.files import read_regular
+
+MAX_KEY_FILE = 64 << 10
+
+
+def read_key(file: str | os.PathLike[str]) -> tuple[bytes, bytes | None]:
+    """The public key of a file, and the secret one if it is there, both as the 40 characters of Z85.
+
+    Raises:
+        OSError: it cannot be read. ValueError: there is no key in it.
+    """
+    found: dict[bytes, bytes] = {}
+    for line in read_regular(file, MAX_KEY_FILE).splitlines():
+        name, equals, value = line.partition(b"=")
+        if equals and not line.lstrip().startswith(b"#"):
+            found.setdefault(name.strip(), value.strip(b" \t\r'\""))
+    public, secret = found.get(b"public-key"), found.get(b"secret-key")
+    if public is None:
+        raise ValueError(f"{os.fspath(file)} holds no public key")
+    for key in (public, secret):
+        if key is not None and not _is_key(key):
+            raise ValueError(f"{os.fspath(file)} holds a key that is not 40 characters of Z85")
+    return public, secret
+
+
+def _is_key(key: bytes) -> bool:
+    try:
+        return len(key) == 40 and len(z85.decode(key)) == 32
+    except (KeyError, ValueError, struct.error):
+        return False
 
 
 def make_keys(folder: Path) -> list[Path]:
@@ -52,7 +89,9 @@ def make_keys(folder: Path) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m zoo.curve", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m zoo.curve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dir", type=Path, metavar="DIR", help="folder for the keys; it is made private (0700)")
     folder: Path = parser.parse_args(argv).dir
     try:
@@ -64,7 +103,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"made {file}")
     if not made:
         print(f"{folder} has its keys already; nothing was changed")
-    print(f'broker: curve_dir = "{folder}" in config.toml     clients: export ZOO_CURVE_DIR={folder}')
+    print(f'broker: curve_dir = "{folder}" in config.toml; clients on this machine: export ZOO_CURVE_DIR={folder}')
+    print("another machine's clients get server.key, client.key and client.key_secret; never server.key_secret")
     return 0
 
 

@@ -24,11 +24,11 @@ from typing import Any
 
 import numpy as np
 import zmq
-import zmq.auth
 
 from zoo import arena, frames, lifeline, payload, peers, protocol
 from zoo.address import Address, find_address
 from zoo.config import ModelPriority, endpoint_problem
+from zoo.curve import read_key
 from zoo.errors import AccessDenied, BrokerUnreachable, InvalidInput, ProtocolMismatch, QueueFull, ZooError
 
 _MEDIUM = int(ModelPriority.MEDIUM)
@@ -462,8 +462,8 @@ def configure(sock: Any, identity: bytes, endpoint: str) -> None:
         if not folder:
             raise AccessDenied("tcp:// needs CURVE keys: set ZOO_CURVE_DIR (see `python -m zoo.curve --help`)")
         try:
-            server, _ = zmq.auth.load_certificate(os.path.join(folder, "server.key"))
-            public, secret = zmq.auth.load_certificate(os.path.join(folder, "client.key_secret"))
+            server, _ = read_key(os.path.join(folder, "server.key"))
+            public, secret = read_key(os.path.join(folder, "client.key_secret"))
         except (OSError, ValueError) as e:
             raise AccessDenied(f"the CURVE keys in {folder} cannot be used: {e}") from None
         if secret is None:
