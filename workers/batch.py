@@ -37,6 +37,11 @@ class Task:
         self.error: tuple[str, str] | None = None
         self.short: protocol.Shortage | None = None
 
+    def done(self) -> None:
+        """Lets go of what it held: the answer is packed."""
+        self.given = inputs.Given([], None)
+        self.answers = []
+
     def fail(self, error: Exception, model: str, device: str) -> None:
         """Takes note of what went wrong with which model; what is no error of the zoo's is a bug of the adapter's."""
         self.short = memory.shortage(error, device)

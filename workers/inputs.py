@@ -1,29 +1,28 @@
-"""From a request body to what an adapter sees: frames found, checked, decoded, put in RGB order and cropped.
+"""From a request body to what an adapter sees: frames found, checked, decoded (`encoded.py`), in RGB order, cropped.
 
 Nothing is copied on the way but the pixels of an encoded image: crops and colour order are views.
 """
 
 from __future__ import annotations
 
-import io
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
+from workers import encoded
 from workers.models.base import Input, Spec
 from zoo import arena, payload
 from zoo.boxes import MAX_BOXES, crop_box
 from zoo.errors import InvalidInput
 from zoo.launch import Launch
 
-MAX_SIDE = 16384
-MAX_PIXELS = 1 << 26  # 67 million: an 8K frame is half of it
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # not EPS and the like, which start other programs
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+class Wait(Exception):
+    """Not an error: this request's pictures are to be decoded when those before it are done with."""
 
 
 class Given(NamedTuple):
@@ -72,28 +71,50 @@ def spec(launch: Launch) -> Spec:
     )
 
 
-def read(body: payload.InferBody, buffers: list[bytes], find: Callable[[int], arena.MappedArena]) -> Given:
-    """What the adapter gets.
+def read(
+    body: payload.InferBody,
+    buffers: list[bytes],
+    find: Callable[[int], arena.MappedArena],
+    *,
+    room: int | None = None,
+    max_frames: int | None = None,
+) -> Given:
+    """What the adapter gets. Nothing is decoded before it is known what all of it will take.
+
+    Args:
+        room: pixels that may be decoded now; None for as many as a request may have.
+        max_frames: that the model takes.
 
     Raises:
-        InvalidInput: naming the field; see `_frame`, `crop_box` and `payload.view`.
+        InvalidInput: naming the field; see `_frame`, `crop_box`, `encoded.Encoded` and `payload.view`.
+        Wait: to decode it takes more than `room`.
     """
     if not body.frames:
         raise InvalidInput("frame: the request holds none")
-    frames = [_frame(frame, buffers, find) for frame in body.frames]
+    if max_frames is not None and len(body.frames) > max_frames:
+        most = "one image" if max_frames == 1 else f"at most {max_frames} frames"
+        raise InvalidInput(f"frame: this model takes {most}, got a video of {len(body.frames)} frames")
+    if body.boxes is not None and len(body.frames) != 1:
+        raise InvalidInput("boxes: they go with a single frame, not with a video")
+    if body.boxes is not None and len(body.boxes) > MAX_BOXES:
+        raise InvalidInput(f"boxes: {len(body.boxes)} of them, at most {MAX_BOXES} are taken")
+    frames = _decoded([_frame(frame, buffers, find) for frame in body.frames], body, room)
     if body.boxes is None:
         return Given([Input(frames[0], body.options, frames)], None)
-    if len(frames) != 1:
-        raise InvalidInput("boxes: they go with a single frame, not with a video")
-    if len(body.boxes) > MAX_BOXES:
-        raise InvalidInput(f"boxes: {len(body.boxes)} of them, at most {MAX_BOXES} are taken")
     whole = frames[0]
     if whole.ndim < 2:
         raise InvalidInput(f"boxes: a frame of shape {whole.shape} cannot be cropped")
     items: list[Input] = []
     corners: list[tuple[float, float]] = []
+    pixels = 0
     for i, box in enumerate(body.boxes):
         x1, y1, x2, y2 = bounds = crop_box(box, whole.shape[1], whole.shape[0], i)
+        pixels += (x2 - x1) * (y2 - y1)
+        if pixels > encoded.MAX_REQUEST_PIXELS:  # a model copies what it is to scale
+            raise InvalidInput(
+                f"boxes: the first {i + 1} have {pixels} pixels together; at most {encoded.MAX_REQUEST_PIXELS} are "
+                "taken in one request"
+            )
         items.append(Input(whole[y1:y2, x1:x2], body.options, whole=whole, box=bounds))
         corners.append((float(x1), float(y1)))
     return Given(items, corners)
@@ -109,11 +130,11 @@ def _frame(frame: payload.Frame, buffers: list[bytes], find: Callable[[int], are
         shared = find(frame.arena)
         array = payload.view(shared.memory, shared.size, frame.offset, frame.shape, frame.dtype)
     if frame.color == "encoded":
-        return decode(array)
+        return array
     if array.size == 0:
         raise InvalidInput(f"frame: it is empty, shape {array.shape}")
     if array.ndim == 3 and array.dtype == np.uint8:
-        _check_size(array.shape[1], array.shape[0])
+        encoded.check_size(array.shape[1], array.shape[0])
         if frame.color == "bgr" and array.shape[2] == 3:
             return array[..., ::-1]
     if frame.color not in ("rgb", "bgr"):
@@ -121,43 +142,40 @@ def _frame(frame: payload.Frame, buffers: list[bytes], find: Callable[[int], are
     return array
 
 
-def decode(encoded: np.ndarray) -> np.ndarray:
-    """A picture in one of `FORMATS` as HxWx3 RGB uint8, turned upright as its EXIF says; of several, the first.
-
-    Grey is repeated, a palette looked up, CMYK converted without its profile, transparency dropped. Of 16 bits the
-    upper 8 are kept: Pillow does so itself where there are colours, and cuts off at 255 where there are none.
-
-    Raises:
-        InvalidInput: not such a picture, cut off, too large, or of numbers without a common range.
-    """
-    try:
-        image = Image.open(io.BytesIO(encoded.tobytes()), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise InvalidInput(f"frame: the encoded image is too large; at most {MAX_PIXELS} pixels are taken") from None
-    except Exception:  # not Pillow's own where ultralytics is loaded: it puts its hand in between
-        raise InvalidInput(f"frame: not an image, or damaged: these bytes are none of {', '.join(FORMATS)}") from None
-    _check_size(*image.size)
-    try:
-        with image:
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I;16"):
-                upper = (np.asarray(image) >> 8).astype(np.uint8)
-                array = np.repeat(upper[..., np.newaxis], 3, axis=2)
-            elif image.mode in ("I", "F"):
-                raise InvalidInput("frame: the encoded image has 32 bits per channel; 8 and 16 are taken")
-            else:
-                image.info.pop("transparency", None)  # dropped without the warning
-                array = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-    except InvalidInput:
-        raise
-    except Exception as e:  # Pillow's plugins meet damaged data with whatever it leads them to
-        raise InvalidInput(f"frame: the encoded image cannot be read: {type(e).__name__}: {e}") from None
-    array.flags.writeable = False
-    return array
-
-
-def _check_size(width: int, height: int) -> None:
-    if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+def _decoded(found: list[np.ndarray], body: payload.InferBody, room: int | None) -> list[np.ndarray]:
+    """The frames, those that are encoded decoded."""
+    which = [i for i, frame in enumerate(body.frames) if frame.color == "encoded"]
+    if not which:
+        return found
+    if (size := sum(found[i].nbytes for i in which)) > encoded.MAX_REQUEST_BYTES:
         raise InvalidInput(
-            f"frame: {width}x{height} pixels; at most {MAX_SIDE} a side and {MAX_PIXELS} in all are taken"
+            f"frame: {size >> 20} MB of encoded images; at most {encoded.MAX_REQUEST_BYTES >> 20} MB are taken in one "
+            "request"
         )
+    pictures = {i: encoded.Encoded(found[i].tobytes()) for i in which}
+    pixels = sum(picture.pixels for picture in pictures.values())
+    if pixels > encoded.MAX_REQUEST_PIXELS:
+        raise InvalidInput(
+            f"frame: the {len(pictures)} encoded images have {pixels} pixels together; at most "
+            f"{encoded.MAX_REQUEST_PIXELS} are taken in one request"
+        )
+    if room is not None and pixels > room:
+        raise Wait
+    for i in which:
+        found[i] = pictures.pop(i).decode()
+    return found
+
+
+def pixels_of(given: Given) -> int:
+    """That a model has to look at; of what is no picture, a third of its numbers."""
+    if not given.items:
+        return 0
+    first = given.items[0]
+    frames = first.frames if first.box is None else [first.whole]
+    crops = sum(item.array.size for item in given.items if item.box is not None)
+    return (sum(math.prod(frame.shape) for frame in frames) + crops) // 3
+
+
+def decode(data: np.ndarray) -> np.ndarray:
+    """A picture in one of `encoded.FORMATS`: see `encoded.Encoded`, also for what it raises."""
+    return encoded.Encoded(data.tobytes()).decode()

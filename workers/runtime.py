@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 import msgspec
 import numpy as np
 
-from workers import copies, inputs
+from workers import copies, encoded, inputs
 from workers.batch import MAX_CAUSE, Task, cause, predict
 from workers.models import memory
 from workers.models.base import Model
@@ -270,26 +270,54 @@ class Worker:
         return self._channel.receive()
 
     def _answer(self, model: Model, growth: memory.Growth, dispatch: protocol.Dispatch, parts: list[bytes]) -> None:
-        tasks = [Task(job) for job in dispatch.jobs]
+        waiting: deque[tuple[Task, list[bytes]]] = deque()
         at = 1
-        for task in tasks:
-            self._read(task, dispatch, parts[at : at + task.job.parts])
-            at += task.job.parts
-        readable = [task for task in tasks if task.error is None]
-        halved = predict(model, self._launch.model, self._launch.device, readable) if readable else False
+        for job in dispatch.jobs:
+            waiting.append((Task(job), parts[at : at + job.parts]))
+            at += job.parts
+        halved = False
         outcomes: list[protocol.Outcome] = []
         bodies: list[bytes] = []
-        for task in tasks:
-            body, offsets = self._pack(task)
-            if task.error is not None:
-                outcomes.append(protocol.Outcome(task.job.id, (), *task.error, task.short))
-            else:
-                outcomes.append(protocol.Outcome(task.job.id, offsets))
-                bodies.append(body)
+        while waiting:
+            tasks = self._read_some(model, dispatch, waiting)
+            readable = [task for task in tasks if task.error is None]
+            if readable and predict(model, self._launch.model, self._launch.device, readable):
+                halved = True
+            for task in tasks:
+                body, offsets = self._pack(task)
+                if task.error is not None:
+                    outcomes.append(protocol.Outcome(task.job.id, (), *task.error, task.short))
+                else:
+                    outcomes.append(protocol.Outcome(task.job.id, offsets))
+                    bodies.append(body)
+                task.done()  # before more is decoded
         self._channel.send((protocol.pack(protocol.Done(tuple(outcomes), halved, growth.is_news())), *bodies))
 
-    def _read(self, task: Task, dispatch: protocol.Dispatch, parts: list[bytes]) -> None:
-        """Finds the request's frames; sees to it that no input is run that has killed before."""
+    def _read_some(
+        self, model: Model, dispatch: protocol.Dispatch, waiting: deque[tuple[Task, list[bytes]]]
+    ) -> list[Task]:
+        """As many of the requests that wait as may be decoded, and looked at by the model, at once; at least one."""
+        tasks: list[Task] = []
+        room = encoded.MAX_REQUEST_PIXELS
+        while waiting and room > 0:
+            task, parts = waiting[0]
+            try:
+                self._read(task, dispatch, parts, room if tasks else None, getattr(model, "max_frames", None))
+            except inputs.Wait:
+                break
+            waiting.popleft()
+            tasks.append(task)
+            room -= inputs.pixels_of(task.given)
+        return tasks
+
+    def _read(
+        self, task: Task, dispatch: protocol.Dispatch, parts: list[bytes], room: int | None, max_frames: int | None
+    ) -> None:
+        """Finds the request's frames; sees to it that no input is run that has killed before.
+
+        Raises:
+            inputs.Wait: there is no room for them now.
+        """
         job = task.job
 
         def find(number: int) -> arena.MappedArena:
@@ -302,7 +330,7 @@ class Worker:
             given = self._lifeline.recent.get(raw, job.arenas)
             if given is None:
                 body = payload.unpack_request(raw)
-                given = inputs.read(body, parts[1:], find)
+                given = inputs.read(body, parts[1:], find, room=room, max_frames=max_frames)
                 self._lifeline.recent.keep(raw, job.arenas, body, given)
             task.given = given
             if dispatch.suspect or dispatch.refuse:
@@ -311,6 +339,8 @@ class Worker:
                     raise Quarantined("this input killed two processes, or hung them, and is not run again")
                 if dispatch.suspect:
                     self._lifeline.say_digest(job.id, digest)
+        except inputs.Wait:
+            raise
         except Exception as e:
             task.fail(e, self._launch.model, self._launch.device)
 

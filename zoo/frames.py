@@ -16,6 +16,7 @@ from zoo import arena, payload, protocol
 from zoo.errors import InvalidInput
 
 COLORS = ("rgb", "bgr")
+TURNED = (5, 6, 7, 8)  # orientations of EXIF by which width and height change places; there are 1 to 8
 Boxes = Sequence[Sequence[float]] | np.ndarray
 Corners = tuple[tuple[float, float, float, float], ...]
 
@@ -262,7 +263,7 @@ def size_of(part: Any) -> tuple[float, float]:
         try:
             with Image.open(io.BytesIO(part)) as image:
                 # Of a TIFF, Pillow gives the size as it is going to be.
-                turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in TURNED
                 return (image.height, image.width) if turned else image.size
         except Exception:  # damaged data leads Pillow's plugins anywhere; what it means, the worker says
             return math.inf, math.inf

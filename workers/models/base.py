@@ -85,6 +85,8 @@ class Model(Protocol):
 
     An attribute `max_batch` (of the class, or set by `load`) says how many requests `predict` may get at once. Without
     it, 1: a batch is worth while only where several take hardly longer than one, for its first waits for its last.
+    An attribute `max_frames` says how many frames of a video it takes; more are refused before they are decoded.
+    Without it, as many as a request can have.
     """
 
     def load(self, spec: Spec, device: str) -> None:

@@ -40,6 +40,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ClipEmbedder:
     """One folder with config.json, preprocessor_config.json and model.safetensors, answering `Embedding`."""
 
+    max_frames = 1
+
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
         options = load_options(spec, Options)
@@ -110,6 +112,8 @@ class TransformersClip:
 
 class PromptClassifier:
     """A CLIP folder of either form, answering `Classification` over the prompts."""
+
+    max_frames = 1
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder or its tokenizer, LoadFailed when they cannot be served."""

@@ -49,6 +49,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PlateReader:
     """PP-OCR's three networks. `spec.path`, if any, is a folder with one *det*, one *cls* and one *rec* .onnx."""
 
+    max_frames = 1
+
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable when a network's file is not there, LoadFailed when it cannot be read."""
         folder = PACKAGED if spec.path is None else spec.path

@@ -36,6 +36,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PersonEmbedder:
     """Answers an `Embedding` of 512 numbers per crop of a person: the scalar product of two is their likeness."""
 
+    max_frames = 1
+
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without weights, LoadFailed when they are not trusted, damaged or of another kind."""
         options = load_options(spec, Options)

@@ -78,6 +78,8 @@ class _Package(BRISQUE):  # type: ignore[misc]
 class Brisque:
     """Answers `Quality`. `spec.path` is not used: the regressor is inside the package."""
 
+    max_frames = 1
+
     def load(self, spec: Spec, device: str) -> None:
         """Raises LoadFailed when the thresholds in config.toml make no sense."""
         self._configured = spec.options

@@ -45,6 +45,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Segmenter:
     """One folder with config.json, preprocessor_config.json and model.safetensors."""
 
+    max_frames = 1
+
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
         options = load_options(spec, Options)

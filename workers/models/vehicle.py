@@ -40,6 +40,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class VehicleClassifier:
     """Answers `Classification`."""
 
+    max_frames = 1
+
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without weights, LoadFailed when they are not trusted, damaged or of another kind,
         or the labels are not as many as the last layer has outputs.

@@ -28,6 +28,8 @@ class Options(Settings, frozen=True, forbid_unknown_fields=True):
 class Detector:
     """One checkpoint, answering `Detections` (with masks from a segmentation one) or `Keypoints`."""
 
+    max_frames = 1
+
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without weights, LoadFailed when they are not trusted, damaged or of another kind."""
         options = load_options(spec, Options)

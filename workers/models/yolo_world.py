@@ -58,6 +58,8 @@ class Options(Settings, frozen=True, forbid_unknown_fields=True):
 class OpenVocabularyDetector:
     """One YOLO-World checkpoint, answering `Detections`."""
 
+    max_frames = 1
+
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without weights, LoadFailed when they, or what makes vectors, cannot be served."""
         options = load_options(spec, Options)
