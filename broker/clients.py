@@ -13,6 +13,7 @@ import msgspec
 import zmq
 
 from broker.crew import Crew
+from broker.departed import Departed
 from broker.handoff import Line
 from broker.keyring import curve_key
 from broker.roles import Roles
@@ -82,6 +83,7 @@ class Clients(Crew):
         self._spoken = self.door.by_identity
         self.door.has_session = lambda identity: identity[: protocol.SESSION_BYTES] in self._sessions
         self.door.is_known = lambda pid: any(s.line is not None and s.pid == pid for s in list(self._sessions.values()))
+        self.departed = Departed()
         self._routes: dict[int, _Route] = {}
         self._by_route: dict[tuple[bytes, int], int] = {}
         self._next_request = 0
@@ -391,15 +393,21 @@ class Clients(Crew):
                 self._cut(session.key)
         return told
 
-    def _end_session(self, session: Session) -> None:
+    def _end_session(self, session: Session, gone: bool = False) -> None:
+        """Gives back all that was the session's; results that a process may still look at only if it is `gone`."""
         if self._sessions.pop(session.key, None) is None:
             return
         self._handle(SessionClosed(session.key))
-        for arena, offset in session.results:
+        line, session.line = session.line, None
+        results, session.results = session.results, set()
+        if line is not None and results and not gone:
+            self.departed.keep(session.key, results)
+            self.handoff.disown(line, self._still_read)
+            line.depart()
+            return
+        for arena, offset in results:
             self._free_result(arena, offset)
-        session.results.clear()
-        if session.line is not None:
-            line, session.line = session.line, None
+        if line is not None:
             self._close_line(line)
 
     def _still_read(self, session: bytes, arena: int) -> bool:

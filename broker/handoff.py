@@ -27,8 +27,17 @@ ATTACH_S = 10.0  # a connection that has not said who it is by then is closed
 MAX_UNSENT = 4096
 
 
+class Ended(ConnectionError):
+    """The other side has closed its end, or is gone."""
+
+
 class Line:
-    """One connection. `key` is empty until the other side has said who it is."""
+    """One connection. `key` is empty until the other side has said who it is.
+
+    Attributes:
+        cut: a client does not read what it is sent, and its session is to end.
+        departed: its session has ended; see `departed.py`.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -40,12 +49,23 @@ class Line:
         self.given: set[int] = set()  # other people's, that it was handed
         self.since = time.monotonic()
         self.unsent: deque[protocol.Message] = deque()
+        self.cut = False
+        self.departed = False
+
+    def depart(self) -> None:
+        """Nothing is sent any more, and the other side sees an end; what it gives back is still heard."""
+        self.departed = True
+        self.unsent.clear()
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
 
     def send(self, message: protocol.Message, fd: int | None = None) -> bool:
         """False when the other side is gone, or when it does not read and cannot be given a descriptor now.
 
         Messages without a descriptor wait for it (see `flush`), up to a limit past which it is cut off.
         """
+        if self.cut or self.departed:
+            return False
         try:
             if fd is None and self.unsent:
                 raise BlockingIOError
@@ -55,8 +75,10 @@ class Line:
                 return False
             self.unsent.append(message)
             if len(self.unsent) > MAX_UNSENT:
+                self.cut = self.role == "client"  # its results are not free yet: see `departed.py`
                 with contextlib.suppress(OSError):
-                    self.sock.shutdown(socket.SHUT_RDWR)  # the loop then meets its end-of-file
+                    how = socket.SHUT_WR if self.cut else socket.SHUT_RDWR  # the loop then meets its end-of-file
+                    self.sock.shutdown(how)
                 return False
         except OSError:
             return False
@@ -167,7 +189,8 @@ class Handoff:
         return [line for line in self._nameless.values() if now - line.since > patience]
 
     def receive(self, line: Line) -> Iterator[tuple[protocol.LifelineMessage, int | None]]:
-        """Packets that are there, not too many at once. Raises ConnectionError at the end, and for nonsense."""
+        """Packets that are there, not too many at once. Raises Ended at the end, ConnectionError for
+        nonsense."""
         for _ in range(BURST):
             try:
                 packet = lifeline.receive(line.sock, socket.MSG_DONTWAIT)
@@ -177,9 +200,9 @@ class Handoff:
                 line.send(protocol.LifelineRefused(e.code, str(e)))
                 raise ConnectionError(str(e)) from None
             except OSError as e:
-                raise ConnectionError(str(e)) from None
+                raise Ended(str(e)) from None
             if packet is None:
-                raise ConnectionError("end of file")
+                raise Ended("end of file")
             yield packet
 
     def attach(self, line: Line, message: protocol.LifelineAttach) -> bool:
@@ -231,17 +254,16 @@ class Handoff:
         found = self.arenas.get(number)
         return found is not None and found.owner == key
 
-    def close(self, line: Line, still_read: Callable[[bytes, int], bool] = lambda _key, _arena: False) -> None:
-        """Forgets a line and its arenas; whoever maps one is told that it will not be referred to again.
+    def cut_off(self) -> list[Line]:
+        """Lines of clients that do not read, whose sessions are to end."""
+        return [line for line in self.lines.values() if line.cut and not line.departed]
 
-        Args:
-            still_read: whether that line was sent something in that arena that it has not given back yet;
-                it is told when it has.
-        """
-        self._nameless.pop(line.fd, None)
+    def disown(self, line: Line, still_read: Callable[[bytes, int], bool]) -> None:
+        """Forgets the line's own arenas; whoever maps one is told that it will not be referred to again."""
         if line.role == "client":
             self._spare_arenas -= max(0, len(line.arenas) - 1)
-        for number in line.arenas:
+        while line.arenas:
+            number = line.arenas.pop()
             gone = self.arenas.pop(number)
             os.close(gone.fd)
             for key in gone.readers:
@@ -250,6 +272,16 @@ class Handoff:
                     reader.given.discard(number)
                     if not still_read(key, number):
                         reader.send(protocol.LifelineGone(number))
+
+    def close(self, line: Line, still_read: Callable[[bytes, int], bool] = lambda _key, _arena: False) -> None:
+        """Forgets a line and its arenas; whoever maps one is told that it will not be referred to again.
+
+        Args:
+            still_read: whether that line was sent something in that arena that it has not given back yet;
+                it is told when it has.
+        """
+        self._nameless.pop(line.fd, None)
+        self.disown(line, still_read)
         for number in line.given:
             if number in self.arenas:
                 self.arenas[number].readers.discard(line.key)

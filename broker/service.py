@@ -22,7 +22,7 @@ import zmq
 
 from broker import meters
 from broker.clients import Clients
-from broker.handoff import Line
+from broker.handoff import Ended, Line
 from broker.states import Reconfigured, ShutDown, Tick, WorkerSaid
 from zoo import changes, protocol, wire
 from zoo.config import MB_PER_GB, ZooConfig, load_config
@@ -103,6 +103,8 @@ class Service(Clients):
             self._refill()
             self._end_sessions(now)
             self._end_nameless(now)
+            for line in self.handoff.cut_off():
+                self._lost_line(line, gone=False)
             self.handoff.flush()
             self.place.keep(now, self._listen_again)
 
@@ -191,13 +193,17 @@ class Service(Clients):
         try:
             for message, fd in self.handoff.receive(line):
                 self._line_says(line, message, fd)
-        except ConnectionError:
-            self._lost_line(line)
+                if self.handoff.lines.get(line.fd) is not line:
+                    return
+        except ConnectionError as e:
+            self._lost_line(line, gone=isinstance(e, Ended))
 
     def _line_says(self, line: Line, message: protocol.LifelineMessage, fd: int | None) -> None:
         if fd is not None and type(message) not in CARRYING:
             os.close(fd)
-        if isinstance(message, protocol.LifelineAttach):
+        if line.departed:
+            self._departed_says(line, message, fd if type(message) in CARRYING else None)
+        elif isinstance(message, protocol.LifelineAttach):
             if not self._attach(line, message):
                 raise ConnectionError("refused")
             self._accept_again()
@@ -223,6 +229,10 @@ class Service(Clients):
                 self._free_result(message.id, message.offset)
                 if message.id not in self.handoff.arenas and not self._still_read(line.key, message.id):
                     line.send(protocol.LifelineGone(message.id))
+        elif isinstance(message, protocol.LifelineBye) and line.role == "client":
+            session = self._sessions.get(line.key)
+            if session is not None:
+                self._end_session(session)
         elif isinstance(message, protocol.LifelineFingerprint) and line.role == "worker":
             self._handle(WorkerSaid(self._by_key[line.key].number, message.id, message.digest[:64]))
 
@@ -243,10 +253,25 @@ class Service(Clients):
         worker.line = line
         return True
 
-    def _lost_line(self, line: Line) -> None:
+    def _departed_says(self, line: Line, message: protocol.LifelineMessage, fd: int | None) -> None:
+        if fd is not None:
+            os.close(fd)
+        if isinstance(message, protocol.LifelineReleased):
+            if self.departed.release(line.key, (message.id, message.offset)):
+                self._free_result(message.id, message.offset)
+            if self.departed.is_done(line.key):
+                self._lost_line(line, gone=True)
+
+    def _lost_line(self, line: Line, gone: bool) -> None:
+        """Its session, or its worker, has ended. `gone`: nobody is at the other end, so nobody looks at results."""
         session = self._sessions.get(line.key) if line.role == "client" else None
-        if session is not None and session.line is line:
-            self._end_session(session)
+        if line.departed:
+            if gone:
+                for arena, offset in self.departed.forget(line.key):
+                    self._free_result(arena, offset)
+                self._close_line(line)
+        elif session is not None and session.line is line:
+            self._end_session(session, gone=gone)
         else:
             if line.role == "worker" and (worker := self._by_key.get(line.key)) is not None:
                 worker.line = None  # its exit follows

@@ -14,19 +14,20 @@ import asyncio
 import contextlib
 import itertools
 import os
-import threading
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import zmq
 
-from zoo import arena, frames, protocol, session, wire
+from zoo import checks, depot, frames, protocol, session, wire
 from zoo.enrich import Plan, read_table
 from zoo.enrichment import Enrichment
 from zoo.errors import BrokerUnreachable, DeadlineExceeded, InvalidInput, ZooError
 from zoo.event import Event
 from zoo.frames import Boxes, Frame
+from zoo.link import Link
 
 BURST = 64  # answers taken in before other tasks have their turn
 ROOM_POLL_S = 0.002
@@ -39,8 +40,8 @@ class _Waiting(NamedTuple):
     """A request under way. The future gets the outcome, never an exception: nobody may be left to fetch it."""
 
     future: asyncio.Future[Any]
-    outgoing: frames.Outgoing | None
-    lease: bool
+    outgoing: frames.Outgoing | None = None
+    lease: AsyncLease | None = None
 
 
 class _Lost(NamedTuple):
@@ -52,12 +53,15 @@ class _Lost(NamedTuple):
 class _Channel:
     """The socket of one link, and who waits for what comes out of it."""
 
-    def __init__(self, link: session.Link, sock: zmq.Socket[bytes], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, link: Link, sock: zmq.Socket[bytes], loop: asyncio.AbstractEventLoop) -> None:
         self.link = link
+        self.loop = loop
         self.waiting: dict[int, _Waiting] = {}
         self._sock = sock
-        self._loop = loop
-        self._reader = session.Reader(link)
+        self._outbox = wire.Outbox(sock)
+        self._inbox = wire.Inbox(sock)
+        self._reader = session.Reader(link, self._inbox)
+        self._pid = os.getpid()
         self._fd: int = sock.getsockopt(zmq.FD)  # type: ignore[assignment]
         self._line_fd = link.fileno()
         self._ping: asyncio.TimerHandle | None = None
@@ -85,7 +89,7 @@ class _Channel:
 
     def _send(self, parts: tuple[Any, ...]) -> None:
         try:
-            wire.send(self._sock, parts)
+            self._outbox.send(parts)
         except zmq.Again:
             raise BrokerUnreachable("the broker does not take messages; too many are under way") from None
         except zmq.ZMQError as e:
@@ -101,15 +105,16 @@ class _Channel:
             if not self.open:
                 return
             try:
-                parts = wire.receive(self._sock, wire.NOBLOCK)
+                parts = self._inbox.peek(wire.NOBLOCK)
             except zmq.ZMQError:
                 return
             try:
                 self._take(protocol.unpack_from_broker(parts[0]), parts)
             except ZooError as e:  # the two sides do not understand each other
                 self.close(e)
+            self._inbox.done()
         if self.open:
-            self._loop.call_soon(self.drain)
+            self.loop.call_soon(self.drain)
 
     def _take(self, message: protocol.FromBroker, parts: list[bytes]) -> None:
         waiting = self.waiting.pop(getattr(message, "rid", 0), None)
@@ -121,10 +126,10 @@ class _Channel:
         outcome = self._reader.outcome(message, parts)
         if waiting.outgoing is not None:
             self.link.answered(message, waiting.outgoing)
+        if waiting.lease is not None and isinstance(message, protocol.Value):
+            waiting.lease.granted(self, message.value)  # it goes back with the lease, if nobody takes that
         if not waiting.future.done():
             waiting.future.set_result(outcome)
-        elif waiting.lease and isinstance(message, protocol.Value):
-            self.release(message.value)
         if self.link.dead:
             self.close(BrokerUnreachable("the broker does not know this session any more; try again"))
 
@@ -136,16 +141,12 @@ class _Channel:
                 continue
             if waiting.outgoing is not None:
                 self.link.hold(rid, waiting.outgoing)
-            if waiting.lease:
+            if waiting.lease is not None:
                 self.link.unwanted.add(rid)
             self._try(protocol.Cancel(rid))
 
-    def release(self, lease: int) -> None:
-        """Gives a lease back without waiting for the answer."""
-        self._try(protocol.Release(0, lease))
-
     def _say_alive(self) -> None:
-        self._ping = self._loop.call_later(protocol.PING_S, self._say_alive)
+        self._ping = self.loop.call_later(protocol.PING_S, self._say_alive)
         self._try(protocol.Ping())
 
     def _try(self, message: protocol.Message) -> None:
@@ -153,30 +154,45 @@ class _Channel:
         if self.open:
             with contextlib.suppress(BrokerUnreachable):
                 self._send((protocol.pack(message),))
-            self._loop.call_soon(self.drain)
+            self.loop.call_soon(self.drain)
 
     def close(self, why: ZooError) -> None:
         """Ends the link; whoever waits gets `why`."""
         if not self.open:
             return
-        self._loop.remove_reader(self._fd)
-        self._fd = -1
-        if self._line_fd >= 0:
-            self._loop.remove_reader(self._line_fd)
-        if self._ping is not None:
-            self._ping.cancel()
-            if not self.link.dead:
-                self._sock.setsockopt(zmq.LINGER, session.BYE_MS)
-                with contextlib.suppress(BrokerUnreachable):
-                    self._send((protocol.pack(protocol.Bye()),))
+        fd, self._fd = self._fd, -1
+        if self._pid != os.getpid():
+            self.waiting.clear()
+            return  # in the child of a fork: loop, socket and line are the parent's
+        if not self.loop.is_closed():
+            self.loop.remove_reader(fd)
+            if self._line_fd >= 0:
+                self.loop.remove_reader(self._line_fd)
+            if self._ping is not None:
+                self._ping.cancel()
+        if self._ping is not None and not self.link.dead:
+            self._sock.setsockopt(zmq.LINGER, session.BYE_MS)
+            with contextlib.suppress(BrokerUnreachable):
+                self._send((protocol.pack(protocol.Bye()),))
         self._sock.close()
         self.link.close()
         for waiting in self.waiting.values():
             if waiting.outgoing is not None:
                 waiting.outgoing.drop()
-            if not waiting.future.done():
+            if not waiting.future.done() and not self.loop.is_closed():
                 waiting.future.set_result(_Lost(why))
         self.waiting.clear()
+
+    def abandon(self) -> None:
+        """Ends the link of a client that is garbage; the collector may run in any thread."""
+        why = BrokerUnreachable("this client was dropped", retryable=False)
+        try:
+            if self._pid != os.getpid() or self.loop.is_closed():
+                self.close(why)
+            else:
+                self.loop.call_soon_threadsafe(self.close, why)
+        except RuntimeError:
+            self.close(why)  # the loop was closed just now
 
 
 class _Opening(Generic[T]):
@@ -201,24 +217,42 @@ class _Opening(Generic[T]):
 
 
 class AsyncLease:
-    """Keeps a model loaded: reference-counted, never evicted while held. Callable like `AsyncClient.infer`."""
+    """Keeps a model loaded: reference-counted, never evicted while held. Callable like `AsyncClient.infer`.
 
-    def __init__(self, client: AsyncClient, model: str, number: int, channel: _Channel) -> None:
+    What becomes of it when the broker is started again: see `Lease`.
+
+    Attributes:
+        model: its name.
+    """
+
+    def __init__(self, client: AsyncClient, model: str, keep_alive: float | None) -> None:
         self.model = model
         self._client = client
-        self._number = number
-        self._channel: _Channel | None = channel
+        self._keep_alive = keep_alive
+        self._grant: tuple[_Channel, int] | None = None  # where it was granted, and its number there
+        self._released = False
+
+    @property
+    def lost(self) -> bool:
+        """The broker that granted it is gone, and it was not taken again yet."""
+        grant = self._grant
+        return not self._released and grant is not None and not grant[0].link.look()
+
+    def granted(self, channel: _Channel, number: int) -> None:
+        self._grant = channel, number
 
     async def __call__(self, frame: Any, **how: Any) -> Any:
-        return await self._client.infer(self.model, frame, **how)
+        return await self._client._infer_leased(self, frame, how)
 
     async def release(self) -> None:
         """Gives the lease back; again is harmless, and so is a broker that is gone (it kept no leases)."""
-        channel, self._channel = self._channel, None
-        if channel is None or not channel.open:
+        grant, self._grant = self._grant, None
+        self._released = True
+        if grant is None or not grant[0].usable or grant[0].loop is not asyncio.get_running_loop():
             return
+        channel, number = grant
         try:
-            await self._client._ask(channel, lambda rid, _: protocol.Release(rid, self._number), self._client.timeout)
+            await self._client._ask(channel, lambda rid, _: protocol.Release(rid, number), self._client.timeout)
         except BrokerUnreachable:
             pass  # its leases went with it
 
@@ -227,6 +261,13 @@ class AsyncLease:
 
     async def __aexit__(self, *_: object) -> None:
         await self.release()
+
+    def __del__(self) -> None:
+        try:
+            if self._grant is not None:
+                session.give_back_lease(self._grant[0].link, self._grant[1])
+        except Exception:
+            pass  # the interpreter is going, and the lease with it
 
 
 class AsyncClient:
@@ -240,19 +281,21 @@ class AsyncClient:
     """
 
     def __init__(self, endpoint: str | None = None, *, timeout: float = 30.0, arena_mb: int = 64) -> None:
-        self.endpoint = session.check_endpoint(endpoint)
-        self.timeout = session.check_timeout(timeout, timeout)
-        self._arena_bytes = session.check_arena_mb(arena_mb)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._opening = asyncio.Lock()
-        self._room = asyncio.Lock()  # whoever waits for a free slot; the others queue behind, in order
         self._channel: _Channel | None = None
-        self._store: frames.Store | None = None
+        self.endpoint = checks.check_endpoint(endpoint)
+        self.timeout = checks.check_timeout(timeout, timeout)
+        self._depot = depot.Depot(checks.check_arena_mb(arena_mb))
+        self._opening = asyncio.Lock()
+        self._room = asyncio.Lock()  # of the tasks that wait for a free slot, one; the others queue behind, in order
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._rids = itertools.count(1)
-        self._gate = threading.Lock()  # what threads prepare (see `_handshake`, `_prepare`)
-        self._quit = threading.Event()
-        self._gone = threading.Event()  # of the latest handshake: nobody waits for it any more
+        self._quit = session.Flag()
+        self._gone = session.Flag()  # of the latest handshake: nobody waits for it any more
         self._pid = os.getpid()
+
+    @property
+    def _store(self) -> frames.Store | None:
+        return self._depot.store
 
     # ------------------------------------------------------------ inference
 
@@ -268,7 +311,7 @@ class AsyncClient:
         **options: Any,
     ) -> Any:
         """One answer of one model; loads it if need be. Arguments and errors are those of `Client.infer`."""
-        results = await self._infer_all([model], frame, boxes, color, timeout, priority, options)
+        results = await self._infer_all([checks.check_model(model)], frame, boxes, color, timeout, priority, options)
         outcome = results[model]
         if isinstance(outcome, ZooError):
             raise outcome
@@ -286,7 +329,7 @@ class AsyncClient:
         **options: Any,
     ) -> dict[str, Any]:
         """The same frame to several models at once; it is written once. A failure is that model's value."""
-        names = session.check_models(models)
+        names = checks.check_models(models)
         return await self._infer_all(names, frame, boxes, color, timeout, priority, options)
 
     async def _infer_all(
@@ -299,8 +342,8 @@ class AsyncClient:
         priority: int | str | None,
         options: dict[str, Any],
     ) -> dict[str, Any]:
-        seconds = session.check_timeout(timeout, self.timeout)
-        rank = session.check_priority(priority)
+        seconds = checks.check_timeout(timeout, self.timeout)
+        rank = checks.check_priority(priority)
         deadline = time.monotonic() + seconds
         channel, store = await self._shared(deadline, seconds)
         outgoing = await self._with_room(channel, store, deadline, lambda: store.outgoing(frame, boxes, color, options))
@@ -315,6 +358,23 @@ class AsyncClient:
         finally:
             outgoing.drop()
 
+    async def _infer_leased(self, lease: AsyncLease, frame: Any, how: dict[str, Any]) -> Any:
+        """Takes the lease again if the broker that granted it is gone."""
+        grant = lease._grant
+        if grant is None or self._quit.up:
+            return await self.infer(lease.model, frame, **how)
+        seconds = checks.check_timeout(how.get("timeout"), self.timeout)
+        deadline = time.monotonic() + seconds
+        if await self._open(deadline, seconds) is not grant[0]:
+            left = max(0.001, deadline - time.monotonic())
+            again = await self.load(lease.model, keep_alive=lease._keep_alive, timeout=left)
+            if lease._grant is grant:
+                lease._grant, again._grant = again._grant, None
+            else:
+                await again.release()  # another task has taken it again, or it was released meanwhile
+            how = {**how, "timeout": max(0.001, deadline - time.monotonic())}
+        return await self.infer(lease.model, frame, **how)
+
     def _send_infer(
         self, channel: _Channel, rids: _Rids, model: str, outgoing: frames.Outgoing, rank: int, deadline: float
     ) -> None:
@@ -323,7 +383,7 @@ class AsyncClient:
         header = protocol.Infer(rid, model, session.remaining_ms(deadline), rank, outgoing.arenas)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         parts = (protocol.pack(header), outgoing.body, *outgoing.buffers)
-        channel.ask(rid, _Waiting(future, outgoing, lease=False), parts)
+        channel.ask(rid, _Waiting(future, outgoing), parts)
         rids[rid] = model, future
 
     async def enrich(
@@ -338,8 +398,8 @@ class AsyncClient:
         priority: int | str | None = None,
     ) -> Enrichment:
         """What the right models say about each detection. Arguments and errors are those of `Client.enrich`."""
-        seconds = session.check_timeout(timeout, self.timeout)
-        rank = session.check_priority(priority)
+        seconds = checks.check_timeout(timeout, self.timeout)
+        rank = checks.check_priority(priority)
         event = Event(frame, detections, suspicious, min_score)
         started = time.monotonic()
         plan = Plan(read_table(await self._table(seconds)), event, started, timeout)
@@ -445,10 +505,10 @@ class AsyncClient:
         """
 
         async def make() -> Frame:
+            size = checks.check_shape(shape)
             deadline = time.monotonic() + self.timeout
             channel, store = await self._shared(deadline, self.timeout)
-            size = tuple(int(n) for n in shape)
-            return Frame(*await self._with_room(channel, store, deadline, lambda: store.empty(size, dtype)))
+            return Frame(await self._with_room(channel, store, deadline, lambda: store.empty(size, dtype)))
 
         async def leave(frame: Frame) -> None:
             frame.close()
@@ -467,23 +527,26 @@ class AsyncClient:
         """
 
         async def make() -> AsyncLease:
-            seconds = session.check_timeout(timeout, self.timeout)
-            keep = session.check_keep_alive(keep_alive)
-            channel = await self._open(time.monotonic() + seconds, seconds)
-            number = await self._ask(
+            seconds = checks.check_timeout(timeout, self.timeout)
+            name, keep = checks.check_model(model), checks.check_keep_alive(keep_alive)
+            deadline = time.monotonic() + seconds
+            channel = await self._open(deadline, seconds)
+            lease = AsyncLease(self, name, keep)
+            left = deadline - time.monotonic()
+            await self._ask(
                 channel,
-                lambda rid, end: protocol.Load(rid, model, session.remaining_ms(end), True, keep),
-                seconds,
-                lease=True,
+                lambda rid, end: protocol.Load(rid, name, session.remaining_ms(end), True, keep),
+                left,
+                lease,
             )
-            return AsyncLease(self, model, number, channel)
+            return lease
 
         return _Opening(make, AsyncLease.release)
 
     async def get_model(self, model: str, *, timeout: float | None = None) -> None:
         """Loads a model without keeping it: from then on it may be evicted like any other."""
-        seconds = session.check_timeout(timeout, self.timeout)
-        await self._call(lambda rid, end: protocol.Load(rid, model, session.remaining_ms(end)), seconds)
+        seconds, name = checks.check_timeout(timeout, self.timeout), checks.check_model(model)
+        await self._call(lambda rid, end: protocol.Load(rid, name, session.remaining_ms(end)), seconds)
 
     async def unload(self, model: str, *, timeout: float | None = None) -> bool:
         """Ends the model's process and returns when its memory is back. False: it was not loaded.
@@ -491,19 +554,22 @@ class AsyncClient:
         Raises:
             ModelInUse: it is leased or pinned.
         """
-        seconds = session.check_timeout(timeout, self.timeout)
-        return bool(await self._call(lambda rid, end: protocol.Unload(rid, model, session.remaining_ms(end)), seconds))
+        seconds, name = checks.check_timeout(timeout, self.timeout), checks.check_model(model)
+        return bool(await self._call(lambda rid, end: protocol.Unload(rid, name, session.remaining_ms(end)), seconds))
 
     async def pin(self, model: str) -> None:
         """The model is not evicted any more (it need not be loaded yet)."""
-        await self._call(lambda rid, _: protocol.Pin(rid, model, True), self.timeout)
+        name = checks.check_model(model)
+        await self._call(lambda rid, _: protocol.Pin(rid, name, True), self.timeout)
 
     async def unpin(self, model: str) -> None:
-        await self._call(lambda rid, _: protocol.Pin(rid, model, False), self.timeout)
+        name = checks.check_model(model)
+        await self._call(lambda rid, _: protocol.Pin(rid, name, False), self.timeout)
 
     async def cleanup_idle_models(self, idle_seconds: float = 300.0) -> list[str]:
         """Evicts what nobody has used for that long; gives the names."""
-        return list(await self._call(lambda rid, _: protocol.CleanupIdle(rid, float(idle_seconds)), self.timeout))
+        idle = checks.check_seconds("idle_seconds", idle_seconds)
+        return list(await self._call(lambda rid, _: protocol.CleanupIdle(rid, idle), self.timeout))
 
     async def reload(self) -> list[str]:
         """Has the broker read its config.toml again; gives what has changed, a line each.
@@ -539,23 +605,34 @@ class AsyncClient:
             ModelNotFound: with a suggestion.
             InvalidInput: the request is neither under way nor one of the last.
         """
-        about = None if model_or_request is None else str(model_or_request)
-        return list(await self._query("explain", about))
+        return list(await self._query("explain", checks.check_about(model_or_request)))
 
     async def _query(self, what: str, model: str | None = None, seconds: float | None = None) -> Any:
         return await self._call(lambda rid, _: protocol.Query(rid, what, model), seconds or self.timeout)
 
     async def close(self) -> None:
-        """Gives everything back: leases, slots, memory. The client cannot be used any more."""
-        self._quit.set()
-        self._gone.set()
+        """Gives everything back: leases, slots, memory. The client cannot be used any more.
+
+        Results that it gave stay as they are; their memory goes back with the last of their arrays.
+        """
+        self._quit.up = self._gone.up = True
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.close(BrokerUnreachable("this client was closed while it waited", retryable=False))
-        with self._gate:
-            if self._store is not None and self._store.shared is not None:
-                self._store.shared.close()
-            self._store = None
+        if self._pid == os.getpid():
+            self._depot.close()
+        else:
+            self._depot.forget()
+
+    def __del__(self) -> None:
+        try:
+            channel, self._channel = self._channel, None
+            if channel is not None and not sys.is_finalizing():
+                self._gone.up = True
+                channel.abandon()
+                self._depot.close()
+        except Exception:
+            pass  # not even made, or the interpreter is going
 
     async def __aenter__(self) -> Self:
         return self
@@ -575,8 +652,7 @@ class AsyncClient:
         channel: _Channel,
         make: Callable[[int, float], protocol.Message],
         seconds: float,
-        *,
-        lease: bool = False,
+        lease: AsyncLease | None = None,
     ) -> Any:
         deadline = time.monotonic() + seconds
         rid = next(self._rids)
@@ -586,8 +662,6 @@ class AsyncClient:
             outcome = (await self._collect(channel, {rid: ("", future)}, deadline))[""]
         except BaseException:
             channel.withdraw([rid])
-            if lease and future.done() and not future.cancelled() and isinstance(future.result(), int):
-                channel.release(future.result())  # it came, and in the same moment its task was cancelled
             raise
         if isinstance(outcome, ZooError):
             raise outcome
@@ -598,78 +672,89 @@ class AsyncClient:
     async def _open(self, deadline: float, seconds: float) -> _Channel:
         """The link there is, or a new one."""
         channel = self._channel
-        if channel is not None and channel.usable:
+        loop = asyncio.get_running_loop()
+        if channel is not None and channel.usable and channel.loop is loop:
             return channel
         if self._pid != os.getpid():
-            raise BrokerUnreachable("a client does not survive a fork; make a new one in the child")
+            raise BrokerUnreachable("a client does not survive a fork; make a new one in the child", retryable=False)
+        if self._loop is not loop:
+            self._move_to(loop)
         try:
             async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                 await self._opening.acquire()
         except TimeoutError:
             raise session.unreachable(self.endpoint, seconds) from None
         try:
-            if self._quit.is_set():
+            if self._quit.up:
                 raise BrokerUnreachable("this client is closed", retryable=False)
             if self._channel is None or not self._channel.usable:
                 if self._channel is not None:
                     self._channel.close(BrokerUnreachable("the broker does not answer on its lifeline; try again"))
-                if self._store is not None and self._store.shared is not None:
-                    self._store.shared.id = 0  # the new broker does not know it yet
                 link, sock = await self._handshake(deadline, seconds)
-                self._channel = _Channel(link, sock, asyncio.get_running_loop())
+                self._channel = _Channel(link, sock, loop)
             return self._channel
         finally:
             self._opening.release()
 
-    async def _handshake(self, deadline: float, seconds: float) -> tuple[session.Link, zmq.Socket[bytes]]:
+    def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Goes with the program from one event loop to its next."""
+        if self._loop is not None and self._loop.is_running():
+            raise BrokerUnreachable(
+                "this client serves an event loop that is still running; make one for each loop", retryable=False
+            )
+        if self._loop is not None:
+            if self._channel is not None:
+                self._channel.close(BrokerUnreachable("the event loop of this request has ended"))
+            self._channel = None
+            self._opening, self._room = asyncio.Lock(), asyncio.Lock()
+        self._loop = loop
+
+    async def _handshake(self, deadline: float, seconds: float) -> tuple[Link, zmq.Socket[bytes]]:
         """`session.open_link` in a thread. Should nobody wait for it any more, the thread closes what it opened."""
-        gone = self._gone = threading.Event()
-        made: list[tuple[session.Link, zmq.Socket[bytes]]] = []
-
-        def open_link() -> None:
-            link, sock = session.open_link(self._context, self.endpoint, seconds, deadline, gone)
-            with self._gate:
-                if gone.is_set() or self._quit.is_set():
-                    sock.close()
-                    link.close()
-                else:
-                    made.append((link, sock))
-
+        gone = self._gone = session.Flag()
+        opening = asyncio.get_running_loop().run_in_executor(
+            None, lambda: session.open_link(self.endpoint, seconds, deadline, gone)
+        )
         try:
-            await asyncio.get_running_loop().run_in_executor(None, open_link)
-        except BaseException:
-            gone.set()
-            with self._gate:
-                for link, sock in made:
-                    sock.close()
-                    link.close()
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic()) + session.GRACE_S):
+                link, sock = await asyncio.shield(opening)
+        except BaseException as e:
+            gone.up = True
+            opening.add_done_callback(_close_opened)
+            if isinstance(e, TimeoutError):  # of ours: the executor's threads are all busy, or the machine is
+                raise session.unreachable(self.endpoint, seconds) from None
             raise
-        if not made:
+        if gone.up or self._quit.up:
+            session.close_quietly(sock)
+            link.close()
             raise BrokerUnreachable("this client is closed", retryable=False)
-        return made[0]
+        return link, sock
 
     async def _shared(self, deadline: float, seconds: float) -> tuple[_Channel, frames.Store]:
         """The link, and where frames for it go."""
         channel = await self._open(deadline, seconds)
-        store = self._store
-        if store is not None and (store.shared is None or store.shared.id):
-            return channel, store
-        return channel, await asyncio.get_running_loop().run_in_executor(None, self._prepare, channel.link)
+        store = self._depot.ready(channel.link)
+        if store is None:  # in a thread: it touches every page, and waits for the broker
+            making = asyncio.get_running_loop().run_in_executor(None, self._depot.get, channel.link, deadline)
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic()) + session.GRACE_S):
+                    store = await asyncio.shield(making)
+            except BaseException as e:
+                making.add_done_callback(_take_note)
+                if isinstance(e, TimeoutError):
+                    raise BrokerUnreachable("this client's arena was not made in time; try again") from None
+                raise
+        return channel, store
 
-    def _prepare(self, link: session.Link) -> frames.Store:
-        """The arena, made and known to this broker. In a thread: it touches every page, and waits for the broker."""
-        with self._gate:
-            if self._quit.is_set():
-                raise BrokerUnreachable("this client is closed", retryable=False)
-            if self._store is None:
-                self._store = frames.Store(arena.OwnedArena(self._arena_bytes) if link.shares_memory else None)
-            shared = self._store.shared
-            if shared is not None and not shared.id:
-                try:
-                    link.register(shared)
-                except ZooError:
-                    if not link.dead:
-                        shared.close()
-                        self._store = None
-                    raise
-            return self._store
+
+def _close_opened(opening: asyncio.Future[tuple[Link, zmq.Socket[bytes]]]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        link, sock = opening.result()
+        session.close_quietly(sock)
+        link.close()
+
+
+def _take_note(made: asyncio.Future[Any]) -> None:
+    """Nobody waits for it any more, and what became of it the next call finds out."""
+    if not made.cancelled():
+        made.exception()

@@ -14,6 +14,8 @@ import fcntl
 import mmap
 import os
 import threading
+from collections.abc import Iterable
+from typing import Protocol
 
 PAGE = mmap.PAGESIZE
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = fcntl.F_SEAL_SEAL, fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW
@@ -108,6 +110,20 @@ class SlotAllocator:
         self._free.setdefault(size, []).append(offset)
         return True
 
+    def offsets(self) -> list[int]:
+        """Of every slot in use."""
+        return list(self._used)
+
+    def rebuilt(self, used: Iterable[int]) -> SlotAllocator:
+        """Another one, in which these slots of this one are in use and everything else is free."""
+        made = SlotAllocator(self.size)
+        for offset in sorted(used):
+            if offset > made._top:
+                made._free.setdefault(offset - made._top, []).append(made._top)
+            made._used[offset] = self._used[offset]
+            made._top = offset + self._used[offset]
+        return made
+
     def _join(self) -> None:
         merged: list[list[int]] = []
         for start, size in sorted((o, s) for s, offsets in self._free.items() for o in offsets):
@@ -133,6 +149,23 @@ class SlotAllocator:
         return None
 
 
+def memfd(size: int, name: str = "zoo-arena") -> int:
+    """A descriptor of memory that can be sealed, `size` bytes, none of them reserved yet."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Reserved(Protocol):
+    """Memory whose pages are reserved. Who takes over `fd` sets it to -1."""
+
+    fd: int
+
+
 class OwnedArena:
     """Memory that this process made and alone can write. Safe to share among threads.
 
@@ -142,13 +175,17 @@ class OwnedArena:
         id: the number the broker gave it, or 0 while it is not registered.
     """
 
-    def __init__(self, size: int, name: str = "zoo-arena") -> None:
+    def __init__(self, size: int, name: str = "zoo-arena", made: Reserved | None = None) -> None:
         self.size = -(-size // PAGE) * PAGE
         self.id = 0
-        self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.fd = -1
+        if made is None:
+            self.fd = memfd(self.size, name)
+        else:
+            self.fd, made.fd = made.fd, -1
         try:
-            os.ftruncate(self.fd, self.size)
-            os.posix_fallocate(self.fd, 0, self.size)
+            if made is None:
+                os.posix_fallocate(self.fd, 0, self.size)
             self.memory = mmap.mmap(
                 self.fd,
                 self.size,
@@ -157,7 +194,7 @@ class OwnedArena:
             )
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, SEALS)
         except BaseException:
-            os.close(self.fd)
+            self.close()
             raise
         self._slots = SlotAllocator(self.size)
         self._changed = threading.Condition()
@@ -190,9 +227,12 @@ class OwnedArena:
 
     def close(self) -> None:
         """Closes the descriptor; the mapping goes with the last array that still looks at it."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class MappedArena:

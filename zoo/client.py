@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,53 +18,85 @@ from typing import Any, Self, TypeVar
 
 import zmq
 
-from zoo import arena, frames, protocol, session, wire
+from zoo import checks, depot, frames, protocol, session, wire
 from zoo.enrich import Plan, read_table
 from zoo.enrichment import Enrichment
-from zoo.errors import BrokerUnreachable, DeadlineExceeded, InvalidInput, ZooError
+from zoo.errors import BrokerUnreachable, DeadlineExceeded, InvalidInput, ProtocolMismatch, ZooError
 from zoo.event import Event
 from zoo.frames import Boxes, Frame
+from zoo.link import Link
+from zoo.locks import is_mine
 
-WITHDRAW_S = 2.0  # the broker's answer to a Cancel is waited for at most this long
+WITHDRAW_S = 2.0  # the broker's answer to a Cancel is waited for at most this long, within the caller's deadline
+CLOSE_S = 0.5  # how long `close` waits for the calls of other threads to notice
 
 T = TypeVar("T")
-_Pending = dict[int, tuple[str, frames.Outgoing | None]]  # by rid: the model asked, and what its answer sets free
 
 
 class _Channel:
     """One thread's socket on one link. `lock` is held while a call uses it: nobody else closes it meanwhile."""
 
-    def __init__(self, link: session.Link, sock: zmq.Socket[bytes]) -> None:
+    def __init__(self, link: Link, sock: zmq.Socket[bytes]) -> None:
         self.link = link
         self.sock = sock
-        self.reader = session.Reader(link)
+        self.outbox = wire.Outbox(sock)
+        self.inbox = wire.Inbox(sock)
+        self.reader = session.Reader(link, self.inbox)
         self.lock = threading.RLock()
         self.thread = threading.current_thread()
 
 
 class Lease:
-    """Keeps a model loaded: reference-counted, never evicted while held. Callable like `Client.infer`."""
+    """Keeps a model loaded: reference-counted, never evicted while held. Callable like `Client.infer`.
 
-    def __init__(self, client: Client, model: str, number: int, link: session.Link) -> None:
+    A broker that is started again knows no leases. The next call of the lease takes it again, within the call's own
+    time; until then `lost` is true, and the model may be evicted. A lease that is garbage is given back.
+
+    Attributes:
+        model: its name.
+    """
+
+    def __init__(self, client: Client, model: str, keep_alive: float | None) -> None:
         self.model = model
         self._client = client
-        self._number = number
-        self._link: session.Link | None = link
+        self._keep_alive = keep_alive
+        self._grant: tuple[Link, int] | None = None  # the session it was granted in, and its number there
+        self._released = False
+
+    @property
+    def lost(self) -> bool:
+        """The broker that granted it is gone, and it was not taken again yet."""
+        grant = self._grant
+        return not self._released and grant is not None and not grant[0].look()
+
+    def granted(self, link: Link, number: int) -> None:
+        self._grant = link, number
 
     def __call__(self, frame: Any, **how: Any) -> Any:
-        return self._client.infer(self.model, frame, **how)
+        return self._client._infer_leased(self, frame, how)
 
     def release(self) -> None:
         """Gives the lease back; again is harmless, and so is a broker that is gone (it kept no leases)."""
-        link, self._link = self._link, None
-        if link is not None:
-            self._client._release(self._number, link)
+        grant, self._grant = self._grant, None
+        self._released = True
+        if grant is not None:
+            self._client._release(*grant)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.release()
+
+    def __del__(self) -> None:
+        try:
+            if self._grant is not None:
+                session.give_back_lease(*self._grant)
+        except Exception:
+            pass  # the interpreter is going, and the lease with it
+
+
+_Pending = dict[int, tuple[str, frames.Outgoing | Lease | None]]  # by rid: the model asked, what its answer is for
 
 
 class Client:
@@ -77,20 +110,23 @@ class Client:
     """
 
     def __init__(self, endpoint: str | None = None, *, timeout: float = 30.0, arena_mb: int = 64) -> None:
-        self.endpoint = session.check_endpoint(endpoint)
-        self.timeout = session.check_timeout(timeout, timeout)
-        self._arena_bytes = session.check_arena_mb(arena_mb)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
+        self._closed = True  # until all is there
+        self.endpoint = checks.check_endpoint(endpoint)
+        self.timeout = checks.check_timeout(timeout, timeout)
+        self._depot = depot.Depot(checks.check_arena_mb(arena_mb))
         self._local = threading.local()
-        self._lock = threading.Lock()
-        self._link: session.Link | None = None
-        self._store: frames.Store | None = None
+        self._lock = threading.RLock()
+        self._link: Link | None = None
         self._channels: list[_Channel] = []
         self._rids = itertools.count(1)
         self._pid = os.getpid()
-        self._closed = False
         self._pinger: threading.Thread | None = None
-        self._quit = threading.Event()
+        self._quit = session.Flag()
+        self._closed = False
+
+    @property
+    def _store(self) -> frames.Store | None:
+        return self._depot.store
 
     # ------------------------------------------------------------ inference
 
@@ -119,7 +155,7 @@ class Client:
         Raises:
             ZooError: see `zoo.errors`; `retryable` says whether the same call may succeed later.
         """
-        results = self._infer_all([model], frame, boxes, color, timeout, priority, options)
+        results = self._infer_all([checks.check_model(model)], frame, boxes, color, timeout, priority, options)
         outcome = results[model]
         if isinstance(outcome, ZooError):
             raise outcome
@@ -137,7 +173,7 @@ class Client:
         **options: Any,
     ) -> dict[str, Any]:
         """The same frame to several models at once; it is written once. A failure is that model's value."""
-        return self._infer_all(session.check_models(models), frame, boxes, color, timeout, priority, options)
+        return self._infer_all(checks.check_models(models), frame, boxes, color, timeout, priority, options)
 
     def _infer_all(
         self,
@@ -149,11 +185,11 @@ class Client:
         priority: int | str | None,
         options: dict[str, Any],
     ) -> dict[str, Any]:
-        seconds = session.check_timeout(timeout, self.timeout)
-        rank = session.check_priority(priority)
+        seconds = checks.check_timeout(timeout, self.timeout)
+        rank = checks.check_priority(priority)
         deadline = time.monotonic() + seconds
         channel = self._channel(deadline, seconds)
-        store = self._frames(channel.link)
+        store = self._frames(channel.link, deadline)
         outgoing = self._with_room(channel, store, deadline, store.outgoing, frame, boxes, color, options)
         pending: _Pending = {}
         try:
@@ -162,12 +198,30 @@ class Client:
                     for model in models:
                         self._send_infer(channel, pending, model, outgoing, rank, deadline)
                 except BaseException:
-                    self._withdraw(channel, pending)
+                    self._withdraw(channel, pending, deadline)
                     raise
                 outcomes = self._collect(channel, pending, deadline)
                 return {model: outcomes[model] for model in models}
         finally:
             outgoing.drop()
+
+    def _infer_leased(self, lease: Lease, frame: Any, how: dict[str, Any]) -> Any:
+        """Takes the lease again if the broker that granted it is gone."""
+        grant = lease._grant
+        if grant is None or self._closed:
+            return self.infer(lease.model, frame, **how)
+        seconds = checks.check_timeout(how.get("timeout"), self.timeout)
+        deadline = time.monotonic() + seconds
+        if self._channel(deadline, seconds).link is not grant[0]:
+            again = self.load(
+                lease.model, keep_alive=lease._keep_alive, timeout=max(0.001, deadline - time.monotonic())
+            )
+            if lease._grant is grant:
+                lease._grant, again._grant = again._grant, None
+            else:
+                again.release()  # another thread has taken it again, or it was released meanwhile
+            how = {**how, "timeout": max(0.001, deadline - time.monotonic())}
+        return self.infer(lease.model, frame, **how)
 
     def enrich(
         self,
@@ -198,8 +252,8 @@ class Client:
             InvalidInput: an argument is wrong. A box that makes no sense is not: it is missing its answers.
             BrokerUnreachable: no broker has answered at all. (AccessDenied, ProtocolMismatch: it refused us.)
         """
-        seconds = session.check_timeout(timeout, self.timeout)
-        rank = session.check_priority(priority)
+        seconds = checks.check_timeout(timeout, self.timeout)
+        rank = checks.check_priority(priority)
         event = Event(frame, detections, suspicious, min_score)
         started = time.monotonic()
         plan = Plan(read_table(self._table(seconds)), event, started, timeout)
@@ -222,7 +276,7 @@ class Client:
         if plan.done:
             return
         channel = self._channel(plan.deadline, plan.deadline - time.monotonic())
-        store = self._frames(channel.link)
+        store = self._frames(channel.link, plan.deadline)
         placed = self._with_room(channel, store, plan.deadline, store.place, plan.frames, color)
         pending: _Pending = {}
         try:
@@ -235,7 +289,7 @@ class Client:
                         if not plan.done and (answer := self._next(channel, pending, plan.deadline, plan.wake)):
                             plan.answer(*answer, time.monotonic())
                 except BaseException:
-                    self._withdraw(channel, pending)
+                    self._withdraw(channel, pending, plan.deadline)
                     raise
         finally:
             for one in placed:
@@ -263,11 +317,11 @@ class Client:
 
     def frame(self, shape: tuple[int, ...], dtype: str = "uint8") -> Frame:
         """An empty frame in shared memory: fill `.array`, send it as often as you like, leave the `with` block."""
+        size = checks.check_shape(shape)
         deadline = time.monotonic() + self.timeout
         channel = self._channel(deadline, self.timeout)
-        store = self._frames(channel.link)
-        size = tuple(int(n) for n in shape)
-        return Frame(*self._with_room(channel, store, deadline, store.empty, size, dtype))
+        store = self._frames(channel.link, deadline)
+        return Frame(self._with_room(channel, store, deadline, store.empty, size, dtype))
 
     # ------------------------------------------------------------ models
 
@@ -277,17 +331,16 @@ class Client:
         Args:
             keep_alive: seconds it stays after the last reference; 0 unloads it at once; None: its idle time.
         """
-        seconds = session.check_timeout(timeout, self.timeout)
-        keep = session.check_keep_alive(keep_alive)
-        number, link = self._call(
-            lambda rid, end: protocol.Load(rid, model, session.remaining_ms(end), True, keep), seconds, lease=True
-        )
-        return Lease(self, model, number, link)
+        seconds = checks.check_timeout(timeout, self.timeout)
+        name, keep = checks.check_model(model), checks.check_keep_alive(keep_alive)
+        lease = Lease(self, name, keep)
+        self._call(lambda rid, end: protocol.Load(rid, name, session.remaining_ms(end), True, keep), seconds, lease)
+        return lease
 
     def get_model(self, model: str, *, timeout: float | None = None) -> None:
         """Loads a model without keeping it: from then on it may be evicted like any other."""
-        seconds = session.check_timeout(timeout, self.timeout)
-        self._call(lambda rid, end: protocol.Load(rid, model, session.remaining_ms(end)), seconds)
+        seconds, name = checks.check_timeout(timeout, self.timeout), checks.check_model(model)
+        self._call(lambda rid, end: protocol.Load(rid, name, session.remaining_ms(end)), seconds)
 
     def unload(self, model: str, *, timeout: float | None = None) -> bool:
         """Ends the model's process and returns when its memory is back.
@@ -297,21 +350,22 @@ class Client:
         Raises:
             ModelInUse: it is leased or pinned.
         """
-        seconds = session.check_timeout(timeout, self.timeout)
-        value, _ = self._call(lambda rid, end: protocol.Unload(rid, model, session.remaining_ms(end)), seconds)
-        return bool(value)
+        seconds, name = checks.check_timeout(timeout, self.timeout), checks.check_model(model)
+        return bool(self._call(lambda rid, end: protocol.Unload(rid, name, session.remaining_ms(end)), seconds))
 
     def pin(self, model: str) -> None:
         """The model is not evicted any more (it need not be loaded yet)."""
-        self._call(lambda rid, _: protocol.Pin(rid, model, True), self.timeout)
+        name = checks.check_model(model)
+        self._call(lambda rid, _: protocol.Pin(rid, name, True), self.timeout)
 
     def unpin(self, model: str) -> None:
-        self._call(lambda rid, _: protocol.Pin(rid, model, False), self.timeout)
+        name = checks.check_model(model)
+        self._call(lambda rid, _: protocol.Pin(rid, name, False), self.timeout)
 
     def cleanup_idle_models(self, idle_seconds: float = 300.0) -> list[str]:
         """Evicts what nobody has used for that long; gives the names."""
-        value, _ = self._call(lambda rid, _: protocol.CleanupIdle(rid, float(idle_seconds)), self.timeout)
-        return list(value)
+        idle = checks.check_seconds("idle_seconds", idle_seconds)
+        return list(self._call(lambda rid, _: protocol.CleanupIdle(rid, idle), self.timeout))
 
     def reload(self) -> list[str]:
         """Has the broker read its config.toml again; gives what has changed, a line each.
@@ -321,10 +375,9 @@ class Client:
         Raises:
             ConfigError: the file is not valid, and nothing was changed.
         """
-        value, _ = self._call(lambda rid, _: protocol.Reload(rid), self.timeout)
-        return list(value)
+        return list(self._call(lambda rid, _: protocol.Reload(rid), self.timeout))
 
-    def _release(self, number: int, link: session.Link) -> None:
+    def _release(self, link: Link, number: int) -> None:
         if self._closed or link.dead or link is not self._link:
             return
         try:
@@ -358,26 +411,51 @@ class Client:
             ModelNotFound: with a suggestion.
             InvalidInput: the request is neither under way nor one of the last.
         """
-        about = None if model_or_request is None else str(model_or_request)
-        return list(self._query("explain", about))
+        return list(self._query("explain", checks.check_about(model_or_request)))
 
     def _query(self, what: str, model: str | None = None, seconds: float | None = None) -> Any:
-        return self._call(lambda rid, _: protocol.Query(rid, what, model), seconds or self.timeout)[0]
+        return self._call(lambda rid, _: protocol.Query(rid, what, model), seconds or self.timeout)
 
     def close(self) -> None:
-        """Gives everything back: leases, slots, memory. The client cannot be used any more."""
-        self._quit.set()  # first: somebody may hold the lock while he waits for a broker
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            if self._pid == os.getpid():
-                self._drop_link(wait=1.0)
-                if self._store is not None and self._store.shared is not None:
-                    self._store.shared.close()
-                self._store = None
-        if self._pinger is not None:
-            self._pinger.join(timeout=2.0)
+        """Gives everything back: leases, slots, memory. The client cannot be used any more.
+
+        Results that it gave stay as they are; their memory goes back with the last of their arrays.
+        """
+        self._quit.up = self._closed = True  # first: a thread may hold the lock while it waits for a broker
+        if self._pid != os.getpid():
+            self._forget()
+            return
+        end = time.monotonic() + CLOSE_S
+        waits = not is_mine(self._lock)  # else this is a signal handler, and what it interrupted sees `_closed`
+        try:
+            if waits:
+                self._lock.acquire(timeout=CLOSE_S)
+            self._drop_link(end)
+            self._depot.close()
+        finally:
+            try:
+                if waits:
+                    self._lock.release()
+            except RuntimeError:
+                pass  # it was not got in time: that thread closes what it has opened
+        pinger = self._pinger
+        if pinger is not None and pinger is not threading.current_thread():
+            pinger.join(timeout=CLOSE_S)
+
+    def __del__(self) -> None:
+        try:
+            if not self._closed and not sys.is_finalizing() and self._pid == os.getpid():
+                self._quit.up = self._closed = True
+                self._drop_link(0.0)
+                self._depot.close()
+        except Exception:
+            pass  # not even made, or the interpreter is going
+
+    def _forget(self) -> None:
+        """In the child of a fork: everything here is the parent's."""
+        self._link = None
+        self._channels = []
+        self._depot.forget()
 
     def __enter__(self) -> Self:
         return self
@@ -387,23 +465,28 @@ class Client:
 
     # ------------------------------------------------------------ the exchange
 
-    def _call(self, make: Any, seconds: float, *, lease: bool = False) -> tuple[Any, session.Link]:
+    def _call(self, make: Callable[[int, float], protocol.Message], seconds: float, lease: Lease | None = None) -> Any:
         deadline = time.monotonic() + seconds
         channel = self._channel(deadline, seconds)
         rid = next(self._rids)
+        pending: _Pending = {rid: ("", lease)}
         with channel.lock:
-            if lease:
+            if lease is not None:
                 channel.link.unwanted.add(rid)  # until it is here
-            self._send(channel, (protocol.pack(make(rid, deadline)),))
-            outcome = self._collect(channel, {rid: ("", None)}, deadline)[""]
+            try:
+                self._send(channel, (protocol.pack(make(rid, deadline)),))
+            except BaseException:
+                self._withdraw(channel, pending, deadline)
+                raise
+            outcome = self._collect(channel, pending, deadline)[""]
             channel.link.unwanted.discard(rid)
         if isinstance(outcome, ZooError):
             raise outcome
-        return outcome, channel.link
+        return outcome
 
     def _send(self, channel: _Channel, parts: tuple[Any, ...]) -> None:
         try:
-            wire.send(channel.sock, parts)
+            channel.outbox.send(parts)
         except zmq.Again:
             raise BrokerUnreachable("the broker does not take messages; too many are under way") from None
         except zmq.ZMQError as e:
@@ -418,12 +501,12 @@ class Client:
         rank: int,
         deadline: float,
     ) -> None:
-        """Sends one inference; its answer is one of `pending` from then on."""
+        """Sends one inference; its answer is one of `pending` from then on, and before: see `_withdraw`."""
         rid = next(self._rids)
-        header = protocol.Infer(rid, model, session.remaining_ms(deadline), rank, outgoing.arenas)
-        self._send(channel, (protocol.pack(header), outgoing.body, *outgoing.buffers))
+        header = protocol.pack(protocol.Infer(rid, model, session.remaining_ms(deadline), rank, outgoing.arenas))
         outgoing.keep()
         pending[rid] = model, outgoing
+        self._send(channel, (header, outgoing.body, *outgoing.buffers))
 
     def _collect(self, channel: _Channel, pending: _Pending, deadline: float) -> dict[str, Any]:
         """Waits for the answers; whatever ends the waiting, no slot is given back too early or never."""
@@ -433,9 +516,10 @@ class Client:
                 if (answer := self._next(channel, pending, deadline)) is not None:
                     outcomes[answer[0]] = answer[1]
         except BaseException as e:
-            self._withdraw(channel, pending)
+            left = [name for name, _ in pending.values()]
+            self._withdraw(channel, pending, deadline)
             if isinstance(e, ZooError) and outcomes:
-                return outcomes | {name: e for name, _ in pending.values()}
+                return outcomes | dict.fromkeys(left, e)
             raise
         return outcomes
 
@@ -443,74 +527,91 @@ class Client:
         self, channel: _Channel, pending: _Pending, deadline: float, until: float = math.inf
     ) -> tuple[str, Any] | None:
         """The next answer, and whose it is; it leaves `pending`. None: it is `until`, or up to `POLL_MS` later."""
-        link, sock = channel.link, channel.sock
+        link, inbox = channel.link, channel.inbox
         while True:
             try:
-                parts = wire.receive(sock)
+                parts = inbox.peek()
             except zmq.Again:
                 self._still_there(link, deadline)
                 if time.monotonic() >= until:
                     return None
                 continue
             except zmq.ZMQError as e:
-                raise BrokerUnreachable(f"this client was closed while it waited ({e})") from None
-            message = protocol.unpack_from_broker(parts[0])
-            rid = getattr(message, "rid", 0)
-            asked = pending.get(rid)
+                raise BrokerUnreachable(f"this client was closed while it waited ({e})", retryable=False) from None
+            message = self._read(channel, parts)
+            asked = pending.get(getattr(message, "rid", 0))
             if asked is None:
                 self._late(channel, message, parts)
                 continue
             outcome = channel.reader.outcome(message, parts)
             if isinstance(outcome, BrokerUnreachable) and not link.look():
                 raise outcome
-            del pending[rid]
-            name, outgoing = asked
-            if outgoing is not None:
-                link.answered(message, outgoing)
+            name, holder = asked
+            if isinstance(holder, Lease) and isinstance(message, protocol.Value):
+                holder.granted(link, message.value)
+            del pending[getattr(message, "rid", 0)]
+            if isinstance(holder, frames.Outgoing):
+                link.answered(message, holder)
+            inbox.done()
             return name, outcome
 
-    def _withdraw(self, channel: _Channel, pending: _Pending) -> None:
+    def _read(self, channel: _Channel, parts: list[bytes]) -> protocol.FromBroker:
+        try:
+            return protocol.unpack_from_broker(parts[0])
+        except ProtocolMismatch:
+            channel.inbox.done()
+            raise
+
+    def _withdraw(self, channel: _Channel, pending: _Pending, deadline: float) -> None:
         """Nobody waits for these any more. Slots and leases do not hang on this thread making another call: the
-        broker answers a Cancel at once, and that is waited for."""
-        link = channel.link
-        for rid, (_, outgoing) in pending.items():
-            if outgoing is not None:
-                link.hold(rid, outgoing)
+        broker answers a Cancel at once, and that is waited for. Then it answers a question; a request that has no
+        answer by then has never been sent."""
+        link, rids = channel.link, list(pending)
+        while pending:
+            rid, (_, holder) = pending.popitem()
+            if isinstance(holder, frames.Outgoing):
+                link.hold(rid, holder)
         if link.dead:
-            for rid in pending:
+            for rid in rids:
                 link.settle(rid)
             return
-        awaited = set(pending)
-        end = time.monotonic() + WITHDRAW_S
+        fence = next(self._rids)
+        link.fences[fence] = set(rids)
+        end = min(time.monotonic() + WITHDRAW_S, deadline + session.LAST_S)
         try:
-            for rid in pending:
+            for rid in rids:
                 self._send(channel, (protocol.pack(protocol.Cancel(rid)),))
-            while awaited and time.monotonic() < end and link.look():
+            self._send(channel, (protocol.pack(protocol.Release(fence, 0)),))
+            while fence in link.fences and time.monotonic() < end and link.look():
                 try:
-                    parts = wire.receive(channel.sock)
+                    parts = channel.inbox.peek()
                 except zmq.Again:
                     continue
-                message = protocol.unpack_from_broker(parts[0])
-                awaited.discard(getattr(message, "rid", 0))
-                self._late(channel, message, parts)
+                self._late(channel, self._read(channel, parts), parts)
         except (ZooError, zmq.ZMQError):
             pass  # what ended the call is what the caller should see
 
     def _late(self, channel: _Channel, message: protocol.FromBroker, parts: list[bytes]) -> None:
-        reply = channel.reader.late(message, parts)
-        if reply is not None:
-            self._send(channel, (protocol.pack(reply),))
+        """The message at hand is for nobody. Raises ZooError when it says that nothing we say is understood."""
+        try:
+            reply = channel.reader.late(message, parts)
+            if reply is not None:
+                self._send(channel, (protocol.pack(reply),))
+        except ZooError:
+            channel.inbox.done()
+            raise
+        channel.inbox.done()
 
     def _take_late(self, channel: _Channel) -> None:
         """Answers that lie in the socket of a thread that waits for none."""
         while True:
             try:
-                parts = wire.receive(channel.sock, wire.NOBLOCK)
-                self._late(channel, protocol.unpack_from_broker(parts[0]), parts)
+                parts = channel.inbox.peek(wire.NOBLOCK)
+                self._late(channel, self._read(channel, parts), parts)
             except (zmq.ZMQError, ZooError):
                 return
 
-    def _still_there(self, link: session.Link, deadline: float) -> None:
+    def _still_there(self, link: Link, deadline: float) -> None:
         if self._closed:
             raise BrokerUnreachable("this client was closed while it waited", retryable=False)
         if not link.look():
@@ -521,103 +622,101 @@ class Client:
     # ------------------------------------------------------------ links and sockets
 
     def _channel(self, deadline: float, seconds: float) -> _Channel:
-        channel: _Channel | None = getattr(self._local, "channel", None)
-        if channel is not None and channel.link is self._link and channel.link.seems_well():
-            return channel
+        """This thread's; in a signal handler another one than that of the call which it interrupted."""
+        link = self._link
+        mine: list[_Channel] = getattr(self._local, "channels", [])
+        for channel in mine:
+            if channel.link is link and not is_mine(channel.lock) and link.seems_well():
+                return channel
         if self._pid != os.getpid():
-            raise BrokerUnreachable("a client does not survive a fork; make a new one in the child")
-        if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise session.unreachable(self.endpoint, seconds)
+            raise BrokerUnreachable("a client does not survive a fork; make a new one in the child", retryable=False)
+        if is_mine(self._lock):
+            raise BrokerUnreachable("called by a signal handler while its thread connects; try again outside of it")
         try:
-            if self._closed:
-                raise BrokerUnreachable("this client is closed", retryable=False)
-            if channel is not None:
-                self._shut(channel)
-            for other in [c for c in self._channels if not c.thread.is_alive()]:
-                self._take_late(other)
-                self._shut(other)
-            if self._link is None or not self._link.look():
-                self._drop_link()
-                channel = self._open(deadline, seconds)
-            else:
-                key, number = self._link.key, next(self._link.sockets)
-                channel = _Channel(self._link, session.open_socket(self._context, key, number, self._link.endpoint))
-            self._channels.append(channel)
-            self._local.channel = channel
-            return channel
+            if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                raise session.unreachable(self.endpoint, seconds)
+            return self._new_channel(mine, deadline, seconds)
         finally:
-            self._lock.release()
-
-    def _shut(self, channel: _Channel, wait: float = 0.0) -> None:
-        """Closes a channel, unless another thread's call does not leave it in time."""
-        if channel.lock.acquire(timeout=wait):
             try:
+                self._lock.release()
+            except RuntimeError:
+                pass  # it was not got
+
+    def _new_channel(self, mine: list[_Channel], deadline: float, seconds: float) -> _Channel:
+        if self._closed:
+            raise BrokerUnreachable("this client is closed", retryable=False)
+        for channel in [c for c in mine if c.link is not self._link and not is_mine(c.lock)]:
+            self._shut(channel)
+        for other in [c for c in self._channels if not c.thread.is_alive()]:
+            self._take_late(other)
+            self._shut(other)
+        if self._link is None or not self._link.look():
+            self._drop_link(0.0)
+            channel = self._open(deadline, seconds)
+        else:
+            key, number = self._link.key, next(self._link.sockets)
+            channel = _Channel(self._link, session.open_socket(key, number, self._link.endpoint))
+        self._channels.append(channel)
+        if self._closed:
+            self._drop_link(0.0)
+            raise BrokerUnreachable("this client is closed", retryable=False)
+        self._local.channels = [c for c in mine if c in self._channels] + [channel]
+        return channel
+
+    def _shut(self, channel: _Channel, until: float = 0.0) -> None:
+        """Closes a channel, unless another thread's call does not leave it in time."""
+        try:
+            if channel.lock.acquire(timeout=max(0.0, until - time.monotonic())):
                 session.close_quietly(channel.sock)
                 if channel in self._channels:
                     self._channels.remove(channel)
-            finally:
+        finally:
+            try:
                 channel.lock.release()
+            except RuntimeError:
+                pass  # it was not got
 
     def _open(self, deadline: float, seconds: float) -> _Channel:
-        link, sock = session.open_link(self._context, self.endpoint, seconds, deadline, self._quit)
+        link, sock = session.open_link(self.endpoint, seconds, deadline, self._quit)
         self._link = link
-        if self._store is not None and self._store.shared is not None:
-            self._store.shared.id = 0  # the new broker does not know it yet
         if not link.shares_memory:
             self._keep_alive(link)
         return _Channel(link, sock)
 
-    def _frames(self, link: session.Link) -> frames.Store:
-        store = self._store
-        if store is not None and (store.shared is None or store.shared.id):
-            return store
-        with self._lock:
-            if self._store is None:
-                own = arena.OwnedArena(self._arena_bytes) if link.shares_memory else None
-                self._store = frames.Store(own)
-            shared = self._store.shared
-            if shared is not None and not shared.id:
-                try:
-                    link.register(shared)
-                except ZooError:
-                    if not link.dead:
-                        shared.close()
-                        self._store = None
-                    raise
-            return self._store
+    def _frames(self, link: Link, deadline: float = math.inf) -> frames.Store:
+        return self._depot.ready(link) or self._depot.get(link, min(deadline, time.monotonic() + checks.FOREVER_S))
 
-    def _drop_link(self, wait: float = 0.0) -> None:
+    def _drop_link(self, until: float) -> None:
         """Ends the link. Calls under way on it notice by themselves; their threads close their channels later."""
         link, self._link = self._link, None
         if link is not None:
             if not link.shares_memory and not link.dead:
-                self._say_bye(link)
+                session.say(link, protocol.Bye())
             link.close()
-        end = time.monotonic() + wait
         for channel in list(self._channels):
-            self._shut(channel, max(0.0, end - time.monotonic()))
+            self._shut(channel, until)
 
-    def _say_bye(self, link: session.Link) -> None:
-        try:
-            sock = session.open_socket(self._context, link.key, next(link.sockets), link.endpoint)
-            sock.setsockopt(zmq.LINGER, session.BYE_MS)
-            sock.send(protocol.pack(protocol.Bye()), zmq.NOBLOCK)
-            sock.close()
-        except (ZooError, zmq.ZMQError):
-            pass  # then its silence says it
-
-    def _keep_alive(self, link: session.Link) -> None:
+    def _keep_alive(self, link: Link) -> None:
         """Without a lifeline, a session lives by its messages."""
+        self._pinger = threading.Thread(target=_ping, args=(link,), name="zoo-ping", daemon=True)
+        try:
+            self._pinger.start()
+        except RuntimeError as e:
+            self._pinger = None
+            raise BrokerUnreachable(f"this process cannot start a thread ({e})") from None
 
-        def ping() -> None:
-            sock = session.open_socket(self._context, link.key, next(link.sockets), link.endpoint)
-            try:
-                while not link.dead and not self._quit.wait(protocol.PING_S):
-                    sock.send(protocol.pack(protocol.Ping()), zmq.NOBLOCK)
-            except zmq.ZMQError:
-                pass
-            finally:
-                session.close_quietly(sock)
 
-        self._pinger = threading.Thread(target=ping, name="zoo-ping", daemon=True)
-        self._pinger.start()
+def _ping(link: Link) -> None:
+    """Until the link ends. It must not hold the client: a client that is garbage ends the link."""
+    sock = session.open_socket(link.key, next(link.sockets), link.endpoint)
+    try:
+        due = 0.0
+        while not link.dead:
+            if time.monotonic() >= due:
+                sock.send(protocol.pack(protocol.Ping()), zmq.NOBLOCK)
+                due = time.monotonic() + protocol.PING_S
+            time.sleep(min(0.1, protocol.PING_S))
+    except zmq.ZMQError:
+        pass
+    finally:
+        session.close_quietly(sock)

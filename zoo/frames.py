@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import threading
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -12,8 +11,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from PIL import ExifTags, Image
 
-from zoo import arena, payload, protocol
+from zoo import payload, protocol
 from zoo.errors import InvalidInput
+from zoo.frame_arena import FrameArena
 
 COLORS = ("rgb", "bgr")
 TURNED = (5, 6, 7, 8)  # orientations of EXIF by which width and height change places; there are 1 to 8
@@ -26,12 +26,14 @@ class Frame:
 
     `with zoo.frame((1080, 1920, 3)) as f: camera.read(f.array); zoo.infer("yolo11-face", f)`
 
+    Its memory goes back at the end of the block; without one, when neither the frame nor its array is there any more.
+
     Attributes:
         array: writable until the `with` block ends. Do not write while a request with this frame is under way.
     """
 
-    def __init__(self, slot: Slot, array: np.ndarray) -> None:
-        self.array = array
+    def __init__(self, slot: Slot) -> None:
+        self.array = slot.writable()
         self._slot: Slot | None = slot
 
     @property
@@ -39,6 +41,8 @@ class Frame:
         """Raises InvalidInput after the `with` block."""
         if self._slot is None:
             raise InvalidInput("frame: its `with` block has ended, its memory belongs to others now")
+        if self._slot.arena is not None and self._slot.arena.forked:
+            raise InvalidInput("frame: it belongs to the process that this one was forked from; make one here")
         return self._slot
 
     def close(self) -> None:
@@ -54,34 +58,67 @@ class Frame:
 
 
 class Slot:
-    """A piece of the arena with a count of who needs it: the `with` block, and each request under way."""
+    """A piece of the arena, and who needs it: the `with` block, and each request under way.
 
-    __slots__ = ("_count", "_lock", "arena", "buffer", "offset", "ready", "shape", "typestr")
+    It goes back when nobody needs it, or when it is garbage: a signal handler that raises may undo any bookkeeping.
+    """
 
-    def __init__(
-        self, shared: arena.OwnedArena | None, offset: int, buffer: Any, shape: tuple[int, ...], typestr: str
-    ) -> None:
+    __slots__ = ("__weakref__", "_needs", "arena", "buffer", "home", "ready", "shape", "typestr")
+
+    def __init__(self, shared: FrameArena | None, shape: tuple[int, ...], typestr: str, buffer: Any = None) -> None:
         self.arena = shared
-        self.offset = offset
+        self.home: list[tuple[int, int]] = []  # see `FrameArena.place`
         self.buffer = buffer  # the array's memory where it is not shared
         self.shape = shape
         self.typestr = typestr
-        self.ready: dict[tuple[str, int], Outgoing] = {}  # (colour, arena's id) → the request for just this frame
-        self._count = 1
-        self._lock = threading.Lock()
+        self.ready: dict[tuple[str, int], bytes] = {}  # (colour, arena's id) → the request for just this frame
+        self._needs: list[None] = [None]  # lists, since their methods cannot be interrupted
+
+    @property
+    def offset(self) -> int:
+        return self.home[0][0]
+
+    def pixels(self) -> np.ndarray:
+        """The array over its memory, which the caller must not keep."""
+        if self.arena is None:
+            array: np.ndarray = self.buffer
+            return array
+        return np.frombuffer(self.arena.memory, self.typestr, math.prod(self.shape), self.offset).reshape(self.shape)
+
+    def writable(self) -> np.ndarray:
+        """An array to be kept: as long as it is there, so is the slot, unless that was given back by word."""
+        return self.pixels() if self.arena is None else np.asarray(_Lent(self))
 
     def keep(self) -> None:
-        with self._lock:
-            self._count += 1
+        self._needs.append(None)
 
     def drop(self) -> None:
-        with self._lock:
-            self._count -= 1
-            last = self._count == 0
-        if last:
+        try:
+            self._needs.pop()
+        except IndexError:
+            return
+        if not self._needs:
             self.ready.clear()
-        if last and self.arena is not None:
-            self.arena.give_back(self.offset)
+            self._go_back()
+
+    def _go_back(self) -> None:
+        if self.arena is not None:
+            self.arena.return_from(self)
+
+    def __del__(self) -> None:
+        try:
+            self._go_back()
+        except AttributeError:
+            pass  # it was not even made
+
+
+class _Lent:
+    __slots__ = ("__array_interface__", "_slot")
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+        pixels = slot.pixels()
+        self.__array_interface__ = {**pixels.__array_interface__, "shape": slot.shape, "version": 3}
 
 
 class Outgoing:
@@ -89,10 +126,8 @@ class Outgoing:
 
     __slots__ = ("body", "buffers", "shared", "slots")
 
-    def __init__(
-        self, body: payload.InferBody, buffers: list[Any], slots: list[Slot], shared: arena.OwnedArena | None
-    ) -> None:
-        self.body = payload.pack_request(body)
+    def __init__(self, body: bytes, buffers: list[Any], slots: list[Slot], shared: FrameArena | None) -> None:
+        self.body = body
         self.buffers = buffers
         self.slots = slots
         self.shared = shared
@@ -124,35 +159,34 @@ class NoRoom(Exception):
 class Store:
     """Places frames. `shared` is the arena, or None where memory cannot be shared and bytes travel inline."""
 
-    def __init__(self, shared: arena.OwnedArena | None) -> None:
+    def __init__(self, shared: FrameArena | None) -> None:
         self.shared = shared
 
-    def empty(self, shape: tuple[int, ...], dtype: str) -> tuple[Slot, np.ndarray]:
-        """An uninitialised slot and the writable array over it.
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Slot:
+        """An uninitialised slot.
 
         Raises:
             InvalidInput: no such array, or it is larger than the whole arena. NoRoom.
         """
         kind = payload.check_dtype(dtype)
         if len(shape) > payload.MAX_NDIM or any(n < 0 for n in shape):
-            raise InvalidInput(f"shape: {shape} is not one an array can have")
-        count = math.prod(shape)
-        nbytes = count * kind.itemsize
+            raise InvalidInput(f"shape: {shape!r:.100} is not one an array can have")
+        nbytes = math.prod(shape) * kind.itemsize
         if self.shared is None:
             if nbytes > protocol.MAX_MESSAGE_BYTES // 2:
                 raise InvalidInput(f"frame: {nbytes >> 20} MB are too much for one message")
-            array = np.empty(shape, kind)
-            return Slot(None, 0, array, shape, kind.str), array
+            return Slot(None, shape, kind.str, _new(shape, kind))
         if nbytes > self.shared.size:
             raise InvalidInput(
-                f"frame: {shape} {kind} takes {nbytes / (1 << 20):.1f} MB, the arena has {self.shared.size >> 20} MB; "
-                "make the client with a larger arena_mb"
+                f"frame: {shape!r:.100} {kind} takes {nbytes // (1 << 17) / 8:.1f} MB, the arena has "
+                f"{self.shared.size >> 20} MB; make the client with a larger arena_mb"
             )
-        offset = self.shared.take(nbytes)
-        if offset is None:
+        if 0 in shape:
+            _new(shape, kind)  # a side that numpy cannot count
+        slot = Slot(self.shared, shape, kind.str)
+        if not self.shared.place(slot, nbytes):
             raise NoRoom
-        array = np.frombuffer(self.shared.memory, kind, count, offset).reshape(shape)
-        return Slot(self.shared, offset, None, shape, kind.str), array
+        return slot
 
     def outgoing(self, frame: Any, boxes: Boxes | None, color: str, options: dict[str, Any]) -> Outgoing:
         """Everything a request carries, its frames in place.
@@ -160,13 +194,14 @@ class Store:
         Raises:
             InvalidInput: naming the argument that is wrong. NoRoom: nothing was taken.
         """
-        if type(frame) is Frame and boxes is None and not options:
+        shared = self.shared
+        plain = shared is not None and type(frame) is Frame and boxes is None and not options
+        if plain and shared is not None and type(color) is str:
             slot = frame.slot
-            shared = self.shared
-            ready = slot.ready.get((color, shared.id)) if shared is not None and shared is slot.arena else None
+            ready = slot.ready.get((color, shared.id)) if slot.arena is shared else None
             if ready is not None:
                 slot.keep()
-                return ready
+                return Outgoing(ready, [], [slot], shared)
         corners = check_boxes(boxes)
         placed = self.place(frame, color)
         try:
@@ -176,8 +211,8 @@ class Store:
                 one.slot.drop()
             raise
         slot = placed[0].slot
-        if type(frame) is Frame and boxes is None and not options and slot.arena is not None:
-            slot.ready[color, slot.arena.id] = made
+        if plain and slot.arena is not None:
+            slot.ready[color, slot.arena.id] = made.body
         return made
 
     def place(self, frame: Any, color: str) -> list[Placed]:
@@ -186,8 +221,8 @@ class Store:
         Raises:
             InvalidInput: naming the argument that is wrong. NoRoom: nothing was taken.
         """
-        if color not in COLORS:
-            raise InvalidInput(f"color: {color!r} is not one of {', '.join(COLORS)}")
+        if not isinstance(color, str) or color not in COLORS:
+            raise InvalidInput(f"color: {color!r:.100} is not one of {', '.join(COLORS)}")
         placed: list[Placed] = []
         try:
             placed.extend(self._place(part, color) for part in check_frames(frame))
@@ -201,7 +236,7 @@ class Store:
         """A request about frames that are in place. It takes no slot of its own: see `Outgoing.keep`.
 
         Raises:
-            InvalidInput: an option is not a JSON-like value.
+            InvalidInput: an option is not a JSON-like value, or all of them are too large to be sent.
         """
         described: list[payload.Frame] = []
         buffers: list[Any] = []
@@ -211,7 +246,14 @@ class Store:
                 buffers.append(np.ascontiguousarray(slot.buffer).data)
             else:
                 described.append(payload.Frame(slot.arena.id, slot.offset, slot.shape, slot.typestr, color))
-        body = payload.InferBody(tuple(described), boxes, options)
+        body = payload.pack_request(payload.InferBody(tuple(described), boxes, options))
+        size = len(body) + sum(buffer.nbytes for buffer in buffers)
+        if size > protocol.MAX_MESSAGE_BYTES // 2:
+            what = "options" if size < 2 * len(body) else "frame"
+            raise InvalidInput(
+                f"{what}: {size / (1 << 20):.0f} MB are too much for one message, which takes "
+                f"{protocol.MAX_MESSAGE_BYTES >> 21} MB"
+            )
         return Outgoing(body, buffers, [one.slot for one in placed], self.shared)
 
     def _place(self, part: Any, color: str) -> Placed:
@@ -224,9 +266,20 @@ class Store:
         value, how = check_frame(part), color
         if isinstance(part, bytes | bytearray | memoryview):
             how = "encoded"
-        slot, array = self.empty(value.shape, value.dtype.str)
-        np.copyto(array, value)
+        slot = self.empty(value.shape, value.dtype.str)
+        try:
+            np.copyto(slot.pixels(), value)
+        except BaseException:
+            slot.drop()
+            raise
         return Placed(slot, how)
+
+
+def _new(shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
+    try:
+        return np.empty(shape, kind)
+    except (ValueError, OverflowError, MemoryError) as e:
+        raise InvalidInput(f"shape: {shape!r:.100} is not one an array can have ({e})") from None
 
 
 def check_frames(frame: Any) -> list[Any]:
@@ -242,9 +295,11 @@ def check_frames(frame: Any) -> list[Any]:
 def check_frame(part: Any) -> np.ndarray:
     """One frame as the array that travels; of encoded bytes, the bytes."""
     if isinstance(part, bytes | bytearray | memoryview):
-        if not len(part):
-            raise InvalidInput("frame: no bytes")
-        return np.frombuffer(part, np.uint8)
+        try:
+            raw = np.frombuffer(part, np.uint8)
+        except (ValueError, BufferError, TypeError) as e:  # also of an empty one
+            raise InvalidInput(f"frame: no bytes ({e})") from None
+        return raw
     value = part if isinstance(part, np.ndarray) else _as_array(part)
     if value.size == 0:
         raise InvalidInput(f"frame: it is empty, shape {value.shape}")
@@ -275,7 +330,7 @@ def size_of(part: Any) -> tuple[float, float]:
 def _as_array(part: Any) -> np.ndarray:
     try:
         value = np.asarray(part)
-    except (TypeError, ValueError) as e:
+    except Exception as e:  # an object's own idea of being an array leads anywhere
         raise InvalidInput(f"frame: cannot be read as an array: {e}") from None
     if value.dtype.kind not in payload.KINDS:
         raise InvalidInput(f"frame: a {type(part).__name__}; send an array, a Frame, a list of them, or JPEG/PNG bytes")
@@ -288,8 +343,8 @@ def check_boxes(boxes: Boxes | None) -> Corners | None:
         return None
     try:
         array = np.asarray(boxes, dtype=np.float64)
-    except (TypeError, ValueError) as e:
-        raise InvalidInput(f"boxes: {e}") from None
+    except Exception as e:
+        raise InvalidInput(f"boxes: {e!s:.200}") from None
     if array.size == 0:
         return ()
     if array.ndim != 2 or array.shape[1] != 4:

@@ -11,10 +11,13 @@ import contextlib
 import os
 import socket
 import struct
+from collections import deque
+from typing import Any
 
 from zoo import protocol
 from zoo.errors import ProtocolMismatch
 
+Raw = tuple[bytes, list[tuple[int, int, bytes]], int, Any]  # what `recvmsg` gives
 PACKET_BYTES = 4096
 _MAX_FDS = 4
 _SO_PEERGROUPS = 59  # Linux; the socket module does not name it
@@ -46,7 +49,17 @@ def receive(sock: socket.socket, flags: int = 0) -> tuple[protocol.LifelineMessa
         BlockingIOError: nothing there (non-blocking). OSError: the connection is gone.
         ProtocolMismatch: an unreadable packet; its descriptors are already closed.
     """
-    data, ancillary, how, _ = sock.recvmsg(PACKET_BYTES, _ANCILLARY, flags | _FLAGS)
+    return parse(sock.recvmsg(PACKET_BYTES, _ANCILLARY, flags | _FLAGS))
+
+
+def take(sock: socket.socket, into: deque[Raw]) -> None:
+    """Receives one packet, without waiting, for `parse`. In one call into C: it is kept if a signal handler raises."""
+    into.extend(map(sock.recvmsg, (PACKET_BYTES,), (_ANCILLARY,), (socket.MSG_DONTWAIT | _FLAGS,)))
+
+
+def parse(packet: Raw) -> tuple[protocol.LifelineMessage, int | None] | None:
+    """See `receive`."""
+    data, ancillary, how, _ = packet
     fds = array.array("i")
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

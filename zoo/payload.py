@@ -63,8 +63,8 @@ def check_dtype(text: str) -> np.dtype[Any]:
     """Raises InvalidInput for anything that is not a plain numeric dtype."""
     try:
         dtype = np.dtype(text)
-    except (TypeError, ValueError, SyntaxError) as e:
-        raise InvalidInput(f"dtype: {text!r} is not one that numpy knows") from e
+    except Exception as e:  # numpy takes many forms of it, and fails in as many ways
+        raise InvalidInput(f"dtype: {text!r:.100} is not one that numpy knows") from e
     if dtype.kind not in KINDS or dtype.itemsize == 0:
         raise InvalidInput(f"dtype: {text!r} cannot travel; use a boolean, integer or float type")
     return dtype
@@ -103,8 +103,8 @@ def pack_request(body: InferBody) -> bytes:
     """Raises InvalidInput when an option is not a JSON-like value."""
     try:
         return _encode_request(body)
-    except (TypeError, ValueError, OverflowError, RecursionError) as e:
-        raise InvalidInput(f"options: {e}; options are JSON-like values (lists, numbers, strings)") from None
+    except (TypeError, ValueError, OverflowError, RecursionError, MemoryError) as e:  # ValueError: a lone surrogate too
+        raise InvalidInput(f"options: {e!s:.200}; options are JSON-like values (lists, numbers, strings)") from None
 
 
 def unpack_request(raw: bytes) -> InferBody:

@@ -14,19 +14,27 @@ import pwd
 import socket
 import stat
 import struct
-import threading
 import time
+from typing import Protocol
 
 from zoo.address import SERVER_USER, Address
 from zoo.errors import AccessDenied
 
 LOOK_S = 0.02
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # says nothing of whose it is
 
 
-def find_server(address: Address, deadline: float, gone: threading.Event) -> str | None:
+class Gone(Protocol):
+    """Raised when nothing waits for the answer any more."""
+
+    def wait(self, timeout: float) -> bool: ...
+
+
+def find_server(address: Address, deadline: float, gone: Gone) -> str | None:
     """The endpoint at which a broker that may be believed listens; None when there is none in time, or `gone` is set.
 
     Raises:
+        OSError: this process has no descriptor or memory left.
         AccessDenied: what is there belongs to a user that was not to be expected.
     """
     if not address.startswith("ipc://"):
@@ -58,6 +66,8 @@ def _listening(path: str, owners: frozenset[int], follow: bool = True) -> str | 
     except FileNotFoundError:
         return None
     except OSError as e:
+        if e.errno in SHORT:
+            raise
         raise AccessDenied(f"the broker's folder {folder} cannot be used: {_why(e)}") from None
     try:
         own = os.fstat(fd)
@@ -71,6 +81,8 @@ def _listening(path: str, owners: frozenset[int], follow: bool = True) -> str | 
     except FileNotFoundError:
         return None
     except OSError as e:
+        if e.errno in SHORT:
+            raise
         raise AccessDenied(f"{path} cannot be used: {_why(e)}") from None
     finally:
         os.close(fd)

@@ -329,6 +329,10 @@ class LifelineCopy(Message, tag=10):
     why: str = ""
 
 
+class LifelineBye(Message, tag=11):
+    """Client: my session is over. The line stays until I have given back the results that I still look at."""
+
+
 LifelineMessage = (
     LifelineAttach
     | LifelineArena
@@ -340,6 +344,7 @@ LifelineMessage = (
     | LifelineFingerprint
     | LifelineChannel
     | LifelineCopy
+    | LifelineBye
 )
 
 # ---------------------------------------------------------------- coding

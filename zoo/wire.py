@@ -8,7 +8,9 @@ follow. For ordinary sockets, not those of `zmq.asyncio`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import zmq
@@ -47,3 +49,47 @@ def take(sock: Any) -> tuple[list[Any], Any]:
         frame = get(0, False)
         parts.append(frame.bytes if len(frame) <= LARGE else frame.buffer)
     return parts, frame
+
+
+class Outbox:
+    """Sends whole messages from one socket, or nothing of them, also when a signal handler raises meanwhile.
+
+    All parts leave within one call into C, in which no handler of Python's runs: half a message would swallow the
+    beginning of the next one.
+    """
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+
+    def send(self, parts: Sequence[Any]) -> None:
+        """Never waits. Raises zmq.Again when it would, zmq.ZMQError when the socket is closed."""
+        deque(map(_put, repeat(self._sock), parts, _FLAGS[len(parts)]), 0)
+
+
+class Inbox:
+    """What has come into one socket, a message at a time. A message stays until `done` says that it was dealt with.
+
+    So a message survives a signal handler that raises while it is received or dealt with: the next to look meets it
+    again. `kept` is for what dealing with it has brought so far.
+    """
+
+    def __init__(self, sock: Any) -> None:
+        self._get = sock.recv
+        self._frames: list[Any] = []
+        self.kept: Any = None
+
+    def peek(self, flags: int = 0) -> list[bytes]:
+        """All parts of the message at hand. Raises zmq.Again when there is none (NOBLOCK, or RCVTIMEO passed)."""
+        frames = self._frames
+        if not frames:
+            frames.extend(map(self._get, (flags,), (False,)))  # in one call into C: received is kept
+        while frames[-1].more:
+            frames.extend(map(self._get, (flags,), (False,)))
+        return [frame.bytes for frame in frames]
+
+    def done(self) -> None:
+        self._frames, self.kept = [], None
+
+
+_FLAGS = [(NOBLOCK | _MORE,) * (n - 1) + (NOBLOCK,) for n in range(1, 128)]
+_FLAGS.insert(0, ())
