@@ -26,8 +26,8 @@ from zoo.config import BrokerConfig, ModelConfig
 
 LIFE = (  # of a `Residency`: what belongs to its process, and goes with it when two change places
     "ahead", "device", "dispatched_at", "failed_load", "inflight", "last_used", "least_service_s", "load_seconds",
-    "loaded_at", "max_batch", "mb", "outdated", "service_s", "started_at", "state", "unload_when_loaded", "watched",
-    "worker",
+    "loaded_at", "max_batch", "mb", "noted", "outdated", "service_s", "started_at", "state", "unload_when_loaded",
+    "watched", "worker",
 )  # fmt: skip
 
 
@@ -37,10 +37,6 @@ class Instances(Room):
     def __init__(self, config: BrokerConfig, devices: list[Device], models: list[ModelConfig]) -> None:
         super().__init__(config, devices, models)
         self._numbered = {m.number: m for m in self.models.values()}
-
-    def _drain(self, model: Residency, why: str, now: float) -> None:
-        """Lets a worker finish what it has, and go: the scheduler's part."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------ who serves
 

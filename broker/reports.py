@@ -283,11 +283,19 @@ class Reports(Shortages):
             model.further_failures, model.further_at = 0, 0.0
         model.version, model.least_load_s = e.version, math.inf
         if self.config.footprint == "measured":
-            model.peaks = {device: peak for device, peak in e.peaks.items() if figures.is_mb(peak.mb)}
+            model.peaks = {}
+            for device, peak in e.peaks.items():
+                budget = self.ledger.devices[device].budget_mb if device in self.ledger.devices else math.inf
+                if figures.is_mb(peak.mb) and (kept := peak.within(budget)) is not None:
+                    model.peaks[device] = kept
         self._room_may_exist(now)
 
     def _measured(self, e: Measured, now: float) -> None:
-        """A charge is corrected to what was seen. Peaks never shrink: what a model took once, it may take again."""
+        """A charge is corrected to what was seen, and the model's next process is charged the most of its last lives.
+
+        But for what one request can do to a process: more than the whole budget, once it was given one, is charged
+        while it lasts and not remembered, or the model would be too large from then on.
+        """
         model = self._of(e.worker)
         charge = self.ledger.of(e.worker)
         if model is None or charge is None or self.config.footprint == "declared" or not figures.is_mb(e.mb):
@@ -296,12 +304,9 @@ class Reports(Shortages):
         if model.state is State.EVICTING:  # on its way out, and its model may have other weights by now
             need = max(charge.mb, seen)
         else:
-            known = model.first.peaks.get(model.device, Peak(0.0))
-            peak = Peak(max(known.mb, seen), known.worked or e.worked)
-            if peak != known:
-                model.first.peaks[model.device] = peak
-                self.learnt += 1
+            self._note(model, seen, worked=e.worked)
             need = min(model.need_mb(model.device), max(charge.mb, seen))  # what it is yet to get room for, it has not
+            need = max(need, seen)  # which is more than is remembered, if it is more than the budget
         if need == charge.mb:
             return
         self.ledger.recharge(e.worker, need)
@@ -313,6 +318,20 @@ class Reports(Shortages):
             "measured", device=model.device, worker=e.worker, seen_mb=seen, mb=need, before_mb=charge.mb,
         )  # fmt: skip
         self._room_may_exist(now)
+
+    def _note(self, model: Residency, seen: float, *, worked: bool) -> None:
+        """Remembers what a process was seen to use."""
+        device, first = model.device, model.first
+        known = first.peaks.get(device, Peak(0.0))
+        peak = known
+        fits = seen <= self.ledger.devices[device].budget_mb + EPSILON_MB
+        if not (known.worked or worked):
+            peak = known.loaded(seen) if fits or not model.was_used else known
+        elif fits and (worked or seen > known.mb):
+            peak, model.noted = known.lived(seen, again=model.noted), True
+        if peak != known:
+            first.peaks[device] = peak
+            self.learnt += 1
 
     def _device_seen(self, e: DeviceSeen, now: float) -> None:
         if self.config.footprint == "declared" or e.device not in self.ledger.devices:

@@ -18,17 +18,46 @@ from broker.states import TRANSITIONS, Kind, Move, State
 from zoo.config import ModelConfig
 
 NEWEST = 0.2  # its weight in the averages of how long a request takes, and how soon the next one comes
+LIVES = 8  # of which a model's peak is remembered
 MOST_MB = 1e9  # of what anybody could have measured
 
 
+Megabytes = Annotated[float, msgspec.Meta(ge=0, le=MOST_MB)]
+
+
 class Peak(msgspec.Struct, frozen=True):
-    """The most that a model's process has been seen to use on a device.
+    """The most that a model's process has been seen to use on a device, in its last `LIVES` lives that are known.
 
     `worked`: it had run a request by then. Until one has, the peak is what a load takes, and says nothing about work.
+    `lives`: the most of each life that ran a request, the newest last; none where an earlier release wrote it down.
     """
 
-    mb: Annotated[float, msgspec.Meta(ge=0, le=MOST_MB)]
+    mb: Megabytes
     worked: bool = False
+    lives: tuple[Megabytes, ...] = ()
+
+    def loaded(self, mb: float) -> Peak:
+        """With what was seen before any request had run."""
+        return Peak(max(self.mb, mb), self.worked, self.lives)
+
+    def lived(self, mb: float, *, again: bool) -> Peak:
+        """With what a life took that has run a request; `again`: the newest life that is known."""
+        before = self.lives or ((self.mb,) if self.worked else ())
+        mb = mb if self.worked else max(mb, self.mb)  # its load
+        lives = (*before[:-1], max(before[-1], mb)) if again and before else (*before, mb)[-LIVES:]
+        return Peak(max(lives), True, lives)
+
+    def within(self, budget_mb: float) -> Peak | None:
+        """Without lives that took more than the whole budget, but where all did; None if nothing is left.
+
+        One request can do that to a life, and would make the model too large for all others.
+        """
+        if not self.worked or self.mb <= budget_mb:
+            return self
+        fitting = tuple(mb for mb in self.lives if mb <= budget_mb)
+        if fitting:
+            return Peak(max(fitting), True, fitting)
+        return self if len(self.lives) > 1 else None
 
 
 class Request(msgspec.Struct, eq=False):
@@ -101,6 +130,7 @@ class Residency:
         number: never used twice, though a name may be.
         removed: config.toml has it no more; it is forgotten when nobody holds it.
         outdated: its process was started with settings that have changed since.
+        noted: its process is the newest life in the model's peak on its device.
     """
 
     def __init__(self, config: ModelConfig, number: int, first: Residency | None = None) -> None:
@@ -108,7 +138,7 @@ class Residency:
         self.number = number
         self.first = first or self
         self.others: list[Residency] = []
-        self.removed = self.outdated = False
+        self.removed = self.outdated = self.noted = False
         self.name = config.name
         self.mb = config.vram_mb
         self.version = ""
@@ -214,6 +244,11 @@ class Residency:
     def dispensable(self) -> bool:
         """Another worker of the model goes on without it."""
         return self.first is not self or any(other.state is State.LOADED for other in self.others)
+
+    @property
+    def was_used(self) -> bool:
+        """Its process has been given a request."""
+        return self.state is not State.LOADING and self.dispatched_at >= self.loaded_at
 
     @property
     def referenced(self) -> bool:

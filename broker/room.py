@@ -118,6 +118,10 @@ class Room:
         """Gives the model's worker what waits for it: the scheduler's part."""
         raise NotImplementedError
 
+    def _drain(self, model: Residency, why: str, now: float) -> None:
+        """Lets a worker finish what it has, and go: the scheduler's part."""
+        raise NotImplementedError
+
     def _outgrown(self, model: Residency) -> None:
         """It has turned out to need more than any device has: whoever waits for it is told, by the scheduler."""
         raise NotImplementedError
@@ -166,7 +170,9 @@ class Room:
         if self.stopping:
             return
         for device in self.ledger.devices:
-            short = -self._coming_mb(device) if self.ledger.overrun_mb(device) else 0.0
+            short = self._short_mb(device)
+            if short > EPSILON_MB and self._end_monsters(device, now):
+                short = self._short_mb(device)
             if short > EPSILON_MB:
                 idle = [c for c in self._candidates(device, set(), "", now, busy=False) if c.mb > 0]
                 victims = self.policy.choose(short, idle, ModelPriority.CRITICAL)
@@ -183,6 +189,30 @@ class Room:
                 self._overdrawn.discard(device)
                 text = f"what {device} is charged fits again, or will when what is ending is gone"
                 self.story.tell(now, "", text, "fits again", device=device)
+
+    def _short_mb(self, device: str) -> float:
+        """By how much more is charged than may be, also when all has gone that is going."""
+        if not self.ledger.overrun_mb(device):
+            return 0.0
+        draining = [m for m in self._workers.values() if m.device == device and m.state is State.DRAINING]
+        return -self._coming_mb(device) - sum(m.mb for m in draining if self._is_monster(m))
+
+    def _is_monster(self, model: Residency) -> bool:
+        """Its process alone has grown beyond the whole budget: others that went for it would go for nothing."""
+        most = max(self.ledger.devices[model.device].budget_mb, model.need_mb(model.device))
+        return model.mb > most + EPSILON_MB
+
+    def _end_monsters(self, device: str, now: float) -> bool:
+        """Those go first, whatever their priority, when they have done what they have. False if there are none."""
+        found = [m for m in self._workers.values() if m.device == device and m.state is State.LOADED]
+        found = [m for m in found if self._is_monster(m) and not (m.leases or m.pinned)]
+        for model in found:
+            why = f"its process has grown to {model.mb:g} MB, more than the whole budget of {device}"
+            if model.inflight or model.queue.live:
+                self._drain(model, why, now)
+            else:
+                self._evict(model, why, now)
+        return bool(found)
 
     def _overrun(self, device: str) -> str:
         return f"{device} is charged {self.ledger.used_mb(device):g} MB, {self.ledger.limit_mb(device):g} may be"
@@ -603,7 +633,7 @@ class Room:
         model.worker, model.device, model.started_at = worker, device, now
         self._move(model, Move.START)
         model.watched = worker
-        model.failed_load = model.yielding = model.unload_when_loaded = model.outdated = False
+        model.failed_load = model.yielding = model.unload_when_loaded = model.outdated = model.noted = False
         self._wants_no_more(model)
         self._workers[worker] = model
         self.timers.add(now + self.config.load_timeout, Due.WATCH, worker)

@@ -152,5 +152,8 @@ class Shortages(Reconfiguring):
         """The footprint of its next process, and of this one as soon as there is room for it."""
         if need > model.need_mb(model.device):
             known = model.first.peaks.get(model.device, Peak(0.0))
-            model.first.peaks[model.device] = Peak(need, known.worked)
+            if known.worked:
+                model.first.peaks[model.device], model.noted = known.lived(need, again=model.noted), True
+            else:
+                model.first.peaks[model.device] = known.loaded(need)
             self.learnt += 1

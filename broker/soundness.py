@@ -99,7 +99,7 @@ def _overdrawn(s: Scheduler) -> Iterator[str]:
     if s.stopping or s._look_at < math.inf:  # a look is to come
         return
     for device in s.ledger.devices:
-        short = -s._coming_mb(device) if s.ledger.overrun_mb(device) else 0.0
+        short = s._short_mb(device)
         if (short > EPSILON_MB) != (device in s._overdrawn):
             yield f"{device}: charged {short} MB too much; overdrawn: {device in s._overdrawn}"
         if short > EPSILON_MB:

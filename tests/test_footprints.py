@@ -12,7 +12,7 @@ from broker.footprints import FILE, Known, Store, version
 from broker.residency import Peak
 from zoo.config import BrokerConfig, ModelConfig, ZooConfig
 
-PEAKS = {"cuda:0": Peak(812.0, True), "cpu": Peak(20.0)}
+PEAKS = {"cuda:0": Peak(812.0, True, (500.0, 812.0)), "cpu": Peak(20.0)}
 
 
 def test_what_is_saved_is_there_for_the_next(tmp_path: Path) -> None:
@@ -73,3 +73,10 @@ def test_the_version_follows_weights_adapter_and_options(tmp_path: Path) -> None
     touched = now()
     (tmp_path / "m" / "weights").write_bytes(b"1234")
     assert len({missing, first, touched, now(), now(options={"half": True}), now(adapter="a:C"), now(path="")}) == 7
+
+
+def test_what_an_earlier_release_wrote_is_taken_over(tmp_path: Path) -> None:
+    """And it reads what this one writes: it knows no lives, and passes them over."""
+    old = b'{"format": 1, "models": {"a": {"weights": "v", "peaks": {"cpu": {"mb": 300.0, "worked": true}}}}}'
+    (tmp_path / FILE).write_bytes(old)
+    assert Store(tmp_path).recall("a", "v") == {"cpu": Peak(300.0, True)}

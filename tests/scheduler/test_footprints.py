@@ -140,7 +140,7 @@ def test_a_busy_model_goes_when_its_request_is_done() -> None:
     w.load("a")
     asked = w.ask("a")
     w.measure("a", 600)
-    assert w.state("a") is State.LOADED
+    assert w.state("a") is State.DRAINING
     w.done("a")
     assert w.code(asked) == "ok"
     assert w.state("a") is State.EVICTING
@@ -148,9 +148,7 @@ def test_a_busy_model_goes_when_its_request_is_done() -> None:
 
 def test_a_model_that_outgrew_every_budget_is_refused_and_evicts_nobody() -> None:
     w = world([model("a", 300), model("b", 100)], 512)
-    w.load("b")
-    w.ask("a")
-    w.settle()
+    w.load("b", "a")
     w.measure("a", 600)
     w.settle()
     assert w.state("a") is State.UNLOADED
@@ -162,13 +160,12 @@ def test_a_model_that_outgrew_every_budget_is_refused_and_evicts_nobody() -> Non
 
 
 def test_whoever_waits_for_a_model_that_turns_out_too_large_is_told() -> None:
-    w = world([model("a", 300)], 512)
-    w.load("a")
+    w = world([model("a", 300), model("b", 400)], 512)
+    w.load("b")
+    w.lease("b")
     first = w.ask("a")
     second = w.ask("a")
-    w.measure("a", 600)
-    w.exits("a")
-    w.memory_back("a")
+    w.emit(Remembered("a", "v", {"gpu0": Peak(600.0, True, (590.0, 600.0))}))
     assert [w.code(r) for r in (first, second)] == ["model_too_large"] * 2
 
 
@@ -223,3 +220,84 @@ def test_declared_footprints_take_no_notice_of_meters() -> None:
     assert charged(w, "a") == 300
     assert row(w)["limit_mb"] == 512
     assert w.s.learnt == 0
+
+
+# ------------------------------------------------------------ one request, and eight lives
+
+
+def test_a_request_that_takes_more_than_the_whole_budget_makes_no_model_too_large() -> None:
+    w = world([model("a", 300), model("b", 200)], 700)
+    w.load("b", "a")
+    work(w, "a", 250)
+    work(w, "a", 1264)
+    assert w.state("a") is State.EVICTING, "it goes, and gives everything back"
+    assert w.state("b") is State.LOADED, "and nobody else goes for it"
+    assert any("has grown to 1264 MB, more than the whole budget" in line for line in w.story("a"))
+    w.settle()
+    assert w.s.models["a"].need_mb("gpu0") == 250
+    again = w.ask("a")
+    w.settle()
+    assert w.code(again) == "ok"
+    assert charged(w, "a") == 250
+
+
+def test_a_process_that_has_outgrown_the_budget_finishes_what_it_has_and_those_who_come_wait_for_the_next() -> None:
+    w = world([model("a", 300), model("b", 200)], 700)
+    w.load("b", "a")
+    running = [w.ask("a"), w.ask("a"), w.ask("a")]
+    w.measure("a", 1264)
+    assert w.state("a") is State.DRAINING
+    assert row(w)["overrun_mb"] == 764
+    late = w.ask("a")
+    w.settle()
+    assert [w.code(n) for n in (*running, late)] == ["ok"] * 4
+    assert w.state("b") is State.LOADED
+    assert len(w.starts()) == 3
+
+
+def test_a_process_that_has_outgrown_the_budget_and_is_leased_stays() -> None:
+    w = world([model("a", 300)], 700)
+    w.load("a")
+    lease = w.lease("a")
+    work(w, "a", 1264)
+    assert w.state("a") is State.LOADED
+    assert charged(w, "a") == 1264, "an overrun is stated, never hidden"
+    w.release(w.granted(lease))
+    assert w.state("a") is State.EVICTING
+
+
+def test_a_model_whose_load_alone_takes_more_than_the_budget_is_too_large() -> None:
+    w = world([model("a", 300)], 700)
+    w.load("a")
+    w.measure("a", 800)
+    w.settle()
+    assert w.code(w.ask("a")) == "model_too_large"
+
+
+def test_the_largest_of_the_last_eight_lives_counts() -> None:
+    w = world([model("a", 300)], 1000)
+    for life in range(10):
+        work(w, "a", 600 if life == 0 else 100 + life)
+        w.cleanup()
+        w.settle()
+        expected = 600 if life < 8 else 100 + life
+        assert w.s.models["a"].need_mb("gpu0") == expected, f"after life {life}"
+
+
+def test_a_life_in_which_nothing_ran_is_none() -> None:
+    w = world([model("a", 300)], 1000)
+    work(w, "a", 600)
+    for _ in range(10):
+        w.cleanup()
+        w.settle()
+        w.load("a")
+        w.measure("a", 100)
+    assert w.s.models["a"].need_mb("gpu0") == 600
+
+
+def test_what_an_earlier_release_remembered_beyond_the_budget_is_forgotten() -> None:
+    w = world([model("a", 300), model("b", 300), model("c", 300)], 700)
+    w.emit(Remembered("a", "v", {"gpu0": Peak(1264.0, True)}))
+    w.emit(Remembered("b", "v", {"gpu0": Peak(1264.0, True, (200.0, 1264.0))}))
+    w.emit(Remembered("c", "v", {"gpu0": Peak(900.0, True, (800.0, 900.0))}))
+    assert [w.s.models[name].need_mb("gpu0") for name in "abc"] == [300, 200, 900], "all of the last's lives were so"

@@ -139,6 +139,7 @@ class World:
         self.pins = {m.name for m in models if m.pinned}
         self.true_mb = true_mb or {}
         self.peaks: dict[tuple[str, str], tuple[float, bool]] = {}  # (model, device) → the most seen, and if at work
+        self.lives: dict[tuple[str, str], list[list[float]]] = {}  # the same → [worker, most] of its last lives
         self.allowed = {d.name: math.inf for d in self.devices}  # what others leave
         self.overrun = {d.name: 0.0 for d in self.devices}
         self.unread: dict[str, float] = {}  # device → until when nothing may be started there
@@ -301,7 +302,10 @@ class World:
         """Its model's next process is to be charged what this one lacked."""
         need = self.needed_mb(p, short)
         if not p.killed and need > self.need_mb(p.model, p.device):
-            self.peaks[p.model, p.device] = need, self.peaks.get((p.model, p.device), (0.0, False))[1]
+            if self.peaks.get((p.model, p.device), (0.0, False))[1]:
+                self.note_life(p, need)
+            else:
+                self.peaks[p.model, p.device] = need, False
 
     def done(self, name: str, error: tuple[str, str] | None = None) -> int:
         return self.emit_done(self.process(name), error)
@@ -373,13 +377,28 @@ class World:
             p.mb = max(p.mb, seen)
         elif self.config.footprint == "measured":
             before, worked = self.peaks.get((p.model, p.device), (0.0, False))
-            self.peaks[p.model, p.device] = max(before, seen), worked or p.worked
-            p.mb = min(self.need_mb(p.model, p.device), max(p.mb, seen))
+            if not (worked or p.worked):
+                if seen <= self.budget_mb(p.device) + EPSILON or not self.s._workers[p.worker].was_used:
+                    self.peaks[p.model, p.device] = max(before, seen), False
+            elif (p.worked or seen > before) and seen <= self.budget_mb(p.device) + EPSILON:
+                self.note_life(p, seen)
+            p.mb = max(seen, min(self.need_mb(p.model, p.device), max(p.mb, seen)))
         self.emit(Measured(p.worker, p.true_mb, p.worked))
         if self.config.footprint == "measured" and p.worker in self.processes:
             charge = self.s.ledger.of(p.worker)
             assert charge is not None
             assert charge.mb >= p.true_mb - EPSILON, "charged less than was seen"
+
+    def note_life(self, p: Process, mb: float) -> None:
+        """What is remembered is the most of the last eight lives that ran a request."""
+        before, worked = self.peaks.get((p.model, p.device), (0.0, False))
+        lives = self.lives.setdefault((p.model, p.device), [[0, before]] if worked else [])
+        if lives and lives[-1][0] == p.worker:
+            lives[-1][1] = max(lives[-1][1], mb)
+        else:
+            lives.append([p.worker, mb if worked else max(mb, before)])
+        del lives[:-8]
+        self.peaks[p.model, p.device] = max(most for _, most in lives), True
 
     def others_use(self, device: str, mb: float, total: float) -> None:
         """Other programs are seen to use `mb` of the device's `total`."""
@@ -525,6 +544,7 @@ class World:
         self.actions += actions
         for at in [at for at in self.peaks if at[0] not in self.s.models]:
             del self.peaks[at]  # the removed are forgotten
+            self.lives.pop(at, None)
         for action in actions:
             self._take(event, action)
         for lease, (_, name) in self.leases.items():
@@ -739,6 +759,9 @@ class World:
             self.overrun[device.name] = over
             ending = [p for p in self.processes.values() if p.device == device.name and (p.killed or p.exited)]
             coming = sum(p.mb for p in ending if not p.stuck)
+            draining = [m for m in self.residencies() if m.device == device.name and m.state is State.DRAINING]
+            grown = [m for m in draining if m.mb > max(device.budget_mb, m.need_mb(device.name)) + EPSILON]
+            coming += sum(m.mb for m in grown)  # they go first, when they can
             if over > coming + EPSILON and not self.s.stopping:
                 idle = [p.model for p in self.processes.values() if p.device == device.name and self._may_go(p)]
                 assert not idle, f"{device.name} is charged {over} MB too much, and {idle} could go"
