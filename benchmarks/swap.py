@@ -100,9 +100,9 @@ class Traced(Service):
         super()._handle(event)
 
     def _brief(self, worker: Any) -> None:
-        waiting = worker.launch is not None
+        before = worker.told
         super()._brief(worker)
-        if waiting and worker.launch is None:
+        if worker.told and not before:
             self._note("told")
 
     def _from_worker(self, number: int, parts: list[bytes]) -> None:

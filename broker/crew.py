@@ -65,11 +65,12 @@ class Worker:
         version: of the model's weights when it was started.
         copied: it was given a copy, and has not said yet whether that was of use.
         forks: how often the nursery was asked for it.
+        told: it has been sent `launch`.
     """
 
     __slots__ = (
         "arena", "channel", "child", "copied", "device", "forks", "key", "killed_at", "launch", "line", "model",
-        "number", "stand_in", "term_until", "unsent", "version", "worked",
+        "number", "stand_in", "term_until", "told", "unsent", "version", "worked",
     )  # fmt: skip
 
     def __init__(self, number: int, key: bytes) -> None:
@@ -81,6 +82,7 @@ class Worker:
         self.launch: Launch | None = None
         self.copied = False
         self.forks = 1
+        self.told = False
         self.child: Child | None = None
         self.channel: Channel | None = None
         self.line: Line | None = None
@@ -310,6 +312,7 @@ class Crew(Loop):
             self._close_line(worker.line)
             worker.line = None
         self._close_channel(worker)
+        worker.told = False
         del self._by_key[worker.key]
         worker.forks += 1
         worker.key = _new_key()
@@ -462,9 +465,10 @@ class Crew(Loop):
 
     def _brief(self, worker: Worker) -> None:
         """Tells a process its model, as soon as there is a model to tell and a channel to tell it by."""
-        if worker.launch is None or worker.channel is None or worker.line is None:
+        launch = worker.launch
+        if worker.told or launch is None or worker.channel is None or worker.line is None:
             return
-        launch, worker.launch = worker.launch, None
+        worker.told = True
         self.gauge.briefed(worker.number, time.monotonic())
         if self.copies.limit_bytes and (model := self.scheduler.models.get(worker.model)) is not None:
             worker.version = footprints.version(self.config, model.config)

@@ -139,7 +139,7 @@ def _valid(value: Any) -> Any:
 
 class _Text(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        if (worker := getattr(record, "worker", None)) is not None:  # what a worker has printed
+        if worker := getattr(record, "worker", 0):  # what a worker has printed
             record.message = f"{getattr(record, 'model', '') or 'no model'} (worker {worker}): {record.message}"
         record.message = _printable(_cut(record.message))
         return super().formatMessage(record)

@@ -32,7 +32,7 @@ class Nursery:
         since: when it last began or finished something (monotonic seconds).
         sent: forks that it has not answered.
         alive: it has not been seen to end.
-        killed: by this side.
+        hung: it was killed because it did.
     """
 
     def __init__(self, modules: list[str], environment: dict[str, str], folder: int, now: float) -> None:
@@ -42,7 +42,7 @@ class Nursery:
         self.since = now
         self.sent: set[bytes] = set()
         self.alive = True
-        self.killed = False
+        self.hung = False
         with contextlib.ExitStack() as short, contextlib.ExitStack() as kept:
             self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             kept.callback(self.sock.close)
@@ -131,7 +131,6 @@ class Nursery:
 
     def kill(self) -> None:
         """It ends now, and is reaped later."""
-        self.killed = True
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 

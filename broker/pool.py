@@ -234,8 +234,8 @@ class Pool:
         if nursery is None:
             if now >= self._again_at:
                 self._open_nursery()
-        elif self._hangs(nursery, now) and not nursery.killed:
-            log.error("the nursery hangs %s and is ended", f"in {nursery.importing}" if nursery.importing else "")
+        elif not nursery.hung and self._hangs(nursery, now):
+            nursery.hung = True
             nursery.kill()
         for child in list(self._children.values()):
             child.printed.tell_dropped()
@@ -356,14 +356,15 @@ class Pool:
     def _blame(self, nursery: Nursery, status: int) -> str:
         """What became of it, and of the module that it was importing."""
         how = _killed_by(status) if status < 0 else f"exit status {status}"
+        how = "it gave no answer" if nursery.hung else how
         module, why = nursery.unfit or (nursery.importing, "")
         if module not in self._modules:
             return f"it has ended ({how})" + (f" while it imported {module}" if module else "")
         if not why:
             hung = f"its import takes more than {IMPORT_LIMIT_S:g} s"
-            why = hung if nursery.killed else f"its import ends it ({how})"
+            why = hung if nursery.hung else f"its import ends it ({how})"
             self._suspects[module] += 1
-            if -status in KILLED_BY_CHANCE and not nursery.killed and self._suspects[module] < 2:
+            if -status in KILLED_BY_CHANCE and not nursery.hung and self._suspects[module] < 2:
                 return f"it has ended ({how}) while it imported {module}"
         self.left_out[module] = why
         self._began = 0.0  # with that module out of the way it may well live

@@ -89,6 +89,7 @@ class Running:
         }
         self.config_path.write_text(config_text(models, **keys))
         self._mark = secrets.token_hex(8)
+        self.cwd = folder
         self._clients: list[Client] = []
         self._starts = 0
         self.process: subprocess.Popen[bytes] | None = None
@@ -119,7 +120,7 @@ class Running:
                 stdout=log,
                 stderr=log,
                 env=env,
-                cwd=self.folder,
+                cwd=self.cwd,
             )
         if wait:
             wait_until(self._serving, 20.0, "the broker serves")

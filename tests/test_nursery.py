@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +21,12 @@ Start = Callable[..., Running]
 
 
 def nurseries(running: Running) -> list[int]:
-    """One or none; a worker that has just been forked has the name as well."""
+    """One or none. A worker that has just been forked has the name as well, but no session of its own."""
     found = []
     for pid in running.processes():
         try:
             if Path(f"/proc/{pid}/comm").read_text().strip() == "zoo-nursery" and parent(pid) == running.pid:
-                found.append(pid)
+                found += [pid] if os.getsid(pid) == pid else []
         except OSError:
             continue
     return found
@@ -103,3 +104,181 @@ def test_what_is_left_of_an_adapter_goes_with_its_worker_also_from_another_sessi
     client.unload("toy")
     wait_until(lambda: len(running.processes()) == before, what="both are gone")
     wait_until(lambda: not children(nursery(running)), what="and buried")
+
+
+def test_a_refused_fork_fails_that_start_alone(broker: Start) -> None:
+    running = broker([toy("one"), toy("two")], preload=["tests.meddling"])
+    client = running.client()
+    pid = client.infer("one", FRAME)["pid"]
+    old = nursery(running)
+    (running.folder / "refuse").touch()
+    with pytest.raises(zoo.LoadFailed, match="no process could be forked: Resource temporarily unavailable") as failed:
+        client.infer("two", FRAME)
+    assert failed.value.retryable
+    assert client.infer("one", FRAME)["pid"] == pid
+    (running.folder / "refuse").unlink()
+    wait_until(lambda: attempt(client, "two"), what="forks are allowed again")
+    assert nursery(running) == old
+
+
+def attempt(client: zoo.Client, model: str) -> bool:
+    try:
+        return bool(client.infer(model, FRAME)["pid"])
+    except zoo.LoadFailed:
+        return False
+
+
+def test_a_start_in_the_hands_of_a_dying_nursery_is_made_again_and_no_failed_load(broker: Start) -> None:
+    running = broker([toy()], preload=["tests.meddling"])
+    client = running.client()
+    before = len(running.processes())
+    (running.folder / "die").touch()
+    assert client.infer("toy", FRAME)["mean"] == 0
+    assert "ended (killed by SIGKILL)" in running.log()
+    assert not any("failed" in line for line in client.explain("toy"))
+    wait_until(lambda: len(running.processes()) == before + 1, what="what the first one had forked is gone")
+
+
+def test_a_worker_without_a_pidfd_is_ended_and_its_end_is_noticed(broker: Start) -> None:
+    running = broker([toy(dispatch_timeout=0.3)], preload=["tests.meddling"], start=False)
+    (running.folder / "unnamed").touch()
+    client = running.start().client()
+    pids = [client.infer("toy", FRAME)["pid"]]
+    with pytest.raises(zoo.WorkerHung):
+        client.infer("toy", FRAME, do="hang-python")
+    pids.append(client.infer("toy", FRAME)["pid"])
+    os.kill(pids[1], signal.SIGKILL)
+    wait_until(lambda: client.get_status()["workers"] == 0)
+    pids.append(client.infer("toy", FRAME)["pid"])
+    os.kill(nursery(running), signal.SIGKILL)
+    os.kill(pids[2], signal.SIGKILL)
+    wait_until(lambda: client.get_status()["workers"] == 0, what="also without the nursery")
+    assert not any(alive(pid) for pid in pids)
+
+
+DEADLY = {
+    "dies": "import os\nos.kill(os.getpid(), 11)\n",
+    "leaves": "import os\nos._exit(3)\n",
+    "hangs": "import time\ntime.sleep(3600)\n",
+    "threads": "import threading, time\nthreading.Thread(target=time.sleep, args=(3600,), daemon=True).start()\n",
+}
+SAYS = {
+    "dies": "its import ends it (killed by SIGSEGV)",
+    "leaves": "its import ends it (exit status 3)",
+    "hangs": "its import takes more than 3 s",
+    "threads": "it starts a thread when it is imported",
+}
+
+
+@pytest.mark.parametrize("how", DEADLY)
+def test_what_an_import_does_to_the_nursery_it_does_once(broker: Start, how: str) -> None:
+    running = broker([toy()], preload=["tests.metered", "deadly", "json"], module="tests.hurried", start=False)
+    (running.folder / "deadly.py").write_text(DEADLY[how])
+    client = running.start().client()
+    assert client.infer("toy", FRAME)["mean"] == 0
+    assert f"deadly is left out from now on, {SAYS[how]}" in running.log()
+    os.kill(nursery(running), signal.SIGKILL)
+    client.unload("toy")
+    assert client.infer("toy", FRAME)["mean"] == 0
+    assert running.log().count("is left out") == 1
+
+
+def test_a_module_during_whose_import_the_nursery_is_killed_is_not_blamed_at_once(broker: Start) -> None:
+    running = broker([toy()], preload=["slow"], start=False)
+    (running.folder / "slow.py").write_text("import os, time\nopen('began', 'w').close()\ntime.sleep(1)\n")
+    client = running.start().client()
+    began = running.folder / "began"
+    wait_until(began.exists)
+    os.kill(nursery(running), signal.SIGKILL)
+    assert client.infer("toy", FRAME)["mean"] == 0
+    assert "while it imported slow" in running.log()
+    assert "left out" not in running.log()
+
+
+def test_a_nursery_that_hangs_is_replaced(broker: Start) -> None:
+    running = broker([toy("one"), toy("two")], module="tests.hurried")
+    client = running.client()
+    pid = client.infer("one", FRAME)["pid"]
+    old = nursery(running)
+    os.kill(old, signal.SIGSTOP)
+    assert client.infer("two", FRAME)["mean"] == 0
+    assert nursery(running) != old
+    assert client.infer("one", FRAME)["pid"] == pid
+    os.kill(nursery(running), signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: client.get_status()["workers"] == 1, what="an end that it does not tell is noticed")
+
+
+def test_a_drain_survives_a_signal_to_the_whole_tree(broker: Start) -> None:
+    """As systemd sends it by default."""
+    running = broker([toy("one"), toy("two")], drain_seconds=10, standby=1)
+    client = running.client()
+    for name in ("one", "two"):
+        client.infer(name, FRAME)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(client.infer, name, FRAME, do="sleep", seconds=1.0) for name in ("one", "two")]
+        wait_until(lambda: client.get_status()["running"] == 2)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            for pid in running.processes():
+                if pid != running.pid or number == signal.SIGTERM:
+                    os.kill(pid, number)
+        assert [call.result()["mean"] for call in calls] == [0, 0]
+    assert running.process is not None
+    assert running.process.wait(10) == 0
+
+
+def test_what_an_adapter_starts_can_be_asked_to_end(broker: Start) -> None:
+    client = broker([toy()]).client()
+    assert client.infer("toy", FRAME, do="start-and-end") == {"forked": -signal.SIGTERM, "run": -signal.SIGTERM}
+
+
+def test_an_orphan_of_a_worker_is_ended_with_it_also_when_the_nursery_died_before(broker: Start) -> None:
+    running = broker([toy()])
+    client = running.client()
+    before = len(running.processes())
+    pid = client.infer("toy", FRAME, do="fork-away", flag=str(running.folder / "flag"))["pid"]
+    old = nursery(running)
+    os.kill(old, signal.SIGKILL)
+    nursery(running, other_than=old)
+    wait_until(lambda: parent(pid) == running.pid)
+    client.unload("toy")
+    wait_until(lambda: len(running.processes()) == before, what="both are gone")
+    wait_until(lambda: children(running.pid) == [nursery(running)], what="and buried")
+
+
+def test_under_load_no_death_of_a_nursery_costs_an_answer(broker: Start) -> None:
+    running = broker([toy("warm"), *(toy(f"m{i}") for i in range(3))], standby=1)
+    client = running.client()
+    client.infer("warm", FRAME)
+    ending = threading.Event()
+
+    def ask() -> int:
+        asked = 0
+        while not ending.is_set():
+            assert client.infer("warm", FRAME + asked % 200)["mean"] == asked % 200
+            asked += 1
+        return asked
+
+    def load(name: str) -> int:
+        loads = 0
+        while not ending.is_set():
+            assert client.infer(name, FRAME)["mean"] == 0
+            client.unload(name)
+            loads += 1
+        return loads
+
+    with ThreadPoolExecutor(4) as threads:
+        asking = threads.submit(ask)
+        loading = [threads.submit(load, f"m{i}") for i in range(3)]
+        killed = 0
+        try:
+            for _ in range(3):
+                killed = nursery(running, other_than=killed)
+                loads = running.log().count("loaded in")
+                wait_until(lambda: running.log().count("loaded in") > loads + 3, what="models are loaded")  # noqa: B023
+                os.kill(killed, signal.SIGKILL)
+        finally:
+            ending.set()
+        assert asking.result()
+        assert sum(load.result() for load in loading)
+    assert client.get_status()["requests"] == 0

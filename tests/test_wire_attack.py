@@ -755,13 +755,13 @@ service._from_client(wire.receive(service._front))
 sock.recv()
 sock.send(protocol.pack(protocol.Load(1, "toy", 20_000)))
 service._from_client(wire.receive(service._front))
-worker = service._workers[1]
-while worker.child is None or worker.channel is None:
+while (worker := service._workers.get(1)) is None or worker.child is None or worker.channel is None:
     for fd, _ in service._epoll.poll(1.0):
         service._run_watch(fd)
 select.select([worker.channel.fd], [], [])
-select.select([worker.child.sentinel], [], [])
-service._ended(1)  # while what it said has not been read
+while 1 in service._workers:  # while what it said has not been read
+    select.select([service.pool], [], [])
+    service._hear_pool()
 print(protocol.unpack_from_broker(sock.recv_multipart()[0]).message, flush=True)
 service.close()
 os._exit(0)

@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,19 @@ class Toy:
                     time.sleep(0.001)
             case "keep":  # the frame, with the mapping that it lies in
                 self.kept = a
+            case "start-and-end":
+                if (forked := os.fork()) == 0:
+                    time.sleep(3600)
+                os.kill(forked, signal.SIGTERM)
+                with subprocess.Popen(["sleep", "3600"]) as run:
+                    run.terminate()
+                status = os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1])
+                return {"forked": status, "run": run.returncode}
+            case "print":
+                print("\n".join([o["text"]] * o["lines"]))
+            case "print-and-die":
+                print(o["text"], end="", flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
             case "grow":
                 self.ballast = np.concatenate([self.ballast, np.ones(int(o["mb"] * (1 << 20)), np.uint8)])
             case "babble":  # nonsense on whatever stream there is: the channel to the broker

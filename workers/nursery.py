@@ -33,8 +33,7 @@ def main(fd: int) -> NoReturn:
     """Entered in a fresh interpreter with its end of the socket pair. Never returns."""
     try:
         sock = socket.socket(fileno=fd)
-        _prepare(sock)
-        Forks(sock).serve()
+        Forks(sock, _prepare(sock)).serve()
     except OSError:  # the broker is gone
         os._exit(0)
     except BaseException:
@@ -42,7 +41,8 @@ def main(fd: int) -> NoReturn:
     os._exit(1)  # without the libraries' farewells: a line for each object that one of them has leaked
 
 
-def _prepare(sock: socket.socket) -> None:
+def _prepare(sock: socket.socket) -> int:
+    """Until it can fork. Gives the pipe that ends it with its broker."""
     kernel.set_name("zoo-nursery")
     for number in (*process.ASKED_TO_END, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
@@ -65,6 +65,7 @@ def _prepare(sock: socket.socket) -> None:
     os.close(folder)
     warm_up(sock, prepare.modules)
     launch.send(sock, launch.Prepared())
+    return pipe
 
 
 def warm_up(sock: socket.socket, modules: tuple[str, ...]) -> None:
@@ -91,8 +92,9 @@ def warm_up(sock: socket.socket, modules: tuple[str, ...]) -> None:
 class Forks:
     """The prepared nursery: forks and reaps."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, pipe: int) -> None:
         self._sock = sock
+        self._pipe = pipe
         self._workers: set[int] = set()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -140,6 +142,7 @@ class Forks:
 
     def _become_worker(self, seat: launch.Seat, pipe: int, printed: int) -> NoReturn:
         try:
+            kernel.set_name("zoo-standby")
             os.setsid()  # a process group of its own: what it starts is killed with it
             process.die_with(pipe, group=True)
             signal.set_wakeup_fd(-1)
@@ -148,7 +151,7 @@ class Forks:
             process.volunteer()
             kernel.become_subreaper()  # what its adapter orphans stays its own, and comes to the nursery at its end
             self._sock.close()
-            for fd in (self._wake_read, self._wake_write):
+            for fd in (self._pipe, self._wake_read, self._wake_write):
                 os.close(fd)
             for stream in (1, 2):
                 os.dup2(printed, stream)

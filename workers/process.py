@@ -60,15 +60,26 @@ def outlive_drain() -> None:
         signal.signal(number, _nothing)
         signal.siginterrupt(number, False)
     faulthandler.register(signal.SIGQUIT, all_threads=True)
-    os.register_at_fork(after_in_child=_end_when_asked)
+    os.register_at_fork(before=_hold, after_in_parent=_let_come, after_in_child=_end_when_asked)
 
 
 def _nothing(_number: int, _frame: FrameType | None) -> None:
     pass
 
 
+def _hold() -> None:
+    """Before a fork: a signal that comes to the child at once waits until that has its own way with it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ASKED_TO_END)
+
+
+def _let_come() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKED_TO_END)
+
+
 def _end_when_asked() -> None:
     """What an adapter forks ends by SIGTERM, as the adapter may expect of it."""
-    for number in (*ASKED_TO_END, signal.SIGQUIT):
-        if number == signal.SIGQUIT or signal.getsignal(number) is _nothing:
+    for number in ASKED_TO_END:
+        if signal.getsignal(number) is _nothing:
             signal.signal(number, signal.SIG_DFL)
+    faulthandler.unregister(signal.SIGQUIT)
+    _let_come()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import hashlib
-import importlib
 import os
 import socket
 import sys
@@ -25,7 +24,7 @@ from typing import Any, NoReturn
 import msgspec
 import numpy as np
 
-from workers import copies, encoded, inputs
+from workers import copies, encoded, fresh, inputs
 from workers.batch import MAX_CAUSE, Task, cause, predict
 from workers.models import memory
 from workers.models.base import Model
@@ -155,7 +154,7 @@ class Lifeline:
 def _import_adapter(adapter: str) -> Any:
     module, _, name = adapter.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(fresh.import_module(module), name)
     except ImportError as e:
         raise LoadFailed(f"adapter {adapter!r} cannot be imported: {e}") from e
     except AttributeError:
@@ -246,6 +245,7 @@ class Worker:
             fd = self._lifeline.take_copy()
             if fd is None:
                 raise TimeoutError("it did not come")
+            _import_adapter(self._launch.adapter)  # as its file is now, before the copy asks for it
             model: Model = copies.read(fd, self._launch.threads)
         except Exception as e:
             print(f"worker: {self._launch.model}: its copy is of no use: {cause(e)}", file=sys.stderr, flush=True)
@@ -410,7 +410,6 @@ def fingerprint(given: inputs.Given) -> bytes:
 
 def main(seat: Seat) -> NoReturn:
     """Entered in a fresh fork of the nursery."""
-    set_name("zoo-standby")
     try:
         Worker(seat).run()
     except (OSError, ZooError):
