@@ -105,6 +105,7 @@ class Clients(Crew):
             protocol.Query: self._query,
             protocol.Cancel: self._cancel,
             protocol.Reload: self._reload,
+            protocol.Footprint: self._footprint,
             protocol.Ping: lambda *_: None,
             protocol.Bye: lambda _i, session, _m, _p: self._end_session(session),
         }
@@ -282,6 +283,21 @@ class Clients(Crew):
     def _reload(self, identity: bytes, session: Session, m: protocol.Reload, _: list[bytes]) -> None:
         self.roles.require(session, "reload")
         self._to_client(identity, protocol.Value(m.rid, self.reload()))
+
+    def _footprint(self, identity: bytes, session: Session, m: protocol.Footprint, _: list[bytes]) -> None:
+        models = self.scheduler.models
+        if m.model is not None and (m.model not in models or models[m.model].removed):
+            raise ModelNotFound(self.scheduler.no_such_model(m.model[:64]))
+        names = [name for name, known in models.items() if not known.removed] if m.model is None else [m.model]
+        if m.forget:
+            self.roles.require(session, "footprint --forget")
+        for name in names:
+            if self.scheduler.is_cold(name):
+                self._recall(name)
+            if m.forget:
+                self._forget_footprint(name)
+        rows = [row for name in names for row in self.scheduler.footprints(name)]
+        self._to_client(identity, protocol.Value(m.rid, rows))
 
     def _cleanup_idle(self, identity: bytes, session: Session, m: protocol.CleanupIdle, _: list[bytes]) -> None:
         self.roles.require(session, "cleanup_idle_models")

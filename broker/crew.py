@@ -31,6 +31,7 @@ from broker.residency import MOST_MB
 from broker.standby import Standby
 from broker.states import (
     Dispatch,
+    Forgotten,
     KillWorker,
     MemoryBack,
     Outcome,
@@ -400,6 +401,11 @@ class Crew(Loop):
         if weights != model.version:
             peaks = self._footprints.recall(name, weights) if self._footprints is not None else {}
             self._handle(Remembered(name, weights, peaks))
+
+    def _forget_footprint(self, name: str) -> None:
+        self._handle(Forgotten(name))
+        if self._footprints is not None and self._footprints.known.pop(name, None) is not None:
+            self._footprints.save()
 
     def _remember(self) -> None:
         """Writes down what is new."""

@@ -20,6 +20,7 @@ from broker.states import (
     Deliver,
     DeviceSeen,
     DeviceUnread,
+    Forgotten,
     KillWorker,
     Measured,
     MemoryBack,
@@ -289,6 +290,18 @@ class Reports(Shortages):
                 if figures.is_mb(peak.mb) and (kept := peak.within(budget)) is not None:
                     model.peaks[device] = kept
         self._room_may_exist(now)
+
+    def _forgotten(self, e: Forgotten, now: float) -> None:
+        """Its next process is charged what is declared. One that lives stays charged, and is measured again."""
+        model = self.models.get(e.model)
+        if model is not None and model.peaks:
+            model.peaks = {}
+            for worker in (model, *model.others):
+                worker.noted = False
+            self.learnt += 1
+            text = f"its footprint is forgotten: the declared {model.config.vram_mb:g} MB count until it is measured"
+            self.story.tell(now, model.name, text, "forgotten")
+            self._room_may_exist(now)
 
     def _measured(self, e: Measured, now: float) -> None:
         """A charge is corrected to what was seen, and the model's next process is charged the most of its last lives.

@@ -35,7 +35,7 @@ from broker.journal import Turned
 from broker.ledger import Device
 from broker.queue import Queue
 from broker.reports import Reports
-from broker.residency import Request, Residency
+from broker.residency import Peak, Request, Residency
 from broker.soundness import Unsound, faults
 from broker.states import (
     Action,
@@ -44,6 +44,7 @@ from broker.states import (
     DeviceUnread,
     Event,
     Forget,
+    Forgotten,
     IdleCleanup,
     KillWorker,
     Kind,
@@ -94,6 +95,7 @@ class Scheduler(Reports):
             WorkerSaid: self._worker_said,
             WorkerExited: self._worker_exited,
             Remembered: self._remembered,
+            Forgotten: self._forgotten,
             Measured: self._measured,
             DeviceSeen: self._device_seen,
             DeviceUnread: self._device_unread,
@@ -481,6 +483,23 @@ class Scheduler(Reports):
                 "load_seconds": round(m.load_seconds, 3),
             }
             for worker, m in self._workers.items()
+        ]
+
+    def footprints(self, name: str) -> list[dict[str, Any]]:
+        """What is known of a model's memory, one row per device that it may be loaded on."""
+        model = self.models[name]
+        found = {device: model.peaks.get(device, Peak(0.0)) for device in self.devices_for(model)}
+        return [
+            {
+                "name": name,
+                "device": device,
+                "declared_mb": model.config.vram_mb,
+                "measured_mb": model.measured_mb(device),
+                "charged_mb": model.need_mb(device),
+                "worked": peak.worked,
+                "lives_mb": list(peak.lives),
+            }
+            for device, peak in found.items()
         ]
 
     def queue_of(self, name: str) -> Queue[Request]:

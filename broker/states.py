@@ -194,6 +194,12 @@ class Remembered(_Record):
     peaks: dict[str, Any]
 
 
+class Forgotten(_Record):
+    """What was measured of the model is not to count any more."""
+
+    model: str
+
+
 class Measured(_Record):
     """What the worker's process uses on its device. `worked`: it has run a request."""
 
@@ -271,6 +277,7 @@ Event = (
     | WorkerSaid
     | WorkerExited
     | Remembered
+    | Forgotten
     | Measured
     | DeviceSeen
     | DeviceUnread

@@ -16,6 +16,7 @@ import pytest
 import zoo
 from tests.metered import TOTAL_MB
 from tests.support import ROOT, Running, toy, wait_until
+from zoo import cli
 
 FRAME = np.zeros((8, 8, 3), np.uint8)
 MEASURED: dict[str, Any] = {"footprint": "measured", "state_dir": "state", "vram_budget_gb": 0.5}
@@ -91,7 +92,11 @@ def test_what_was_learnt_survives_the_broker_but_not_new_options(broker: Start) 
     client.close()
     running.stop()
     file = running.folder / "state" / "footprints.json"
-    assert json.loads(file.read_text())["models"]["a"]["peaks"]["cpu"] == {"mb": learnt, "worked": True}
+    assert json.loads(file.read_text())["models"]["a"]["peaks"]["cpu"] == {
+        "mb": learnt,
+        "worked": True,
+        "lives": [learnt],
+    }
     client = running.start().client()
     assert client.models()[0]["measured_mb"] == learnt
     client.get_model("a")
@@ -193,3 +198,21 @@ def test_an_arena_that_its_client_no_longer_maps_is_not_charged_to_the_model(bro
     wait_until(lambda: ps(client, "a")["used_mb"] > before["used_mb"] + 30, 10, "measured again")
     assert ps(client, "a")["used_mb"] < before["used_mb"] + 100
     assert ps(client, "a")["vram_mb"] < before["vram_mb"] + 100
+
+
+def test_what_was_measured_can_be_looked_at_and_forgotten(broker: Start) -> None:
+    running = broker([ballast("a", 90, vram_mb=300), ballast("b", 10, vram_mb=50)], **MEASURED)
+    client = running.client()
+    client.infer("a", FRAME)
+    a, b = client.footprint()
+    assert (a["name"], a["declared_mb"], a["worked"]) == ("a", 300, True)
+    assert a["measured_mb"] == a["charged_mb"] == a["lives_mb"][0] < 250
+    assert (b["measured_mb"], b["charged_mb"], b["lives_mb"]) == (None, 50, [])
+    client.unload("a")
+    assert cli.main(["footprint", "a", "--forget", "--json", "--endpoint", running.endpoint]) == 0
+    assert client.footprint("a")[0]["charged_mb"] == 300
+    with pytest.raises(zoo.ModelNotFound):
+        client.footprint("c")
+    client.close()
+    running.stop()
+    assert running.start().client().footprint("a")[0]["measured_mb"] is None, "nor is it remembered"

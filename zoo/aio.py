@@ -571,6 +571,10 @@ class AsyncClient:
         idle = checks.check_seconds("idle_seconds", idle_seconds)
         return list(await self._call(lambda rid, _: protocol.CleanupIdle(rid, idle), self.timeout))
 
+    async def footprint(self, model: str | None = None, *, forget: bool = False) -> list[dict[str, Any]]:
+        """What the broker knows of a model's memory: see `Client.footprint`."""
+        return list(await self._call(lambda rid, _: protocol.Footprint(rid, model, forget), self.timeout))
+
     async def reload(self) -> list[str]:
         """Has the broker read its config.toml again; gives what has changed, a line each.
 

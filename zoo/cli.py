@@ -130,6 +130,11 @@ def _parser() -> argparse.ArgumentParser:
     add("pin", _pin, "keep a model from being evicted").add_argument("model")
     add("unpin", _pin, "let a model be evicted again").add_argument("model")
 
+    footprint = add("footprint", _footprint, "show what was measured of the models' memory",
+        "A model is charged the most of its last eight lives in which a request ran.")  # fmt: skip
+    footprint.add_argument("model", nargs="?")
+    footprint.add_argument("--forget", action="store_true", help="count what is declared, until it is measured again")
+
     add("reload", _reload, "have the broker read its config.toml again, and tell what has changed",
         "A file that is not valid changes nothing. A model that is in use goes on until it is let go.")  # fmt: skip
 
@@ -466,6 +471,21 @@ def _pin(args: argparse.Namespace) -> int:
     with _client(args, LOOK_S) as zoo:
         (zoo.pin if on else zoo.unpin)(args.model)
     return _done(args, f"{args.model} is {'pinned' if on else 'not pinned any more'}", pinned=on)
+
+
+def _footprint(args: argparse.Namespace) -> int:
+    with _client(args, LOOK_S) as zoo:
+        rows = zoo.footprint(args.model, forget=args.forget)
+    if args.json:
+        _print_json(rows)
+        return OK
+    table = []
+    for row in rows:
+        measured = "-" if row["measured_mb"] is None else f"{row['measured_mb']:g}"
+        lives = " ".join(f"{mb:g}" for mb in row["lives_mb"])
+        table.append([row["name"], row["device"], f"{row['declared_mb']:g}", measured, f"{row['charged_mb']:g}", lives])
+    _print_table(["MODEL", "DEVICE", "DECLARED MB", "MEASURED", "CHARGED", "LAST LIVES"], table, right=(2, 3, 4))
+    return OK
 
 
 def _reload(args: argparse.Namespace) -> int:

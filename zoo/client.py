@@ -367,6 +367,18 @@ class Client:
         idle = checks.check_seconds("idle_seconds", idle_seconds)
         return list(self._call(lambda rid, _: protocol.CleanupIdle(rid, idle), self.timeout))
 
+    def footprint(self, model: str | None = None, *, forget: bool = False) -> list[dict[str, Any]]:
+        """What the broker knows of a model's memory (None: of each), a row per device, in megabytes.
+
+        With `forget`, what was measured no longer counts: the next process is charged what config.toml declares, until
+        it is measured.
+
+        Raises:
+            ModelNotFound, AccessDenied.
+            ProtocolMismatch: the broker is of a release that does not know this.
+        """
+        return list(self._call(lambda rid, _: protocol.Footprint(rid, model, forget), self.timeout))
+
     def reload(self) -> list[str]:
         """Has the broker read its config.toml again; gives what has changed, a line each.
 

@@ -130,7 +130,17 @@ class Reload(Message, tag=12):
     rid: Rid
 
 
-FromClient = Hello | Infer | Load | Release | Unload | Pin | CleanupIdle | Query | Cancel | Ping | Bye | Reload
+class Footprint(Message, tag=13):
+    """Asks what was measured of `model` (None: of all); with `forget`, also forgets it."""
+
+    rid: Rid
+    model: str | None = None
+    forget: bool = False
+
+
+FromClient = (
+    Hello | Infer | Load | Release | Unload | Pin | CleanupIdle | Query | Cancel | Ping | Bye | Reload | Footprint
+)
 
 # ---------------------------------------------------------------- broker → client
 

@@ -27,6 +27,7 @@ from broker.states import (
     Dispatch,
     Event,
     Forget,
+    Forgotten,
     IdleCleanup,
     Kind,
     Measured,
@@ -57,7 +58,7 @@ from zoo.config import BrokerConfig, ModelPriority
 ODD = [math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-300, 1e300, 5.0, 100.0, 400.0, 1e9]
 KINDS = [
     *4 * ["asked"], "released", "withdrawn", "closed", "pinned", "cleanup", *3 * ["ready"], "failed", "short",
-    *3 * ["done"], "nothing", "said", "exited", "back", "back", "stuck", "remembered", "measured", "seen",
+    *3 * ["done"], "nothing", "said", "exited", "back", "back", "stuck", "remembered", "forgotten", "measured", "seen",
     "reconfigured", "tick", "time", "time", "shutdown",
 ]  # fmt: skip
 MODELS = [
@@ -164,6 +165,8 @@ class Anything:
             case "remembered":
                 peak = Peak(figure, other % 2 == 0)
                 return Remembered(name, str(other % 3), {one_of(s.ledger.devices, "", "gpu9"): peak})
+            case "forgotten":
+                return Forgotten(name)
             case "measured":
                 return Measured(worker, figure, other % 2 == 0)
             case "seen":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from broker.residency import Peak
-from broker.states import Remembered, State
+from broker.states import Forgotten, Remembered, State
 from tests.scheduler.world import World, model
 from zoo.config import ModelConfig
 
@@ -301,3 +301,16 @@ def test_what_an_earlier_release_remembered_beyond_the_budget_is_forgotten() -> 
     w.emit(Remembered("b", "v", {"gpu0": Peak(1264.0, True, (200.0, 1264.0))}))
     w.emit(Remembered("c", "v", {"gpu0": Peak(900.0, True, (800.0, 900.0))}))
     assert [w.s.models[name].need_mb("gpu0") for name in "abc"] == [300, 200, 900], "all of the last's lives were so"
+
+
+def test_a_footprint_that_is_forgotten_counts_no_more_and_is_measured_again() -> None:
+    w = world([model("a", 300)], 1000)
+    work(w, "a", 600)
+    learnt = w.s.learnt
+    w.peaks.clear(), w.lives.clear()
+    w.emit(Forgotten("a"))
+    assert w.s.models["a"].need_mb("gpu0") == 300
+    assert charged(w, "a") == 600, "what lives stays charged"
+    assert w.s.learnt > learnt
+    work(w, "a", 200)
+    assert [row["lives_mb"] for row in w.s.footprints("a")] == [[200]]
