@@ -463,7 +463,8 @@ class Crew(Loop):
             category=config.category,
             options=config.options,
             trust_pickle=config.trust_pickle,
-            device=a.device if self.scheduler.ledger.devices[a.device].kind == "cuda" else "cpu",
+            device="cuda:0" if self.meters[a.device].cuda else "cpu",  # the only one that it is shown
+            visible=self.meters[a.device].cuda or "",
             threads=self.config.broker.worker_threads or max(1, self._cores // 4),
             pull=config.published if self.config.broker.auto_pull and config.published.fetchable else None,
         )

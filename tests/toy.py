@@ -39,7 +39,7 @@ class Toy:
     """
 
     def load(self, spec: Spec, device: str) -> None:
-        self.spec = spec
+        self.spec, self.device = spec, device
         o = spec.options
         self.max_batch = o.get("max_batch", 1)
         time.sleep(o.get("load_seconds", 0.0))
@@ -118,6 +118,8 @@ class Toy:
                     os._exit(0)
                 while os.getpgid(child) == os.getpgid(0):
                     time.sleep(0.001)
+            case "environment":
+                return {"device": self.device, **{name: os.environ.get(name) for name in o["names"]}}
             case "keep":  # the frame, with the mapping that it lies in
                 self.kept = a
             case "start-and-end":

@@ -34,6 +34,12 @@ def die_with(pipe: int, *, group: bool) -> None:
         os._exit(0)
 
 
+def show_device(uuid: str) -> None:
+    """Has CUDA, which reads this when it is first used, show this process one device only, or none for ""."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = uuid
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # what an adapter or its child may show itself beside that
+
+
 def confine() -> None:
     """Neither this process nor a descendant ever has a privilege, or leaves frames in a core dump."""
     kernel.give_up_privileges()

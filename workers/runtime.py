@@ -28,6 +28,7 @@ from workers import copies, encoded, fresh, inputs
 from workers.batch import MAX_CAUSE, Task, cause, predict
 from workers.models import memory
 from workers.models.base import Model
+from workers.process import show_device
 from zoo import arena, lifeline, payload, protocol, results, weights
 from zoo.channel import Channel
 from zoo.errors import (
@@ -200,6 +201,7 @@ class Worker:
             return  # the broker has no use for us any more
         self._launch = msgspec.msgpack.decode(told[0], type=Launch)
         set_name(f"zoo:{self._launch.model}")
+        show_device(self._launch.visible)
         try:
             model, seconds = self._load()
         except BaseException as e:

@@ -36,6 +36,7 @@ class Launch(msgspec.Struct, frozen=True):
 
     `path`: of the weights, as the file system has it: not every name is UTF-8, which text in a message has to be.
     `pull`: where to fetch the weights from if they are missing; None when that is not wanted.
+    `visible`: the CUDA device that the process may see, by UUID, "" for none; `device` counts from there.
     `copied`: a copy of the model comes on the lifeline. `copy_bytes`: the largest copy that is wanted; 0 for none.
     """
 
@@ -50,6 +51,7 @@ class Launch(msgspec.Struct, frozen=True):
     pull: Published | None = None
     copied: bool = False
     copy_bytes: int = 0
+    visible: str = ""
 
 
 # ---------------------------------------------------------------- broker to nursery
