@@ -40,13 +40,14 @@ log = logging.getLogger("zoo.broker")
 
 NONSENSE_LOGGED = 100
 FULL_RETRY_S = 1.0
+GAVE_KEPT = 256
 LONGEST_REQUEST_S = 24 * 3600.0
 
 
 class Session:
     """A client. Without a `line` it lives by its messages (see `protocol.SESSION_TTL_S`)."""
 
-    __slots__ = ("client", "curve_key", "heard", "key", "line", "pid", "results")
+    __slots__ = ("client", "curve_key", "gave", "heard", "key", "line", "pid", "results")
 
     def __init__(self, key: bytes, pid: int, client: str, now: float) -> None:
         self.key = key
@@ -56,6 +57,13 @@ class Session:
         self.line: Line | None = None
         self.curve_key = ""  # with tcp://
         self.results: set[tuple[int, int]] = set()  # (arena, offset) of workers' slots that it looks at
+        self.gave: dict[int, int | list[tuple[int, int]]] = {}  # by rid: the lease, or the slots, of its last answers
+
+    def note(self, rid: int, gave: int | list[tuple[int, int]]) -> None:
+        """What an answer gives, in case it does not arrive."""
+        self.gave[rid] = gave
+        if len(self.gave) > GAVE_KEPT:
+            del self.gave[next(iter(self.gave))]
 
     @property
     def uid(self) -> int | None:
@@ -310,9 +318,31 @@ class Clients(Crew):
     def _cancel(self, identity: bytes, session: Session, m: protocol.Cancel, _: list[bytes]) -> None:
         asked = self.scheduler.sessions.get(session.key)
         for request in tuple(asked.requests) if asked is not None else ():
-            if self._routes[request].rid == m.rid:
+            route = self._routes[request]
+            if route.rid == m.rid:
+                self._reroute(request, route, identity)
                 self._handle(Withdrawn(request))
                 return
+        if m.lost:
+            self._take_back(session, m.rid)
+
+    def _reroute(self, request: int, route: _Route, identity: bytes) -> None:
+        """The socket that asked may be closed."""
+        if (identity, route.rid) not in self._by_route:
+            self._by_route.pop((route.identity, route.rid), None)
+            route.identity = identity
+            self._by_route[identity, route.rid] = request
+
+    def _take_back(self, session: Session, rid: int) -> None:
+        """What an answer gave that has never arrived."""
+        gave = session.gave.pop(rid, ())
+        if isinstance(gave, int):
+            self._handle(Released(session.key, gave))
+        else:
+            for slot in gave:
+                if slot in session.results:
+                    session.results.discard(slot)
+                    self._free_result(*slot)
 
     def _query(self, identity: bytes, session: Session, m: protocol.Query, _: list[bytes]) -> None:
         if m.what == "status":
@@ -364,7 +394,9 @@ class Clients(Crew):
                 text = "the result is large and this connection cannot share memory"
                 self._to_client(route.identity, protocol.Error(route.rid, "inference_failed", text))
                 return
-            session.results.update((arena, offset) for offset in offsets)
+            slots = [(arena, offset) for offset in offsets]
+            session.results.update(slots)
+            session.note(route.rid, slots)
         if not self._to_client(route.identity, protocol.Result(route.rid, arena), body) and offsets:
             session.results.difference_update((arena, offset) for offset in offsets)
             self._give_back_result(a.worker, offsets)
@@ -372,6 +404,8 @@ class Clients(Crew):
     def _do_answer(self, a: Answer) -> None:
         route = self._route_out(a.request)
         if route is not None:
+            if type(a.value) is int:  # a lease
+                route.session.note(route.rid, a.value)
             self._to_client(route.identity, protocol.Value(route.rid, a.value))
 
     def _do_refuse(self, a: Refuse) -> None:

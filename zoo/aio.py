@@ -108,6 +108,9 @@ class _Channel:
                 parts = self._inbox.peek(wire.NOBLOCK)
             except zmq.ZMQError:
                 return
+            except BaseException:  # out of a signal handler: what comes next cannot be read
+                self.close(BrokerUnreachable("a signal handler broke into the exchange with the broker; try again"))
+                raise
             try:
                 self._take(protocol.unpack_from_broker(parts[0]), parts)
             except ZooError as e:  # the two sides do not understand each other
@@ -246,15 +249,16 @@ class AsyncLease:
 
     async def release(self) -> None:
         """Gives the lease back; again is harmless, and so is a broker that is gone (it kept no leases)."""
-        grant, self._grant = self._grant, None
-        self._released = True
+        grant, self._released = self._grant, True
         if grant is None or not grant[0].usable or grant[0].loop is not asyncio.get_running_loop():
+            self._grant = None
             return
         channel, number = grant
         try:
             await self._client._ask(channel, lambda rid, _: protocol.Release(rid, number), self._client.timeout)
         except BrokerUnreachable:
             pass  # its leases went with it
+        self._grant = None  # only now: if that was cancelled, it goes back with the object
 
     async def __aenter__(self) -> Self:
         return self
@@ -361,7 +365,7 @@ class AsyncClient:
     async def _infer_leased(self, lease: AsyncLease, frame: Any, how: dict[str, Any]) -> Any:
         """Takes the lease again if the broker that granted it is gone."""
         grant = lease._grant
-        if grant is None or self._quit.up:
+        if grant is None or lease._released or self._quit.up:
             return await self.infer(lease.model, frame, **how)
         seconds = checks.check_timeout(how.get("timeout"), self.timeout)
         deadline = time.monotonic() + seconds

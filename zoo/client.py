@@ -6,6 +6,7 @@ costs no hand-over between threads; the arena, the lifeline and the session are 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -38,12 +39,20 @@ class _Channel:
 
     def __init__(self, link: Link, sock: zmq.Socket[bytes]) -> None:
         self.link = link
+        self.lock = threading.RLock()
+        self.thread = threading.current_thread()
+        self.use(sock)
+
+    def use(self, sock: zmq.Socket[bytes]) -> None:
         self.sock = sock
         self.outbox = wire.Outbox(sock)
         self.inbox = wire.Inbox(sock)
-        self.reader = session.Reader(link, self.inbox)
-        self.lock = threading.RLock()
-        self.thread = threading.current_thread()
+        self.reader = session.Reader(self.link, self.inbox)
+
+    @property
+    def torn(self) -> bool:
+        """A signal handler raised in the middle of sending or receiving; see `wire.Inbox`."""
+        return self.inbox.torn or self.outbox.torn
 
 
 class Lease:
@@ -77,10 +86,10 @@ class Lease:
 
     def release(self) -> None:
         """Gives the lease back; again is harmless, and so is a broker that is gone (it kept no leases)."""
-        grant, self._grant = self._grant, None
-        self._released = True
+        grant, self._released = self._grant, True
         if grant is not None:
             self._client._release(*grant)
+            self._grant = None  # only now: if that was interrupted, it goes back with the object
 
     def __enter__(self) -> Self:
         return self
@@ -208,7 +217,7 @@ class Client:
     def _infer_leased(self, lease: Lease, frame: Any, how: dict[str, Any]) -> Any:
         """Takes the lease again if the broker that granted it is gone."""
         grant = lease._grant
-        if grant is None or self._closed:
+        if grant is None or lease._released or self._closed:
             return self.infer(lease.model, frame, **how)
         seconds = checks.check_timeout(how.get("timeout"), self.timeout)
         deadline = time.monotonic() + seconds
@@ -577,7 +586,7 @@ class Client:
     def _withdraw(self, channel: _Channel, pending: _Pending, deadline: float) -> None:
         """Nobody waits for these any more. Slots and leases do not hang on this thread making another call: the
         broker answers a Cancel at once, and that is waited for. Then it answers a question; a request that has no
-        answer by then has never been sent."""
+        answer by then was never sent, or its answer was lost with a torn socket."""
         link, rids = channel.link, list(pending)
         while pending:
             rid, (_, holder) = pending.popitem()
@@ -588,10 +597,12 @@ class Client:
                 link.settle(rid)
             return
         fence = next(self._rids)
-        link.fences[fence] = set(rids)
+        unanswered = link.fences[fence] = set(rids)
         end = min(time.monotonic() + WITHDRAW_S, deadline + session.LAST_S)
         try:
-            for rid in rids:
+            if channel.torn:
+                self._mend(channel)
+            for rid in tuple(unanswered):
                 self._send(channel, (protocol.pack(protocol.Cancel(rid)),))
             self._send(channel, (protocol.pack(protocol.Release(fence, 0)),))
             while fence in link.fences and time.monotonic() < end and link.look():
@@ -600,8 +611,23 @@ class Client:
                 except zmq.Again:
                     continue
                 self._late(channel, self._read(channel, parts), parts)
+            if fence not in link.fences:
+                for rid in unanswered:
+                    self._send(channel, (protocol.pack(protocol.Cancel(rid, lost=True)),))
         except (ZooError, zmq.ZMQError):
             pass  # what ended the call is what the caller should see
+
+    def _mend(self, channel: _Channel) -> None:
+        """Another socket in place of one that is torn. What lies unread in that one is lost."""
+        reply = None
+        if (parts := channel.inbox.at_hand()) is not None:
+            with contextlib.suppress(ZooError):
+                reply = channel.reader.late(self._read(channel, parts), parts)
+        session.close_quietly(channel.sock)
+        number = next(channel.link.sockets)
+        channel.use(session.open_socket(channel.link.key, number, channel.link.endpoint))
+        if reply is not None:
+            self._send(channel, (protocol.pack(reply),))
 
     def _late(self, channel: _Channel, message: protocol.FromBroker, parts: list[bytes]) -> None:
         """The message at hand is for nobody. Raises ZooError when it says that nothing we say is understood."""
@@ -639,6 +665,8 @@ class Client:
         mine: list[_Channel] = getattr(self._local, "channels", [])
         for channel in mine:
             if channel.link is link and not is_mine(channel.lock) and link.seems_well():
+                if channel.torn:
+                    self._mend(channel)
                 return channel
         if self._pid != os.getpid():
             raise BrokerUnreachable("a client does not survive a fork; make a new one in the child", retryable=False)

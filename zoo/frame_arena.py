@@ -75,10 +75,14 @@ class FrameArena(arena.OwnedArena):
         self._bell.acquire()
         _arenas.add(self)
 
+    def is_interrupted(self) -> bool:
+        """A signal handler runs in the middle of this thread's own work here: now is no room for it."""
+        return is_mine(self._mutex)
+
     def place(self, holder: Holder, nbytes: int) -> bool:
         """Gives the holder a slot of at least `nbytes`; False when there is no room now."""
-        if is_mine(self._mutex):
-            return False  # a signal handler, in the middle of this thread's own work here
+        if self.is_interrupted():
+            return False
         with self._mutex:
             self._tidy()
             self._unsound = True

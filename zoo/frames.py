@@ -172,7 +172,7 @@ class Store:
         if len(shape) > payload.MAX_NDIM or any(n < 0 for n in shape):
             raise InvalidInput(f"shape: {shape!r:.100} is not one an array can have")
         nbytes = math.prod(shape) * kind.itemsize
-        if self.shared is None:
+        if self.shared is None or self.shared.is_interrupted():
             if nbytes > protocol.MAX_MESSAGE_BYTES // 2:
                 raise InvalidInput(f"frame: {nbytes >> 20} MB are too much for one message")
             return Slot(None, shape, kind.str, _new(shape, kind))
@@ -330,7 +330,7 @@ def size_of(part: Any) -> tuple[float, float]:
 def _as_array(part: Any) -> np.ndarray:
     try:
         value = np.asarray(part)
-    except Exception as e:  # an object's own idea of being an array leads anywhere
+    except payload.ODD as e:
         raise InvalidInput(f"frame: cannot be read as an array: {e}") from None
     if value.dtype.kind not in payload.KINDS:
         raise InvalidInput(f"frame: a {type(part).__name__}; send an array, a Frame, a list of them, or JPEG/PNG bytes")
@@ -343,7 +343,7 @@ def check_boxes(boxes: Boxes | None) -> Corners | None:
         return None
     try:
         array = np.asarray(boxes, dtype=np.float64)
-    except Exception as e:
+    except payload.ODD as e:
         raise InvalidInput(f"boxes: {e!s:.200}") from None
     if array.size == 0:
         return ()

@@ -88,7 +88,7 @@ class _Borrowed:
 class Loan:
     """The slots of one result. Each goes back once: with its last array, or with the loan if no array came of it."""
 
-    __slots__ = ("_link", "_mapping", "_out", "_seen", "arena")
+    __slots__ = ("__weakref__", "_link", "_mapping", "_out", "_seen", "arena")
 
     def __init__(self, link: Link, number: int, mapping: _Mapping) -> None:
         self.arena = number
@@ -96,7 +96,7 @@ class Loan:
         self._mapping = mapping
         self._seen: set[int] = set()
         self._out: set[int] = set()
-        link.loans.add(id(self))
+        link.loans[id(self)] = weakref.ref(self)
 
     def view(self, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """A read-only array. Raises InvalidInput when it would not lie in the arena."""
@@ -121,8 +121,8 @@ class Loan:
             return  # it was not even made
         for offset in list(self._out):
             self.give_back(offset)
-        self._link.loans.discard(id(self))
-        if self._link.closed and not self._link.loans:
+        self._link.loans.pop(id(self), None)
+        if self._link.closed and not self._link.looks_at_results():
             self._link.hang_up()
 
 
@@ -153,7 +153,7 @@ class Link:
         self.held: dict[int, frames.Outgoing] = {}
         self.unwanted: set[int] = set()
         self.fences: dict[int, set[int]] = {}
-        self.loans: set[int] = set()
+        self.loans: dict[int, weakref.ref[Loan]] = {}
         self._settled: set[int] = set()  # by the lifeline, before the answer that says "held" was read
         self.sockets = itertools.count(1)
         self._mappings: dict[int, _Mapping] = {}
@@ -374,15 +374,18 @@ class Link:
         """Gives back all that was this session's, at once; what arrays still look at, when they are gone."""
         self.dead = self.closed = True
         line = self._line
-        if line is not None and self.loans:
+        if line is not None and self.looks_at_results():
             try:
                 lifeline.send(line, protocol.LifelineBye(), flags=socket.MSG_DONTWAIT)
             except OSError:
                 pass  # it is over already, or stands still: then it is cut off for not reading
-        if not self.loans:  # also when the last of them went meanwhile
+        if not self.looks_at_results():  # also when the last of them went meanwhile
             self.hang_up()
         for rid in list(self.held):
             self.settle(rid)
+
+    def looks_at_results(self) -> bool:
+        return any(loan() is not None for loan in list(self.loans.values()))
 
     def hang_up(self) -> None:
         """Ends the lifeline: the broker takes back whatever is left."""

@@ -20,6 +20,12 @@ EXT_INLINE = 1
 EXT_ARENA = 2
 KINDS = "biufc"  # numpy kinds that may travel: booleans, integers, floats, complex numbers
 MAX_NDIM = 8
+# What numpy, and objects that mean to be arrays, raise at what they do not like. Not every exception: a signal handler
+# of the caller's may raise here too, and that is not for us.
+ODD = (
+    TypeError, ValueError, ArithmeticError, LookupError, AttributeError, NameError, RuntimeError, SyntaxError,
+    AssertionError, BufferError, MemoryError,
+)  # fmt: skip
 
 
 class Frame(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -63,7 +69,7 @@ def check_dtype(text: str) -> np.dtype[Any]:
     """Raises InvalidInput for anything that is not a plain numeric dtype."""
     try:
         dtype = np.dtype(text)
-    except Exception as e:  # numpy takes many forms of it, and fails in as many ways
+    except ODD as e:
         raise InvalidInput(f"dtype: {text!r:.100} is not one that numpy knows") from e
     if dtype.kind not in KINDS or dtype.itemsize == 0:
         raise InvalidInput(f"dtype: {text!r} cannot travel; use a boolean, integer or float type")

@@ -111,9 +111,13 @@ class Query(Message, tag=8):
 
 
 class Cancel(Message, tag=9):
-    """Withdraws request `rid`; there is no answer of its own."""
+    """Withdraws request `rid`; there is no answer of its own. The request's comes to the socket that cancels.
+
+    `lost`: its answer, if it was given before, never arrived: what was lent with it is taken back.
+    """
 
     rid: Rid
+    lost: bool = False
 
 
 class Ping(Message, tag=10):

@@ -54,38 +54,58 @@ def take(sock: Any) -> tuple[list[Any], Any]:
 class Outbox:
     """Sends whole messages from one socket, or nothing of them, also when a signal handler raises meanwhile.
 
-    All parts leave within one call into C, in which no handler of Python's runs: half a message would swallow the
-    beginning of the next one.
+    All parts leave within one call into C. pyzmq runs handlers in there too: what comes of one is not known then, and
+    the socket is torn. It has to be closed, for half a message would swallow the beginning of the next one.
     """
 
     def __init__(self, sock: Any) -> None:
         self._sock = sock
+        self.torn = False
 
     def send(self, parts: Sequence[Any]) -> None:
         """Never waits. Raises zmq.Again when it would, zmq.ZMQError when the socket is closed."""
-        deque(map(_put, repeat(self._sock), parts, _FLAGS[len(parts)]), 0)
+        try:
+            deque(map(_put, repeat(self._sock), parts, _FLAGS[len(parts)]), 0)
+        except zmq.ZMQError:
+            raise
+        except BaseException:
+            self.torn = True
+            raise
 
 
 class Inbox:
     """What has come into one socket, a message at a time. A message stays until `done` says that it was dealt with.
 
-    So a message survives a signal handler that raises while it is received or dealt with: the next to look meets it
-    again. `kept` is for what dealing with it has brought so far.
+    So a message survives a signal handler that raises while it is dealt with: the next to look meets it again. `kept`
+    is for what dealing with it has brought so far. If a handler raises while something is received, it may be lost, and
+    the socket is torn: nothing can be read from it any more.
     """
 
     def __init__(self, sock: Any) -> None:
         self._get = sock.recv
         self._frames: list[Any] = []
         self.kept: Any = None
+        self.torn = False
 
     def peek(self, flags: int = 0) -> list[bytes]:
         """All parts of the message at hand. Raises zmq.Again when there is none (NOBLOCK, or RCVTIMEO passed)."""
         frames = self._frames
-        if not frames:
-            frames.extend(map(self._get, (flags,), (False,)))  # in one call into C: received is kept
-        while frames[-1].more:
-            frames.extend(map(self._get, (flags,), (False,)))
+        try:
+            if not frames:
+                frames.extend(map(self._get, (flags,), (False,)))  # in one call: what is received is kept
+            while frames[-1].more:
+                frames.extend(map(self._get, (flags,), (False,)))
+        except zmq.ZMQError:
+            raise
+        except BaseException:
+            self.torn = True
+            raise
         return [frame.bytes for frame in frames]
+
+    def at_hand(self) -> list[bytes] | None:
+        """The message that was not dealt with yet, if all of it is here."""
+        frames = self._frames
+        return [frame.bytes for frame in frames] if frames and not frames[-1].more else None
 
     def done(self) -> None:
         self._frames, self.kept = [], None
