@@ -27,6 +27,7 @@ from broker.states import (
     MemoryStuck,
     Move,
     Remembered,
+    Resident,
     Settled,
     Shortage,
     State,
@@ -290,6 +291,9 @@ class Reports(Shortages):
                 if figures.is_mb(peak.mb) and (kept := peak.within(budget)) is not None:
                     model.peaks[device] = kept
         self._room_may_exist(now)
+
+    def _was_resident(self, e: Resident, now: float) -> None:
+        self._absent = [name for name in e.models if name in self.models]
 
     def _forgotten(self, e: Forgotten, now: float) -> None:
         """Its next process is charged what is declared. One that lives stays charged, and is measured again."""

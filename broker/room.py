@@ -72,6 +72,7 @@ class Room:
         _yielding: names of models that take no new work, so that somebody gets their room.
         _contested: somebody waits for models in use, so that whoever uses another one may decide which have to go.
         _asked_last: the model last asked for, while it may be worth to load ahead what follows it.
+        _absent: models that were resident before the broker's start, and are to come back.
         _overdrawn: devices that are charged more than they may be, while nobody on them may go.
         _out: actions of the event at hand.
     """
@@ -91,6 +92,7 @@ class Room:
         self.learnt = 0  # counts changes of any model's peaks
         self.further: dict[str, Residency] = {}
         self._doubts = Doubts()
+        self._absent: list[str] = []
         self._workers: dict[int, Residency] = {}
         self._moving: dict[int, Residency] = {}
         self._wanted: dict[str, Residency] = {}
@@ -319,6 +321,23 @@ class Room:
                 model.unasked = True
                 self._start(model, device, now)
                 self._asked_last = after  # there may be room for more
+                return
+
+    def _restore(self, now: float) -> None:
+        """Loads what was resident before the broker's start, one after another, like a guess: it is in nobody's way."""
+        if self._wanted or self._moving or self._tense:
+            return
+        while self._absent:
+            model = self.models.get(self._absent.pop(0))
+            if model is None or model.state is not State.UNLOADED or model.leaving or model.pinned or model.others:
+                continue
+            need, room = self._free_places(model, now)
+            if need:
+                device = choose(need, room, ())
+                text = f"loaded again, as it was before the broker's start: {need[device]:g} of {room[device]:g} MB"
+                self.story.tell(now, model.name, text, "restored", need_mb=need[device], free_mb=room[device])
+                model.unasked = True
+                self._start(model, device, now)
                 return
 
     def _end_loads_ahead(self, now: float) -> bool:

@@ -56,6 +56,7 @@ from broker.states import (
     Reconfigured,
     Released,
     Remembered,
+    Resident,
     SessionClosed,
     ShutDown,
     State,
@@ -96,6 +97,7 @@ class Scheduler(Reports):
             WorkerExited: self._worker_exited,
             Remembered: self._remembered,
             Forgotten: self._forgotten,
+            Resident: self._was_resident,
             Measured: self._measured,
             DeviceSeen: self._device_seen,
             DeviceUnread: self._device_unread,
@@ -116,6 +118,8 @@ class Scheduler(Reports):
             self._wind_down(now)
         elif self._asked_last:
             self._load_ahead(now)
+        elif self._absent:
+            self._restore(now)
         out, self._out = self._out, []
         return out
 
@@ -170,9 +174,12 @@ class Scheduler(Reports):
                 self._out.append(refusal)
                 return
         assert model is not None
+        deadline, priority, keep_alive = e.deadline, e.priority, e.keep_alive
+        if keep_alive is not None or not 0 <= priority <= figures.PRIORITY_LAST or math.isnan(deadline):
+            deadline, priority = figures.moment(deadline, now), figures.priority(priority)
+            keep_alive = figures.known_seconds(keep_alive)
         request = Request(
-            e.request, e.session, model, e.kind, figures.moment(e.deadline, now), figures.priority(e.priority),
-            e.payload, figures.known_seconds(e.keep_alive), next(self._seq), now,
+            e.request, e.session, model, e.kind, deadline, priority, e.payload, keep_alive, next(self._seq), now,
         )  # fmt: skip
         if e.kind is Kind.UNLOAD:
             self._ask_unload(request, now)
@@ -484,6 +491,11 @@ class Scheduler(Reports):
             }
             for worker, m in self._workers.items()
         ]
+
+    def resident(self) -> list[str]:
+        """Models that are loaded, the last used first."""
+        loaded = [m for m in self.models.values() if m.state in (State.LOADED, State.DRAINING)]
+        return [m.name for m in sorted(loaded, key=lambda m: -m.last_used)]
 
     def footprints(self, name: str) -> list[dict[str, Any]]:
         """What is known of a model's memory, one row per device that it may be loaded on."""

@@ -20,10 +20,10 @@ import time
 
 import zmq
 
-from broker import meters
+from broker import meters, resident
 from broker.clients import Clients
 from broker.handoff import Ended, Line
-from broker.states import Reconfigured, ShutDown, Tick, WorkerSaid
+from broker.states import Reconfigured, Resident, ShutDown, Tick, WorkerSaid
 from zoo import changes, protocol, wire
 from zoo.config import MB_PER_GB, ZooConfig, load_config
 from zoo.errors import ConfigError
@@ -43,6 +43,7 @@ class Service(Clients):
     def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
         super().__init__(config, endpoint_given)
         self._housekeeping_at = 0.0
+        self.resident = resident.Resident(config.state)
         self._line_waits = False
         self._add(self.handoff.fileno(), self._accept)
         self._add(self._wake_read, self._woken)
@@ -58,6 +59,8 @@ class Service(Clients):
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
         log.info("serving on %s, %s", self.config.endpoint, self._describe())
+        if self.config.broker.restore:
+            self._bring_back()
         front, take = self._front, wire.take
         try:
             while not self._stop:
@@ -100,6 +103,7 @@ class Service(Clients):
             self.usage.look_for_stuck(now)
             self.usage.survey()
             self._remember()
+            self._note_resident()
             self._refill()
             self._end_sessions(now)
             self._end_nameless(now)
@@ -107,6 +111,17 @@ class Service(Clients):
                 self._lost_line(line, gone=False)
             self.handoff.flush()
             self.place.keep(now, self._listen_again)
+
+    def _bring_back(self) -> None:
+        """What was loaded when the broker before ended, but for what cannot be."""
+        names = [name for name in self.resident.earlier() if name in self.scheduler.models and not self._problem(name)]
+        for name in names:
+            self._recall(name)
+        self._handle(Resident(names))
+
+    def _note_resident(self, *, at_last: bool = False) -> None:
+        if self.config.broker.restore and not self.scheduler.stopping:
+            self.resident.note(self.scheduler.resident(), at_last=at_last)
 
     def _end_sessions(self, now: float) -> None:
         """Of those that no lifeline speaks for."""
@@ -123,6 +138,7 @@ class Service(Clients):
             numbers = os.read(self._wake_read, 64)
             if any(n in (signal.SIGTERM, signal.SIGINT) for n in numbers):
                 again = self.scheduler.stopping
+                self._note_resident(at_last=True)
                 self._handle(ShutDown(0.0 if again else self.config.broker.drain_seconds))
             elif signal.SIGHUP in numbers:
                 try:

@@ -194,6 +194,12 @@ class Remembered(_Record):
     peaks: dict[str, Any]
 
 
+class Resident(_Record):
+    """Models that were loaded when the broker ended, the last used first: they are to come back, as room allows."""
+
+    models: list[str]
+
+
 class Forgotten(_Record):
     """What was measured of the model is not to count any more."""
 
@@ -278,6 +284,7 @@ Event = (
     | WorkerExited
     | Remembered
     | Forgotten
+    | Resident
     | Measured
     | DeviceSeen
     | DeviceUnread

@@ -458,3 +458,15 @@ def grow_nothing(broker, warm_up: int, times: int) -> None:
         assert rss_after < rss + 4
         assert len(os.listdir("/proc/self/fd")) <= mine
         assert client.get_status()["workers"] == 0
+
+
+def test_a_broker_that_is_told_to_brings_back_what_was_loaded(broker):
+    running = broker([toy("a"), toy("b"), toy("c")], restore=True, state_dir="state")
+    client = running.client()
+    client.infer("b", FRAME)
+    client.infer("a", FRAME)
+    client.close()
+    running.stop()
+    client = running.start().client()
+    wait_until(lambda: {m["name"] for m in client.get_status()["loaded_models"]} == {"a", "b"}, 20)
+    assert client.get_status()["pending_loads"] == []

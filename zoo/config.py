@@ -123,6 +123,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
         metrics: "HOST:PORT" for Prometheus, or false.
         arena_limit_mb: the largest arena a client may share.
         worker_threads: CPU threads per worker; 0 is a quarter of the cores, at least one.
+        restore: after a restart, load again what was loaded when the broker ended, the last used first, as room allows.
         prefetch: load models that usually follow the one just asked for, into free room and while nobody waits.
         standby: processes forked ahead of need, so that a load begins at once.
         host_cache_mb: host memory for copies of loaded models, by which they come back without being read and parsed;
@@ -156,6 +157,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
     weights_dir: str = "weights"
     arena_limit_mb: Annotated[int, msgspec.Meta(ge=1)] = 1024
     worker_threads: Annotated[int, msgspec.Meta(ge=0)] = 0
+    restore: bool = False
     prefetch: bool = False
     standby: Annotated[int, msgspec.Meta(ge=0, le=64)] = 1
     host_cache_mb: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0

@@ -39,6 +39,7 @@ from broker.states import (
     Refuse,
     Released,
     Remembered,
+    Resident,
     SessionClosed,
     Settled,
     Shortage,
@@ -58,8 +59,8 @@ from zoo.config import BrokerConfig, ModelPriority
 ODD = [math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-300, 1e300, 5.0, 100.0, 400.0, 1e9]
 KINDS = [
     *4 * ["asked"], "released", "withdrawn", "closed", "pinned", "cleanup", *3 * ["ready"], "failed", "short",
-    *3 * ["done"], "nothing", "said", "exited", "back", "back", "stuck", "remembered", "forgotten", "measured", "seen",
-    "reconfigured", "tick", "time", "time", "shutdown",
+    *3 * ["done"], "nothing", "said", "exited", "back", "back", "stuck", "remembered", "forgotten", "resident",
+    "measured", "seen", "reconfigured", "tick", "time", "time", "shutdown",
 ]  # fmt: skip
 MODELS = [
     model("a", 300, max_instances=2),
@@ -167,6 +168,8 @@ class Anything:
                 return Remembered(name, str(other % 3), {one_of(s.ledger.devices, "", "gpu9"): peak})
             case "forgotten":
                 return Forgotten(name)
+            case "resident":
+                return Resident([name, *list(s.models)[: other % 4], name])
             case "measured":
                 return Measured(worker, figure, other % 2 == 0)
             case "seen":

@@ -658,7 +658,7 @@ class World:
         assert len(loading) < self.config.concurrent_loads, "too many loads at once"
         unasked = not any(self.questions[n].event.model == name for n in self.open_questions())
         if unasked:
-            assert self.s.config.prefetch, f"{name} is started for nobody"
+            assert self.s.config.prefetch or self.s.config.restore, f"{name} is started for nobody"
             assert not self.s._wanted, f"{name} is loaded ahead while somebody waits for a load"
             going = [p.model for p in self.processes.values() if not p.stuck and (p.loading or p.killed or p.exited)]
             assert not going, f"{name} is loaded ahead while {going} load or end"
