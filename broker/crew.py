@@ -18,7 +18,7 @@ import time
 
 import msgspec
 
-from broker import environment, footprints, meters
+from broker import environment, footprints, meters, nvidia
 from broker.container import Container
 from broker.copies import Copies
 from broker.editions import Editions
@@ -116,6 +116,8 @@ class Crew(Loop):
         self._actions |= {StartWorker: self._do_start, KillWorker: self._do_kill, Dispatch: self._do_dispatch}
         if str(config.base) not in sys.path:
             sys.path.append(str(config.base))  # adapters may lie beside config.toml
+        if any(device.kind == "cuda" for device in self.scheduler.ledger.devices.values()):
+            nvidia.make_device_files()
         self.pool = Pool(_preload(config), environment.of_workers(config.broker), config.base)
         self.metrics = Metrics(self.scheduler, self.copies, config.broker.metrics)
         self._add(self.pool.fileno(), self._hear_pool)

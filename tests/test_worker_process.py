@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 import zoo
-from broker import environment
+from broker import environment, nvidia
 from tests.support import ROOT, Running, toy, wait_until
-from tests.test_nursery import nursery
+from tests.test_nursery import children, nursery
 from zoo.config import BrokerConfig
+from zoo.smaps import unique_mb
 
 FRAME = np.zeros((8, 8, 3), np.uint8)
 
@@ -225,3 +226,143 @@ def test_a_worker_that_hangs_says_where(broker: Start) -> None:
     with pytest.raises(zoo.WorkerHung):
         client.infer("toy", FRAME, do="hang-gil")
     wait_until(lambda: "in _one" in running.log(), what="the stacks of its threads are logged")
+
+
+def test_device_files_that_workers_may_not_make_are_made_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, program = tmp_path / "nvidia-uvm", tmp_path / "nvidia-modprobe"
+    monkeypatch.setattr(nvidia, "UNIFIED", made)
+    monkeypatch.setattr(nvidia, "PROGRAM", "nvidia-modprobe-of-the-tests")
+    nvidia.make_device_files()  # there is no such program: that is all
+    monkeypatch.setattr(nvidia, "PROGRAM", str(program))
+    program.write_text(f'#!/bin/sh\necho "$@" >> {made}\nexit 1\n')
+    program.chmod(0o755)
+    nvidia.make_device_files()
+    nvidia.make_device_files()
+    assert made.read_text() == "-u -c 0\n", "once"
+
+
+SHORT_OF_DESCRIPTORS = """
+import os, resource, select, sys, time
+from pathlib import Path
+from broker import pool
+from broker.environment import of_workers
+from zoo.config import BrokerConfig
+from zoo.launch import Seat
+
+def until(kind):
+    while True:
+        select.select([made], [], [], 1.0)
+        made.watch(time.monotonic())
+        for news in made.turn():
+            if isinstance(news, pool.Ended):
+                news.child.close()
+            if isinstance(news, kind):
+                return news
+
+def fds():
+    return len(os.listdir("/proc/self/fd"))
+
+def short(free):
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + free, hard))
+
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+pool.PAUSE_FIRST_S = 0.1
+before = fds()
+made = pool.Pool([], of_workers(BrokerConfig()), Path("/"))
+seat = lambda n: Seat(b"%d" % n, "/nowhere", 1 << 20)
+made.start(seat(1))
+print(until(pool.Ended).child.reap())
+settled = fds()
+for free in (0, 1, 2, 3):
+    short(free)
+    made.start(seat(2))
+    print(until(pool.Failed).why)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    assert fds() == settled, (free, fds(), settled)
+os.kill(made._nursery.pid, 9)
+short(0)
+for _ in range(30):
+    made.watch(time.monotonic())
+    made.turn()
+    time.sleep(0.01)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+made.start(seat(3))
+while isinstance(news := until((pool.Ended, pool.Failed)), pool.Failed):  # until there is a nursery again
+    time.sleep(0.05)
+    made.start(seat(3))
+print(news.child.reap())
+assert fds() == settled, (fds(), settled)
+made.close()
+assert fds() == before, (fds(), before)
+"""
+
+
+def test_a_pool_without_descriptors_fails_a_start_and_loses_none() -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SHORT_OF_DESCRIPTORS]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    failed = "no process could be started: Too many open files"
+    assert done.stdout.splitlines() == ["exit status 1", *[failed] * 4, "exit status 1"]
+
+
+def test_what_a_worker_shared_with_a_nursery_that_died_is_not_measured_as_its_models(broker: Start) -> None:
+    models = [toy(vram_mb=400)]
+    running = broker(models, preload=["heavy"], footprint="measured", state_dir="state", start=False)
+    (running.folder / "heavy.py").write_text("data = b'1' * (200 << 20)\n")
+    client = running.start().client()
+    pid = client.infer("toy", FRAME)["pid"]
+    (row,) = client.processes()
+    charged = row["vram_mb"]
+    assert charged < 150
+    old = nursery(running)
+    os.kill(old, signal.SIGKILL)
+    nursery(running, other_than=old)
+    assert (unique_mb(pid) or 0) > 200, "the pages are its own now"
+    client.infer("toy", FRAME, do="grow", mb=1)
+    client.infer("toy", FRAME)
+    (row,) = client.processes()
+    assert (row["pid"], row["vram_mb"]) == (pid, charged)
+    client.unload("toy")
+    client.infer("toy", FRAME, do="grow", mb=30)
+    (row,) = client.processes()
+    assert 30 < row["vram_mb"] < 200, "one of the new nursery's is measured again"
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="makes a namespace of process ids")
+def test_a_broker_that_is_process_1_leaves_nobody_unburied(broker: Start) -> None:
+    running = broker([toy("one"), toy("two")], start=False)
+    command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-m", "zoo.broker"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "ZOO_TEST_MARK": running._mark}
+    with (running.folder / "log").open("ab") as log:
+        outer = subprocess.Popen(
+            [*command, "--config", str(running.config_path)], env=env, cwd=running.folder, stdout=log, stderr=log
+        )
+    try:
+        client = running.client()
+        assert client.infer("one", FRAME)["pid"] < 100, "in a namespace of its own"
+        client.infer("two", FRAME, do="fork-away", flag=str(running.folder / "flag"))
+        (pid,) = children(outer.pid)
+        (old,) = (child for child in children(pid) if comm(child) == "zoo-nursery")
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: any(comm(child) == "zoo-nursery" for child in children(pid) if child != old))
+        for name in ("one", "two"):
+            client.unload(name)
+        wait_until(lambda: len(children(pid)) == 1, what="all that was adopted is buried")
+        client.close()
+        os.kill(pid, signal.SIGTERM)
+        assert outer.wait(10) == 0
+    finally:
+        outer.kill()
+        outer.wait()
+
+
+def comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
