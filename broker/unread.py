@@ -18,6 +18,8 @@ class Unread:
     def note(self, device: str, why: str, until: float) -> bool:
         """`why` is empty when the device can be read. True: readings have begun to fail, otherwise or no more."""
         failing = self._failing(device)
+        if failing and why and until < math.inf:
+            return False  # a reading that is late as well changes nothing
         self._known.pop(device, None)
         if why:
             self._known[device] = why, until

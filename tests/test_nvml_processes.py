@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 import zoo
-from tests.support import Running, tables, toy, wait_until
+from tests.support import ROOT, Running, tables, toy, wait_until
 
 FRAME = np.zeros((8, 8, 3), np.uint8)
 A, B = "GPU-aaaa-1111", "GPU-bbbb-2222"
@@ -97,6 +99,11 @@ def test_what_a_device_never_tells_is_warned_of_once_and_the_device_serves(
         assert ps(client, "a")["used_mb"] is None
     if MEMORY in errors:
         assert device(client)["device_used_mb"] is device(client)["device_total_mb"] is None
+        said = subprocess.run(
+            [sys.executable, "-m", "zoo.cli", "status", "--endpoint", machine.running.endpoint],
+            capture_output=True, text=True, check=True, cwd=ROOT,
+        )  # fmt: skip
+        assert "unknown of unknown in use by everybody" in said.stdout
     time.sleep(1.2)  # housekeeping has looked again
     assert machine.log().count("never tells") == 1
     assert "Not Supported" in machine.log()

@@ -89,6 +89,14 @@ def test_a_reading_in_time_starts_at_once_and_tells_no_story(world: World) -> No
     assert not [line for line in world.story() if "cannot be read" in line or "can be read" in line]
 
 
+def test_a_late_reading_does_not_end_a_failure(world: World) -> None:
+    world.cannot_read(GPU, "GPU is lost")
+    world.emit(DeviceUnread(GPU, "not read since", 3.0))
+    world.ask("a")
+    world.wait(10)
+    assert not world.alive("a")
+
+
 def test_news_of_another_device_changes_nothing(world: World) -> None:
     assert world.emit(DeviceUnread("gpu7", "lost")) == []
     world.ask("a")

@@ -408,7 +408,8 @@ class World:
 
     def cannot_read(self, device: str, why: str = "Unknown Error", seconds: float = math.inf) -> None:
         """Readings of the device fail, or (for so many seconds at the most) are late."""
-        self.unread[device] = self.now + seconds
+        if self.unread.get(device) != math.inf:
+            self.unread[device] = self.now + seconds
         self.emit(DeviceUnread(device, why, seconds))
 
     def can_read(self, device: str) -> None:
