@@ -234,7 +234,9 @@ class Crew(Loop):
             device = self._workers[number].device
             if message.short is not None and not measured and self.usage.hold(number, device, parts):
                 return
-            self._handle(WorkerLoadFailed(number, message.code, message.message, _short(message.short)))
+            self._handle(
+                WorkerLoadFailed(number, message.code, message.message, _short(message.short), message.retryable)
+            )
 
     # ------------------------------------------------------------ processes
 

@@ -96,9 +96,11 @@ class Reports(Shortages):
         if e.short is not None:
             self._load_ran_out(model, e.short, e.message, Move.KILL, now)
         else:
-            self._fail_load(model, e.code, e.message, Move.KILL, now)
+            self._fail_load(model, e.code, e.message, Move.KILL, now, retryable=e.retryable)
 
-    def _fail_load(self, model: Residency, code: str, cause: str, move: Move, now: float) -> None:
+    def _fail_load(
+        self, model: Residency, code: str, cause: str, move: Move, now: float, *, retryable: bool = True
+    ) -> None:
         model = self._step_down(model, now)
         first = model.first
         self._move(model, move)
@@ -115,10 +117,12 @@ class Reports(Shortages):
         self._load_failed_on(model.device, first, now)
         if first is model:
             model.failures, model.failure, model.retry_at = failures, cause, now + back_off
+            model.permanent = not retryable
             if code not in BY_CODE:
                 code = "load_failed"
+            can = BY_CODE[code].retryable and retryable
             for request in model.queue.all():
-                self._refuse(request, code, f"{model.name} could not be loaded: {cause}", after=back_off)
+                self._refuse(request, code, f"{model.name} could not be loaded: {cause}", retryable=can, after=back_off)
         else:  # the model goes on with the workers that it has
             first.further_failures, first.further_at = failures, now + back_off
         self._room_may_exist(now)  # the device may load another one

@@ -59,8 +59,9 @@ class Requests(Instances):
         raise NotImplementedError
 
     def _why_not(self, e: Asked, model: Residency | None, now: float) -> Refuse | None:
-        def no(code: str, text: str, after: float | None = None) -> Refuse:
-            return Refuse(e.request, code, text, after is not None or BY_CODE[code].retryable, after)
+        def no(code: str, text: str, after: float | None = None, *, for_good: bool = False) -> Refuse:
+            can = not for_good and (after is not None or BY_CODE[code].retryable)
+            return Refuse(e.request, code, text, can, after)
 
         if self.stopping:
             return no("broker_unreachable", "the broker is shutting down", 1.0)
@@ -83,6 +84,7 @@ class Requests(Instances):
                 "load_failed",
                 f"{model.name} failed to load ({model.failure}); the next try is possible in {wait:.1f} s",
                 wait,
+                for_good=model.permanent,
             )
         if e.kind is Kind.LEASE and (has := self._holds(e.session)) >= self.config.max_leases_per_client:
             return no("queue_full", limits.too_many_leases(has, self.config.max_leases_per_client))

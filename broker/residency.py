@@ -128,6 +128,7 @@ class Residency:
         failed_on: device of the last load, if that failed.
         further_failures, further_at: failed loads of further workers in a row, and when another may be tried.
         number: never used twice, though a name may be.
+        permanent: no retry helps after the load that failed last; the next is tried after its back-off all the same.
         removed: config.toml has it no more; it is forgotten when nobody holds it.
         outdated: its process was started with settings that have changed since.
         noted: its process is the newest life in the model's peak on its device.
@@ -174,6 +175,7 @@ class Residency:
         self.second_load = False
         self.failures = 0
         self.failure = ""
+        self.permanent = False
         self.retry_at = 0.0
         self.failed_on = ""
         self.further_failures = 0

@@ -30,7 +30,9 @@ BATCHES_FIRST, BATCHES_MOST = 16, 1024  # before larger ones are tried again: tw
 class Shortages(Reconfiguring):
     """See the module's docstring."""
 
-    def _fail_load(self, model: Residency, code: str, cause: str, move: Move, now: float) -> None:
+    def _fail_load(
+        self, model: Residency, code: str, cause: str, move: Move, now: float, *, retryable: bool = True
+    ) -> None:
         """The load is not tried again for a while: see `reports.py`."""
         raise NotImplementedError
 

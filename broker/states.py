@@ -142,12 +142,13 @@ class Shortage(_Record):
 
 
 class WorkerLoadFailed(_Record):
-    """`short`: memory ran out."""
+    """`short`: memory ran out. `retryable`: a load may succeed later without anything being changed."""
 
     worker: int
     code: str
     message: str
     short: Shortage | None = None
+    retryable: bool = True
 
 
 class Outcome(_Record):

@@ -25,11 +25,12 @@ import msgspec
 import numpy as np
 
 from workers import copies, encoded, fresh, inputs
+from workers.answers import check
 from workers.batch import MAX_CAUSE, Task, cause, predict
 from workers.models import memory
 from workers.models.base import Model
 from workers.process import show_device
-from zoo import arena, lifeline, payload, protocol, results, weights
+from zoo import adapters, arena, lifeline, payload, protocol, results, weights
 from zoo.channel import Channel
 from zoo.errors import (
     InferenceFailed,
@@ -155,11 +156,15 @@ class Lifeline:
 def _import_adapter(adapter: str) -> Any:
     module, _, name = adapter.partition(":")
     try:
-        return getattr(fresh.import_module(module), name)
-    except ImportError as e:
-        raise LoadFailed(f"adapter {adapter!r} cannot be imported: {e}") from e
-    except AttributeError:
-        raise LoadFailed(f"adapter {adapter!r}: the module {module!r} has no {name!r}") from None
+        found = fresh.import_module(module)
+    except (OSError, MemoryError):
+        raise
+    except Exception as e:  # a library that is not there, a mistake in the adapter: no retry mends it
+        why = str(e) if isinstance(e, ImportError) else cause(e)
+        raise LoadFailed(f"adapter {adapter!r} cannot be imported: {why}", retryable=False) from e
+    if not hasattr(found, name):
+        raise LoadFailed(f"adapter {adapter!r}: the module {module!r} has no {name!r}", retryable=False)
+    return getattr(found, name)
 
 
 def _pull(model: str, published: Published, target: Path) -> None:
@@ -206,12 +211,13 @@ class Worker:
             model, seconds = self._load()
         except BaseException as e:
             code = e.code if isinstance(e, LoadFailed | ModelUnavailable) else LoadFailed.code
+            retryable = e.retryable if isinstance(e, ZooError) else LoadFailed.retryable
             short = memory.shortage(e, self._launch.device)
             if short is not None:
                 code = OutOfMemory.code
             elif not isinstance(e, ZooError):
                 traceback.print_exc()
-            self._send(protocol.LoadError(code, cause(e)[:MAX_CAUSE], short))
+            self._send(protocol.LoadError(code, cause(e)[:MAX_CAUSE], short, retryable))
             if short is not None:
                 self._channel.receive()  # to be ended: until then the broker can see what it took
             _exit(1)
@@ -235,11 +241,26 @@ class Worker:
             self._stand_in = weights.is_stand_in(path, quick=self._copied)
         if model is None:
             model = _import_adapter(launch.adapter)()
-            model.load(inputs.spec(launch), launch.device)
+            self._load_weights(model, path)
         self._max_batch = getattr(model, "max_batch", 1)
         if not isinstance(self._max_batch, int) or self._max_batch < 1:
-            raise LoadFailed(f"{launch.adapter}: max_batch is {self._max_batch!r}, not a number of requests")
+            raise LoadFailed(
+                f"{launch.adapter}: max_batch is {self._max_batch!r}, not a number of requests", retryable=False
+            )
         return model, time.perf_counter() - started
+
+    def _load_weights(self, model: Model, path: Path | None) -> None:
+        """What one of the zoo's adapters meets in a checkpoint is the checkpoint's, and stays as it is."""
+        launch = self._launch
+        try:
+            model.load(inputs.spec(launch), launch.device)
+        except (ZooError, OSError, MemoryError):
+            raise
+        except Exception as e:
+            ours = path is not None and launch.adapter.startswith(adapters.OURS)
+            if not ours or memory.shortage(e, launch.device) is not None or type(e).__name__ == "AcceleratorError":
+                raise
+            raise LoadFailed(f"{launch.model}: {path} cannot be served: {cause(e)}", retryable=False) from e
 
     def _read_copy(self) -> Model | None:
         """The model out of the copy that came with the launch; None, and a word about it, when that cannot be done."""
@@ -369,6 +390,8 @@ class Worker:
             return b"", ()
         try:
             answers, corners = task.answers, task.given.corners
+            for answer in answers:
+                check(answer)
             if self._stand_in:
                 answers = [marked(answer) for answer in answers]
             if corners is not None:
@@ -381,6 +404,8 @@ class Worker:
                 raise InferenceFailed(f"a result of {len(raw) >> 20} MB is too large to send")
         except Exception as e:
             self._lifeline.take_back(placed)
+            if isinstance(e, UnicodeError):
+                e = InferenceFailed(f"the adapter answered a text that UTF-8 cannot say: {e}")
             task.fail(e, self._launch.model, self._launch.device)
             return b"", ()
         return raw, offsets

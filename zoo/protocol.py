@@ -243,11 +243,14 @@ class Shortage(Item):
 
 
 class LoadError(Message, tag=2):
-    """`short`: memory ran out, and the worker waits to be ended, with all that it holds."""
+    """`short`: memory ran out, and the worker waits to be ended, with all that it holds. `retryable`: a load may
+    succeed later without anything being changed.
+    """
 
     code: str
     message: str
     short: Shortage | None = None
+    retryable: bool = True
 
 
 class Outcome(Item):
