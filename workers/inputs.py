@@ -91,13 +91,13 @@ def read(
     """
     if not body.frames:
         raise InvalidInput("frame: the request holds none")
-    if max_frames is not None and len(body.frames) > max_frames:
-        most = "one image" if max_frames == 1 else f"at most {max_frames} frames"
-        raise InvalidInput(f"frame: this model takes {most}, got a video of {len(body.frames)} frames")
     if body.boxes is not None and len(body.frames) != 1:
         raise InvalidInput("boxes: they go with a single frame, not with a video")
     if body.boxes is not None and len(body.boxes) > MAX_BOXES:
         raise InvalidInput(f"boxes: {len(body.boxes)} of them, at most {MAX_BOXES} are taken")
+    if max_frames is not None and len(body.frames) > max_frames:
+        most = "one image" if max_frames == 1 else f"at most {max_frames} frames"
+        raise InvalidInput(f"frame: this model takes {most}, got a video of {len(body.frames)} frames")
     frames = _decoded([_frame(frame, buffers, find) for frame in body.frames], body, room)
     if body.boxes is None:
         return Given([Input(frames[0], body.options, frames)], None)
