@@ -11,6 +11,7 @@ import numpy as np
 from zoo.address import Address, find_address
 from zoo.config import ModelPriority, endpoint_problem
 from zoo.errors import InvalidInput
+from zoo.payload import ODD, shown
 
 _MEDIUM = int(ModelPriority.MEDIUM)
 FOREVER_S = 1e8  # about three years: longer times than that mean "no limit", and some system calls cannot take them
@@ -24,20 +25,20 @@ def number(value: Any) -> float | None:
     try:
         found = float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
     return None if math.isnan(found) else found
 
 
 def check_text(what: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise InvalidInput(f"{what}: expected a text, got {value!r:.100}")
+        raise InvalidInput(f"{what}: expected a text, got {shown(value)}")
     if len(value) > MAX_NAME:
         raise InvalidInput(f"{what}: a text of {len(value)} characters, at most {MAX_NAME} are taken")
     try:
         value.encode()
     except UnicodeEncodeError as e:
-        raise InvalidInput(f"{what}: {value!r:.100} cannot be sent, it is no valid Unicode ({e.reason})") from None
-    return value
+        raise InvalidInput(f"{what}: {shown(value)} cannot be sent, it is no valid Unicode ({e.reason})") from None
+    return str(value)  # numpy has a text of its own, which msgspec does not know
 
 
 def check_model(model: Any) -> str:
@@ -47,11 +48,11 @@ def check_model(model: Any) -> str:
 def check_models(models: Iterable[str]) -> list[str]:
     """Each once, in order."""
     if isinstance(models, str | bytes):
-        raise InvalidInput(f"models: expected a list of names, got {models!r:.100}")
+        raise InvalidInput(f"models: expected a list of names, got {shown(models)}")
     try:
         names = list(models)
-    except TypeError:
-        raise InvalidInput(f"models: expected a list of names, got {models!r:.100}") from None
+    except ODD:
+        raise InvalidInput(f"models: expected a list of names, got {shown(models)}") from None
     return list(dict.fromkeys(check_model(name) for name in names))
 
 
@@ -68,7 +69,7 @@ def check_endpoint(endpoint: str | None) -> Address:
 def check_arena_mb(arena_mb: int) -> int:
     """In bytes."""
     if isinstance(arena_mb, bool) or not isinstance(arena_mb, int | np.integer) or arena_mb < 1:
-        raise InvalidInput(f"arena_mb: {arena_mb!r:.100} is not a positive number of megabytes")
+        raise InvalidInput(f"arena_mb: {shown(arena_mb)} is not a positive number of megabytes")
     return int(arena_mb) << 20
 
 
@@ -78,7 +79,7 @@ def check_timeout(timeout: float | None, default: float) -> float:
         return default
     found = number(timeout)
     if found is None or not found > 0 or (isinstance(timeout, float | np.floating) and math.isinf(found)):
-        raise InvalidInput(f"timeout: {timeout!r:.100} is not a positive number of seconds")
+        raise InvalidInput(f"timeout: {shown(timeout)} is not a positive number of seconds")
     return min(found, FOREVER_S)
 
 
@@ -89,15 +90,15 @@ def check_priority(priority: int | str | None) -> int:
         if isinstance(priority, bool):
             raise ValueError
         return int(ModelPriority[priority] if isinstance(priority, str) else ModelPriority(priority))
-    except (KeyError, ValueError, TypeError):
-        raise InvalidInput(f"priority: {priority!r:.100} is not one of CRITICAL, HIGH, MEDIUM, LOW (0 to 3)") from None
+    except ODD:
+        raise InvalidInput(f"priority: {shown(priority)} is not one of CRITICAL, HIGH, MEDIUM, LOW (0 to 3)") from None
 
 
 def check_seconds(what: str, value: Any) -> float:
     """A time that may be 0."""
     found = number(value)
     if found is None or not 0 <= found < math.inf:
-        raise InvalidInput(f"{what}: {value!r:.100} is not a number of seconds")
+        raise InvalidInput(f"{what}: {shown(value)} is not a number of seconds")
     return found
 
 
@@ -112,9 +113,9 @@ def check_shape(shape: Any) -> tuple[int, ...]:
             sides = tuple(shape)
             if not any(isinstance(n, bool) for n in sides):
                 return tuple(n.__index__() for n in sides)
-        except (TypeError, AttributeError):
+        except ODD:
             pass
-    raise InvalidInput(f"shape: {shape!r:.100} is not a list of whole numbers, such as (1080, 1920, 3)")
+    raise InvalidInput(f"shape: {shown(shape)} is not a list of whole numbers, such as (1080, 1920, 3)")
 
 
 def check_about(model_or_request: Any) -> str | None:

@@ -9,6 +9,7 @@ from zoo import frames, results
 from zoo.boxes import MAX_BOXES
 from zoo.enrichment import Enriched
 from zoo.errors import InvalidInput
+from zoo.payload import ODD, shown
 
 PERSON = "person"
 
@@ -28,7 +29,7 @@ class Event:
 
     def __init__(self, frame: Any, detections: Any, suspicious: bool = False, min_score: float | None = None) -> None:
         if min_score is not None and (not isinstance(min_score, int | float) or not 0 <= min_score <= 1):
-            raise InvalidInput(f"min_score: {min_score!r} is not between 0 and 1")
+            raise InvalidInput(f"min_score: {shown(min_score)} is not between 0 and 1")
         self.frames = frames.check_frames(frame)
         self.size = frames.size_of(self.frames[-1])
         self.detections = read_detections(detections)
@@ -71,19 +72,19 @@ def _row(item: Any, number: int) -> tuple[Any, ...]:
         return item["label"], item["box"], item.get("score", 1.0)
     if isinstance(item, list | tuple) and len(item) in (2, 3):
         return tuple(item)
-    raise InvalidInput(f"detections[{number}]: {item!r:.100} is no (label, box), (label, box, score) or dict of these")
+    raise InvalidInput(f"detections[{number}]: {shown(item)} is no (label, box), (label, box, score) or dict of these")
 
 
 def _detection(number: int, label: Any, box: Any, score: Any = 1.0) -> Enriched:
     if not isinstance(label, str) or not label:
-        raise InvalidInput(f"detections[{number}]: {label!r:.100} is no label")
+        raise InvalidInput(f"detections[{number}]: {shown(label)} is no label")
     try:
         x1, y1, x2, y2 = (float(v) for v in box)
         sure = float(score)
-    except (TypeError, ValueError, OverflowError):
+    except ODD:
         raise InvalidInput(
-            f"detections[{number}]: expected a box of four numbers and a score, got {box!r:.100} and {score!r:.100}"
+            f"detections[{number}]: expected a box of four numbers and a score, got {shown(box)} and {shown(score)}"
         ) from None
     if not 0 <= sure <= 1:
-        raise InvalidInput(f"detections[{number}]: a score of {score!r:.100} is not between 0 and 1")
+        raise InvalidInput(f"detections[{number}]: a score of {shown(score)} is not between 0 and 1")
     return Enriched(label=label, box=(x1, y1, x2, y2), score=sure)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from zoo import payload, protocol
-from zoo.errors import InvalidInput
+from zoo.errors import InvalidInput, OutOfMemory
 from zoo.frame_arena import FrameArena
 
 COLORS = ("rgb", "bgr")
@@ -169,8 +169,8 @@ class Store:
             InvalidInput: no such array, or it is larger than the whole arena. NoRoom.
         """
         kind = payload.check_dtype(dtype)
-        if len(shape) > payload.MAX_NDIM or any(n < 0 for n in shape):
-            raise InvalidInput(f"shape: {shape!r:.100} is not one an array can have")
+        if len(shape) > payload.MAX_NDIM or any(not 0 <= n < 1 << 63 for n in shape):
+            raise InvalidInput(f"shape: {payload.shown(shape)} is not one an array can have")
         nbytes = math.prod(shape) * kind.itemsize
         if self.shared is None or self.shared.is_interrupted():
             if nbytes > protocol.MAX_MESSAGE_BYTES // 2:
@@ -178,7 +178,7 @@ class Store:
             return Slot(None, shape, kind.str, _new(shape, kind))
         if nbytes > self.shared.size:
             raise InvalidInput(
-                f"frame: {shape!r:.100} {kind} takes {nbytes // (1 << 17) / 8:.1f} MB, the arena has "
+                f"frame: {payload.shown(shape)} {kind} takes {min(nbytes, 1 << 80) / (1 << 20):.1f} MB, the arena has "
                 f"{self.shared.size >> 20} MB; make the client with a larger arena_mb"
             )
         if 0 in shape:
@@ -222,7 +222,8 @@ class Store:
             InvalidInput: naming the argument that is wrong. NoRoom: nothing was taken.
         """
         if not isinstance(color, str) or color not in COLORS:
-            raise InvalidInput(f"color: {color!r:.100} is not one of {', '.join(COLORS)}")
+            raise InvalidInput(f"color: {payload.shown(color)} is not one of {', '.join(COLORS)}")
+        color = str(color)
         placed: list[Placed] = []
         try:
             placed.extend(self._place(part, color) for part in check_frames(frame))
@@ -269,6 +270,9 @@ class Store:
         slot = self.empty(value.shape, value.dtype.str)
         try:
             np.copyto(slot.pixels(), value)
+        except MemoryError:
+            slot.drop()
+            raise OutOfMemory("this process has no memory left to place the frame with") from None
         except BaseException:
             slot.drop()
             raise
@@ -279,7 +283,7 @@ def _new(shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
     try:
         return np.empty(shape, kind)
     except (ValueError, OverflowError, MemoryError) as e:
-        raise InvalidInput(f"shape: {shape!r:.100} is not one an array can have ({e})") from None
+        raise InvalidInput(f"shape: {payload.shown(shape)} is not one an array can have ({e})") from None
 
 
 def check_frames(frame: Any) -> list[Any]:
@@ -297,8 +301,10 @@ def check_frame(part: Any) -> np.ndarray:
     if isinstance(part, bytes | bytearray | memoryview):
         try:
             raw = np.frombuffer(part, np.uint8)
-        except (ValueError, BufferError, TypeError) as e:  # also of an empty one
-            raise InvalidInput(f"frame: no bytes ({e})") from None
+        except (ValueError, BufferError, TypeError) as e:
+            raise InvalidInput(f"frame: no plain bytes ({e})") from None
+        if not raw.size:
+            raise InvalidInput("frame: no bytes")
         return raw
     value = part if isinstance(part, np.ndarray) else _as_array(part)
     if value.size == 0:

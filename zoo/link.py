@@ -174,6 +174,11 @@ class Link:
                 self._await_reply("the lifeline", deadline)
             except OSError as e:
                 self.close()
+                if e.errno in peers.SHORT:
+                    raise BrokerUnreachable(
+                        f"this process cannot open another connection ({e}); close clients, or raise its limit of "
+                        "descriptors (ulimit -n)"
+                    ) from None
                 raise BrokerUnreachable(f"the broker went away while connecting ({e})") from None
             except BaseException:
                 self.close()

@@ -28,6 +28,14 @@ ODD = (
 )  # fmt: skip
 
 
+def shown(value: Any) -> str:
+    """A value in an error's text: short, and whatever its own way of showing itself is."""
+    try:
+        return f"{value!r:.100}"
+    except ODD:  # a whole number of 5,000 digits, for instance
+        return f"a {type(value).__name__}"
+
+
 class Frame(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Where one frame's bytes are and how to look at them.
 
@@ -70,9 +78,9 @@ def check_dtype(text: str) -> np.dtype[Any]:
     try:
         dtype = np.dtype(text)
     except ODD as e:
-        raise InvalidInput(f"dtype: {text!r:.100} is not one that numpy knows") from e
+        raise InvalidInput(f"dtype: {shown(text)} is not one that numpy knows") from e
     if dtype.kind not in KINDS or dtype.itemsize == 0:
-        raise InvalidInput(f"dtype: {text!r} cannot travel; use a boolean, integer or float type")
+        raise InvalidInput(f"dtype: {shown(text)} cannot travel; use a boolean, integer or float type")
     return dtype
 
 
@@ -109,7 +117,7 @@ def pack_request(body: InferBody) -> bytes:
     """Raises InvalidInput when an option is not a JSON-like value."""
     try:
         return _encode_request(body)
-    except (TypeError, ValueError, OverflowError, RecursionError, MemoryError) as e:  # ValueError: a lone surrogate too
+    except ODD as e:  # ValueError: a lone surrogate too
         raise InvalidInput(f"options: {e!s:.200}; options are JSON-like values (lists, numbers, strings)") from None
 
 
