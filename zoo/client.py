@@ -748,15 +748,16 @@ class Client:
 
 def _ping(link: Link) -> None:
     """Until the link ends. It must not hold the client: a client that is garbage ends the link."""
-    sock = session.open_socket(link.key, next(link.sockets), link.endpoint)
+    sock = None
     try:
+        sock = session.open_socket(link.key, next(link.sockets), link.endpoint)
         due = 0.0
         while not link.dead:
             if time.monotonic() >= due:
                 sock.send(protocol.pack(protocol.Ping()), zmq.NOBLOCK)
                 due = time.monotonic() + protocol.PING_S
             time.sleep(min(0.1, protocol.PING_S))
-    except zmq.ZMQError:
-        pass
+    except (zmq.ZMQError, BrokerUnreachable):
+        pass  # then its requests keep the session alive, or the broker ends it and the next call opens another
     finally:
         session.close_quietly(sock)
