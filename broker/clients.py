@@ -15,7 +15,9 @@ import zmq
 from broker.crew import Crew
 from broker.departed import Departed
 from broker.handoff import Line
+from broker.inline import FREE_BYTES, InlineBytes
 from broker.keyring import curve_key
+from broker.outbox import LOOK_BYTES, Outbox
 from broker.roles import Roles
 from broker.states import (
     Answer,
@@ -47,7 +49,7 @@ LONGEST_REQUEST_S = 24 * 3600.0
 class Session:
     """A client. Without a `line` it lives by its messages (see `protocol.SESSION_TTL_S`)."""
 
-    __slots__ = ("client", "curve_key", "gave", "heard", "key", "line", "pid", "results")
+    __slots__ = ("client", "curve_key", "gave", "heard", "held", "key", "line", "pid", "results")
 
     def __init__(self, key: bytes, pid: int, client: str, now: float) -> None:
         self.key = key
@@ -56,6 +58,7 @@ class Session:
         self.heard = now
         self.line: Line | None = None
         self.curve_key = ""  # with tcp://
+        self.held = 0  # bytes of its frames that wait here
         self.results: set[tuple[int, int]] = set()  # (arena, offset) of workers' slots that it looks at
         self.gave: dict[int, int | list[tuple[int, int]]] = {}  # by rid: the lease, or the slots, of its last answers
 
@@ -77,6 +80,7 @@ class _Route(msgspec.Struct, eq=False):
     identity: bytes
     rid: int
     session: Session
+    size: int = 0  # of what came inline, and is in the account
 
 
 class Clients(Crew):
@@ -89,6 +93,8 @@ class Clients(Crew):
         self.roles = Roles(self.keyring, bool(config.broker.group))
         self._sessions: dict[bytes, Session] = {}
         self._spoken = self.door.by_identity
+        self._inline = InlineBytes(self.config.broker.max_inline_mb, self.config.broker.inline_budget_mb)
+        self._outbox = Outbox(self._inline, self._put, self.door.cut)
         self.door.has_session = lambda identity: identity[: protocol.SESSION_BYTES] in self._sessions
         self.door.is_known = lambda pid: any(s.line is not None and s.pid == pid for s in list(self._sessions.values()))
         self.departed = Departed()
@@ -203,15 +209,18 @@ class Clients(Crew):
             session = self._sessions[key] = Session(key, message.pid, message.client[:80], time.monotonic())
             session.curve_key = own
         handoff = None if self.config.endpoint.startswith("tcp://") else self.place.handoff
-        self._to_client(identity, protocol.Welcome(handoff, self.handoff.limit, self.boot))
+        self._to_client(identity, protocol.Welcome(handoff, self.handoff.limit, self.boot, self._inline.most_one))
 
-    def _route(self, identity: bytes, session: Session, rid: int) -> int:
+    def _route(self, identity: bytes, session: Session, rid: int, size: int = 0) -> int:
         key = (identity, rid)
         if key in self._by_route:
             raise InvalidInput(f"rid: {rid} is already in use on this socket")
         self._next_request += 1
         self._by_route[key] = self._next_request
-        self._routes[self._next_request] = _Route(identity, rid, session)
+        self._routes[self._next_request] = _Route(identity, rid, session, size)
+        if size:
+            session.held += size
+            self._inline.held += size
         return self._next_request
 
     def _ask(
@@ -225,6 +234,7 @@ class Clients(Crew):
         priority: int = 2,
         payload: Any = None,
         keep_alive: float | None = None,
+        size: int = 0,
     ) -> None:
         if len(model) > 64:
             raise ModelNotFound(f"there is no model {model[:64]!r}…; names have at most 64 characters")
@@ -234,7 +244,7 @@ class Clients(Crew):
         if self.scheduler.is_cold(model):
             problem = self._problem(model)
             self._recall(model)
-        request = self._route(identity, session, rid)
+        request = self._route(identity, session, rid, size)
         self._handle(
             Asked(
                 request,
@@ -262,8 +272,14 @@ class Clients(Crew):
                 raise InvalidInput(f"frame: arena {number} is not one that this client shared")
         if not 0 <= m.priority <= 3:
             raise InvalidInput(f"priority: {m.priority} is not between 0 (first) and 3 (last)")
+        size = len(parts[2]) if len(parts) == 3 else sum(map(len, parts[2:]))
+        if size > FREE_BYTES:
+            self._inline.check(size, session.held)
+            self.door.arrived(identity, size)
+        else:
+            size = 0
         payload = (m.arenas, session.line is None, parts[2:])
-        self._ask(identity, session, m.rid, m.model, Kind.INFER, m.timeout_ms, m.priority, payload)
+        self._ask(identity, session, m.rid, m.model, Kind.INFER, m.timeout_ms, m.priority, payload, size=size)
 
     def _load(self, identity: bytes, session: Session, m: protocol.Load, _: list[bytes]) -> None:
         if m.keep_alive is not None and not 0 <= m.keep_alive < math.inf:
@@ -363,10 +379,26 @@ class Clients(Crew):
 
     def _to_client(self, identity: bytes, message: protocol.Message, *rest: bytes) -> bool:
         """False when it cannot be delivered: the client is gone, or does not read its answers."""
+        parts = (identity, protocol.pack(message), *rest)
+        peer = self._spoken.get(identity)
+        if peer is not None:
+            size = len(parts[1])
+            for part in rest:
+                size += len(part)
+            if peer.out + size > LOOK_BYTES:
+                return self._outbox.put(peer, parts, size)
+            peer.out += size
         try:
-            wire.send(self._front, (identity, protocol.pack(message), *rest))
+            return self._put(parts)
+        except zmq.Again:
+            return peer is not None and self._outbox.put(peer, parts, 0)
+
+    def _put(self, parts: tuple[Any, ...]) -> bool:
+        """Gives a message to libzmq. False: the connection is gone. Raises zmq.Again."""
+        try:
+            wire.send(self._front, parts)
         except zmq.ZMQError as e:
-            if e.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+            if e.errno != zmq.EHOSTUNREACH:
                 raise
             return False
         return True
@@ -377,6 +409,9 @@ class Clients(Crew):
             key = (route.identity, route.rid)
             if self._by_route.get(key) == request:
                 del self._by_route[key]
+            if route.size:
+                route.session.held -= route.size
+                self._inline.held -= route.size
         return route
 
     def _do_deliver(self, a: Deliver) -> None:

@@ -23,6 +23,7 @@ from broker.container import Container
 from broker.copies import Copies
 from broker.editions import Editions
 from broker.handoff import Line
+from broker.inline import Arrivals, part_bytes
 from broker.loop import Loop
 from broker.metrics import Metrics
 from broker.oom import OomKiller
@@ -111,6 +112,7 @@ class Crew(Loop):
         self._by_key: dict[bytes, Worker] = {}
         self._standby = Standby()
         self._forked = itertools.count(1)
+        self.arrivals = Arrivals(config.broker.max_inline_mb)
         self._terminating: set[int] = set()
         self._cores = Container().cores()
         self._actions |= {StartWorker: self._do_start, KillWorker: self._do_kill, Dispatch: self._do_dispatch}
@@ -144,13 +146,20 @@ class Crew(Loop):
         try:
             if worker.unsent and worker.channel.flush():
                 self._watch_writing(worker, False)
-            messages = worker.channel.take()
+            channel = worker.channel
+            messages = channel.take()
         except OSError as e:
             self._lost_channel(worker, e)
             return False
         for parts in messages or ():
             if number > 0:  # whoever waits for a model has nothing to say
                 self._from_worker(number, parts)
+        if worker.channel is channel:
+            if channel.reserved:
+                self.arrivals.give_back(channel.given_out())
+            if channel.stalled:
+                self.arrivals.stalled.add(number)
+                self._watch_writing(worker, worker.unsent)
         return messages is not None
 
     def _lost_channel(self, worker: Worker, why: OSError) -> None:
@@ -164,12 +173,25 @@ class Crew(Loop):
         channel, worker.channel = worker.channel, None
         if channel is not None:
             self._drop(channel.fd)
+            self.arrivals.give_back(channel.reserved)
+            self.arrivals.stalled.discard(worker.number)
             channel.close()
+
+    def _read_stalled(self) -> None:
+        """Goes on with workers whose large messages had to wait for others to be through."""
+        stalled, self.arrivals.stalled = self.arrivals.stalled, set()
+        for number in stalled:
+            worker = self._workers.get(number)
+            if worker is not None and worker.channel is not None:
+                self._read_channel(number)
+                if worker.channel is not None and not worker.channel.stalled:
+                    self._watch_writing(worker, worker.unsent)
 
     def _watch_writing(self, worker: Worker, on: bool) -> None:
         assert worker.channel is not None
         worker.unsent = on
-        self._epoll.modify(worker.channel.fd, select.EPOLLIN | (select.EPOLLOUT if on else 0))
+        events = 0 if worker.channel.stalled else select.EPOLLIN
+        self._epoll.modify(worker.channel.fd, events | (select.EPOLLOUT if on else 0))
 
     def _open_channel(self, line: Line, fd: int | None) -> None:
         worker = self._by_key.get(line.key) if line.role == "worker" else None
@@ -179,7 +201,7 @@ class Crew(Loop):
             raise ConnectionError("it offered a channel that nobody asked for")
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
-        worker.channel = Channel(sock)
+        worker.channel = Channel(sock, self.arrivals.most, self.arrivals.make_room)
         self._add(sock.fileno(), lambda: self._read_channel(worker.number))
         self._brief(worker)
 
@@ -470,6 +492,7 @@ class Crew(Loop):
             device="cuda:0" if self.meters[a.device].cuda else "cpu",  # the only one that it is shown
             visible=self.meters[a.device].cuda or "",
             threads=self.config.broker.worker_threads or max(1, self._cores // 4),
+            inline_bytes=part_bytes(self.config.broker.max_inline_mb),
             pull=config.published if self.config.broker.auto_pull and config.published.fetchable else None,
         )
         self._brief(worker)

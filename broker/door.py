@@ -26,6 +26,7 @@ from typing import Any
 import zmq
 
 from broker.gate import Gate
+from broker.pressure import Pressure
 
 log = logging.getLogger("zoo.broker")
 
@@ -34,7 +35,7 @@ SILENT_FULL_S = 1.0  # the same while others wait for its place
 REFUSED_S = 1.0  # for the answer to reach who was refused
 LOOK_S = 0.25  # between two looks at who is silent
 RECONCILE_S = 5.0
-IDLE_MS = 50
+IDLE_MS, RISING_MS = 50, 5
 GATE_TRIES_S = 2.0
 _EVENTS = zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 _PEERCRED = struct.Struct("3i")
@@ -49,9 +50,11 @@ class Peer:
         identity: the routing id of what came by it; empty while nothing has.
         refused: when it was told that there is no place for it; 0: it was not.
         ended: it has been cut off.
+        suspect: bytes of the process's growth that were put down to it (see `broker.pressure`).
+        out: bytes of answers given to libzmq since it was last seen to have read all.
     """
 
-    __slots__ = ("ended", "fd", "identity", "inode", "pid", "refused", "since")
+    __slots__ = ("ended", "fd", "identity", "inode", "out", "pid", "refused", "since", "suspect")
 
     def __init__(self, fd: int, inode: int, pid: int = 0) -> None:
         self.fd = fd
@@ -61,6 +64,7 @@ class Peer:
         self.identity = b""
         self.refused = 0.0
         self.ended = False
+        self.suspect = self.out = 0
 
 
 class Door:
@@ -74,8 +78,14 @@ class Door:
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], front: zmq.Socket[bytes], most: int, most_each: int
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        front: zmq.Socket[bytes],
+        most: int,
+        most_each: int,
+        held_bytes: int,
     ) -> None:
+        self._pressure = Pressure(held_bytes)
         self.most = most
         self._most_each = most_each
         self.has_session: Callable[[bytes], bool] = lambda _: True
@@ -131,6 +141,12 @@ class Door:
         if peer is not None:
             peer.refused = peer.refused or time.monotonic()
 
+    def arrived(self, identity: bytes, size: int) -> None:
+        """A message of so many bytes is complete: what was put down to its connection may have been that."""
+        peer = self.by_identity.get(identity)
+        if peer is not None and peer.suspect:
+            peer.suspect = max(0, peer.suspect - size)
+
     def is_crowding(self, prefix: bytes) -> bool:
         """Whether too many connections are of the session of that key."""
         if len(self.by_identity) < self.most // 2:
@@ -143,7 +159,7 @@ class Door:
         news = self._news
         while not self._quit.is_set():
             try:
-                if news.poll(IDLE_MS):
+                if news.poll(RISING_MS if self._pressure.rising else IDLE_MS):
                     for _ in range(256):
                         self._told(*struct.unpack("=hi", news.recv(zmq.NOBLOCK)))
                         news.recv(zmq.NOBLOCK)  # the address: always the same
@@ -152,7 +168,10 @@ class Door:
             except zmq.ZMQError:
                 return  # the context is ending
             try:
-                self._look(time.monotonic())
+                now = time.monotonic()
+                for peer in self._pressure.look(now, list(self.peers.values()), self.has_session):
+                    self.cut(peer)  # type: ignore[arg-type]
+                self._look(now)
             except Exception:
                 log.exception("the watch over the front socket failed, and goes on")
                 self._quit.wait(LOOK_S)

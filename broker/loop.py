@@ -17,14 +17,13 @@ from typing import Any
 
 import zmq
 
-from broker import descriptors, endpoint, meters
+from broker import descriptors, endpoint, heap, inline, meters
 from broker.door import Door
 from broker.handoff import Handoff
 from broker.keyring import Keyring
 from broker.ledger import Device
 from broker.scheduler import Scheduler
 from broker.states import Event, Stop
-from zoo import protocol
 from zoo.config import MB_PER_GB, ZooConfig
 from zoo.errors import ConfigError
 
@@ -61,6 +60,7 @@ class Loop:
 
     def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
         limit = descriptors.raise_limit()
+        heap.settle()
         self._endpoint_given = endpoint_given  # it stands over what the file says
         self.config = self._with_endpoint(config)
         self.shares = descriptors.divide(
@@ -109,12 +109,14 @@ class Loop:
         sock.setsockopt(zmq.LINGER, 0)
         sock.setsockopt(zmq.SNDHWM, HIGH_WATER)
         sock.setsockopt(zmq.RCVHWM, HIGH_WATER)
-        sock.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES)
+        sock.setsockopt(zmq.MAXMSGSIZE, inline.part_bytes(self.config.broker.max_inline_mb))
         sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if where.startswith("tcp://"):
             assert self.keyring is not None  # see `parse_config`
             self.keyring.guard(self._context, sock)
-        self.door = Door(self._context, sock, self.shares.front, self.shares.sockets)  # before it is bound
+        self.door = Door(  # before it is bound
+            self._context, sock, self.shares.front, self.shares.sockets, self.config.broker.inline_budget_mb << 20
+        )
         self._bind(sock, where)
         self.door.open()
         return sock

@@ -20,7 +20,7 @@ import time
 
 import zmq
 
-from broker import meters, resident
+from broker import meters, outbox, resident
 from broker.clients import Clients
 from broker.handoff import Ended, Line
 from broker.states import Reconfigured, Resident, ShutDown, Tick, WorkerSaid
@@ -84,6 +84,10 @@ class Service(Clients):
         now = time.monotonic()
         if self._terminating:
             soonest = min(soonest, now + TERMINATING_POLL_S)
+        if not self._outbox.is_empty:
+            soonest = min(soonest, now + outbox.TICK_S)
+        if self.arrivals.stalled:
+            soonest = min(soonest, now + outbox.TICK_S)
         if self._line_waits:
             soonest = min(soonest, now + CROWDED_S)
         return min(soonest, self.usage.due(now))
@@ -94,6 +98,10 @@ class Service(Clients):
         if self._terminating:
             self._escalate(now)
         self.usage.tick(now)
+        if not self._outbox.is_empty:
+            self._outbox.flush(now)
+        if self.arrivals.stalled:
+            self._read_stalled()
         if self._line_waits:
             self._end_nameless(now)
         if now >= self._housekeeping_at:

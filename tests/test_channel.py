@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import threading
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support import wait_until
 from zoo import protocol
 from zoo.channel import IOV_MOST, MAX_PARTS, RECEIVE_BYTES, Channel
 from zoo.errors import ProtocolMismatch
@@ -142,3 +144,43 @@ def test_any_bytes_end_in_messages_or_a_clear_end(raw: bytes) -> None:
             assert all(isinstance(part, bytes) for parts in Channel(theirs).take() or () for part in parts)
         except ConnectionError:
             pass
+
+
+def test_a_message_that_says_it_is_too_large_is_refused_before_it_is_taken_in() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        channel = Channel(ours, limit=64 << 20)
+        count = 1 << 15
+        theirs.sendall(struct.pack(f"<{1 + count}I", count, *[160 << 20] * count))
+        refused = wait_until(lambda: _refusal(channel))
+        assert "limit" in str(refused)
+
+
+def test_a_large_message_waits_for_room() -> None:
+    ours, theirs = socket.socketpair()
+    room: list[int] = []
+    with ours, theirs:
+        ours.setblocking(False)
+        channel = Channel(ours, room=lambda size: size in room)
+        body = os.urandom(3 << 20)
+        sender = threading.Thread(target=Channel(theirs).send, args=((b"head", body),))
+        sender.start()
+        wait_until(lambda: not channel.take() and channel.stalled)
+        assert channel.take() is None
+        assert channel.reserved == 0
+        room.append(len(body) + 4)
+        messages: list[list[bytes]] = []
+        wait_until(lambda: messages.extend(channel.take() or ()) or messages)
+        sender.join()
+        assert [bytes(part) for part in messages[0]] == [b"head", body]
+        assert channel.given_out() == len(body) + 4
+        assert channel.reserved == 0
+
+
+def _refusal(channel: Channel) -> ConnectionError | None:
+    try:
+        channel.take()
+    except ConnectionError as e:
+        return e
+    return None

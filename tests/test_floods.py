@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from broker import descriptors
 from tests import support
 from tests.support import Running, toy, wait_until
 from tests.test_wire_attack import Raw
-from zoo import Client, QueueFull, arena, curve, protocol
+from zoo import Client, InvalidInput, QueueFull, WorkerCrashed, arena, curve, payload, protocol
 
 FRAME = np.full((8, 8, 3), 7, np.uint8)
 MOST_MB = 400.0
@@ -105,6 +106,21 @@ def _has_said(flooder: subprocess.Popen[bytes]) -> bool:
 @pytest.fixture
 def watched(broker: Start) -> Callable[..., Watched]:
     return lambda limit=0, **keys: Watched(broker([toy()], **({"before": few_files(limit)} if limit else {}), **keys))
+
+
+@pytest.fixture
+def far(broker: Start, monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """Behind tcp:// and CURVE."""
+    return tcp(broker, monkeypatch)
+
+
+def tcp(broker: Start, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> Watched:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    running = broker([toy()], start=False, endpoint=f"tcp://127.0.0.1:{port}", curve_dir="keys", **keys)
+    curve.make_keys(running.folder / "keys")
+    monkeypatch.setenv("ZOO_CURVE_DIR", str(running.folder / "keys"))
+    return Watched(running.start())
 
 
 # ---------------------------------------------------------------- descriptors
@@ -219,14 +235,85 @@ def test_a_client_has_no_more_connections_than_others_leave_it(watched: Callable
 
 
 def test_silent_connections_over_tcp_cost_no_client_its_place(broker: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    running = broker([toy()], start=False, endpoint=f"tcp://127.0.0.1:{port}", curve_dir="keys", before=few_files(200))
-    curve.make_keys(running.folder / "keys")
-    monkeypatch.setenv("ZOO_CURVE_DIR", str(running.folder / "keys"))
-    target = Watched(running.start())
+    target = tcp(broker, monkeypatch, before=few_files(200))
     with target.attacked("silent", 460):
         assert target.open_fds() < 180, "there is a reserve"
-        newcomer = running.client()
+        newcomer = target.running.client()
         assert target.answer(newcomer) == target.worker
         newcomer.close()
+
+
+# ---------------------------------------------------------------- bytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "processes"),
+    [("commands", 8, 2), ("endless", 2000, 2), ("endless-after-hello", 2000, 2), ("unread", 2, 1), ("waiting", 20, 2)],
+)
+def test_the_broker_stays_small(watched: Callable[..., Watched], kind: str, count: int, processes: int) -> None:
+    target = watched()
+    before = target.resident_mb()
+    with target.attacked(kind, count, processes):
+        for _ in range(20):
+            assert target.answer() == target.worker
+    wait_until(lambda: target.resident_mb() < before + 60, 10.0, f"memory is back: {target.resident_mb():.0f} MB")
+
+
+@pytest.mark.parametrize(("kind", "count"), [("commands", 8), ("silent", 50)])
+def test_the_broker_stays_small_before_anybody_has_shown_a_key(far: Watched, kind: str, count: int) -> None:
+    with far.attacked(kind, count, 2):
+        for _ in range(20):
+            assert far.answer() == far.worker
+
+
+def test_a_worker_that_announces_more_than_fits_is_ended_and_its_request_answered(
+    watched: Callable[..., Watched],
+) -> None:
+    target = watched()
+    with pytest.raises(WorkerCrashed):
+        target.good.infer("toy", FRAME, do="announce")
+    assert target.resident_mb() < 150
+    assert target.answer() != target.worker
+
+
+def test_an_inline_frame_over_the_limit_is_refused_with_the_key_to_raise(far: Watched) -> None:
+    with pytest.raises(InvalidInput, match="max_inline_mb"):
+        far.good.infer("toy", np.zeros((4000, 3000, 3), np.uint8))
+    assert far.good.infer("toy", np.ones((2000, 3000, 3), np.uint8))["shape"] == [2000, 3000, 3]
+
+
+def test_frames_over_the_budget_are_refused_and_the_others_are_answered(far: Watched) -> None:
+    frame = np.ones((3000, 3000, 3), np.uint8)  # 27 MB
+    outcomes: list[object] = []
+
+    def ask() -> None:
+        try:
+            outcomes.append(far.good.infer("toy", frame, do="sleep", seconds=0.5)["first"])
+        except QueueFull as e:
+            outcomes.append(e)
+
+    threads = [threading.Thread(target=ask) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [one for one in outcomes if isinstance(one, QueueFull)]
+    assert 0 < len(refused) < 5
+    assert all("inline_budget_mb" in str(one) and one.retryable for one in refused)
+    assert all(one == [1, 1, 1] for one in outcomes if one not in refused)
+
+
+def test_a_client_that_reads_late_gets_every_answer(watched: Callable[..., Watched]) -> None:
+    """Its answers are more than libzmq is given at once, and no more than the broker keeps for it."""
+    target = watched()
+    raw = Raw(target.running.endpoint)
+    raw.sock.setsockopt(zmq.RCVHWM, 1)
+    raw.hello()
+    body = payload.pack_request(payload.InferBody((payload.Frame(-1, 0, (1,), "|u1"),), None, {"do": "large"}))
+    for rid in range(1, 7):
+        raw.say(protocol.Infer(rid, "toy", 10_000), body, b"x")
+    wait_until(lambda: target.good.get_status()["requests"] == 0, 10.0, "all are done")
+    answers = [raw.hear() for _ in range(6)]
+    assert all(isinstance(answer, protocol.Result) for answer in answers)
+    assert [answer.rid for answer in answers] == [1, 2, 3, 4, 5, 6]
+    raw.close()

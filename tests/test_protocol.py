@@ -331,7 +331,7 @@ def test_a_client_written_from_the_document_alone_gets_its_answer(shared_broker:
     front.setsockopt(zmq.RCVTIMEO, 10_000)
     front.connect(shared_broker.endpoint)
     front.send(b"\x01" + encode([1, key, os.getpid(), "by the book"]))
-    tag, handoff, limit, _ = decode(front.recv()[1:])
+    tag, handoff, limit, *_ = decode(front.recv()[1:])
     assert tag == 1
     fd = os.memfd_create("mine", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as line:

@@ -142,6 +142,15 @@ class Toy:
                     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
                         if sock.type == socket.SOCK_STREAM:
                             sock.sendall(b"\xff" * 4096)
+            case "announce":  # as many parts as may be, each as large as may be, and a beginning of them
+                head = np.full(1 + (1 << 15), 160 << 20, "<u4")
+                head[0] = 1 << 15
+                for fd in map(int, os.listdir("/proc/self/fd")):
+                    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+                        if sock.type == socket.SOCK_STREAM:
+                            sock.sendall(head.tobytes())
+                            for _ in range(1000):
+                                sock.sendall(bytes(1 << 20))
             case "hang-python":
                 while True:
                     pass

@@ -46,7 +46,7 @@ from zoo.launch import Launch, Seat
 from zoo.source import Published
 
 RESULT_ARENA_BYTES = 32 << 20
-MAX_RESULT_BYTES = protocol.MAX_MESSAGE_BYTES - (1 << 20)
+MARGIN_BYTES = 64 << 10  # of a result, for what is not its arrays
 ARENA_WAIT_S = 5.0
 COPY_AFTER_S = 0.05  # without a request
 MAX_WHY = 500  # characters: one packet of a lifeline
@@ -307,7 +307,7 @@ class Worker:
             if readable and predict(model, self._launch.model, self._launch.device, readable):
                 halved = True
             for task in tasks:
-                body, offsets = self._pack(task)
+                body, offsets = self._pack(task, sum(map(len, bodies)))
                 if task.error is not None:
                     outcomes.append(protocol.Outcome(task.job.id, (), *task.error, task.short))
                 else:
@@ -367,10 +367,15 @@ class Worker:
         except Exception as e:
             task.fail(e, self._launch.model, self._launch.device)
 
-    def _pack(self, task: Task) -> tuple[bytes, tuple[int, ...]]:
-        """The result's bytes and the slots that they refer to; nothing for a task that failed, or fails here."""
+    def _pack(self, task: Task, before: int) -> tuple[bytes, tuple[int, ...]]:
+        """The result's bytes and the slots that they refer to; nothing for a task that failed, or fails here.
+
+        `before`: bytes of the results before it in the same message.
+        """
         placed: list[int] = []
         inline = 0
+        most = self._launch.inline_bytes - MARGIN_BYTES
+        left = 2 * self._launch.inline_bytes - MARGIN_BYTES - before
 
         def place(value: np.ndarray) -> int | None:
             nonlocal inline
@@ -379,10 +384,14 @@ class Worker:
                 placed.append(offset)
                 return offset
             inline += value.nbytes
-            if inline > MAX_RESULT_BYTES:  # before it is copied: the parts of a depth map cost nothing until then
+            if inline > most:  # before it is copied: the parts of a depth map cost nothing until then
                 raise InvalidInput(
                     f"{'frame' if task.given.corners is None else 'boxes'}: the answer has more than the "
-                    f"{MAX_RESULT_BYTES >> 20} MB that can be sent; ask about less at once"
+                    f"{most >> 20} MB that can be sent; ask about less at once, or raise [broker] max_inline_mb"
+                )
+            if inline > left:
+                raise InferenceFailed(
+                    f"the answers of its batch together have more than {2 * most >> 20} MB; ask again"
                 )
             return None
 
@@ -400,7 +409,7 @@ class Worker:
                     for answer, corner in zip(answers, corners, strict=True)
                 ]
             raw, offsets = payload.pack_result(payload.ResultBody(answers, corners is not None), place)
-            if len(raw) > MAX_RESULT_BYTES:
+            if len(raw) > min(most, left) + MARGIN_BYTES // 2:
                 raise InferenceFailed(f"a result of {len(raw) >> 20} MB is too large to send")
         except Exception as e:
             self._lifeline.take_back(placed)

@@ -383,6 +383,7 @@ class AsyncClient:
         self, channel: _Channel, rids: _Rids, model: str, outgoing: frames.Outgoing, rank: int, deadline: float
     ) -> None:
         """Sends one inference; its answer is one of `rids` from then on."""
+        outgoing.check(channel.link.inline_limit)
         rid = next(self._rids)
         header = protocol.Infer(rid, model, session.remaining_ms(deadline), rank, outgoing.arenas)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()

@@ -523,6 +523,7 @@ class Client:
         deadline: float,
     ) -> None:
         """Sends one inference; its answer is one of `pending` from then on, and before: see `_withdraw`."""
+        outgoing.check(channel.link.inline_limit)
         rid = next(self._rids)
         header = protocol.pack(protocol.Infer(rid, model, session.remaining_ms(deadline), rank, outgoing.arenas))
         outgoing.keep()

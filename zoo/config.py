@@ -114,6 +114,8 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
             `drain_seconds`.
         load_timeout, dispatch_timeout: after these a worker is killed.
         max_queue: requests waiting per model.
+        max_inline_mb: the largest message that carries frames or an answer itself, where memory is not shared.
+        inline_budget_mb: of all such frames and answers together that the broker holds; one client may have half.
         max_queue_per_client: requests of one client that are not answered yet, over all models.
         max_leases_per_client: leases that one client holds or waits for, over all models.
         concurrent_loads: per device.
@@ -149,6 +151,8 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
     max_queue: Annotated[int, msgspec.Meta(ge=1)] = 256
     max_queue_per_client: Annotated[int, msgspec.Meta(ge=1)] = 128
     max_leases_per_client: Annotated[int, msgspec.Meta(ge=1)] = 128
+    max_inline_mb: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
+    inline_budget_mb: Annotated[int, msgspec.Meta(ge=2, le=1 << 16)] = 150
     concurrent_loads: Annotated[int, msgspec.Meta(ge=1)] = 1
     eviction: Literal["priority", "adaptive"] = "priority"
     patience_seconds: Annotated[float, msgspec.Meta(ge=0)] = 1.0
@@ -287,6 +291,12 @@ def _check_broker(broker: BrokerConfig, reader: _Reader) -> None:
                 "endpoint",
                 "tcp:// is only served with CURVE keys: make them with `python -m zoo.curve DIR` and set curve_dir",
             )
+    if broker.inline_budget_mb < 2 * broker.max_inline_mb:
+        reader.wrong(
+            here,
+            "inline_budget_mb",
+            f"one client may have half of it: at least 2 x max_inline_mb = {2 * broker.max_inline_mb}",
+        )
     if broker.metrics is not False and not re.fullmatch(r"[^:\s]*:\d{1,5}", broker.metrics):
         reader.wrong(here, "metrics", f'expected "HOST:PORT" or false, got {broker.metrics!r}')
 

@@ -136,6 +136,16 @@ class Outgoing:
     def arenas(self) -> tuple[int, ...]:
         return (self.shared.id,) if self.shared is not None else ()
 
+    def check(self, limit: int) -> None:
+        """Raises InvalidInput when the message has more than `limit` bytes."""
+        size = len(self.body) + sum(buffer.nbytes for buffer in self.buffers)
+        if size > limit:
+            field = "frame" if self.buffers else "options"
+            raise InvalidInput(
+                f"{field}: {size / (1 << 20):.1f} MB in one message; the broker takes {limit >> 20} MB of what is "
+                "not in shared memory: send less at once, an encoded image, or raise max_inline_mb in its config.toml"
+            )
+
     def keep(self) -> None:
         for slot in self.slots:
             slot.keep()

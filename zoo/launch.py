@@ -37,6 +37,7 @@ class Launch(msgspec.Struct, frozen=True):
     `path`: of the weights, as the file system has it: not every name is UTF-8, which text in a message has to be.
     `pull`: where to fetch the weights from if they are missing; None when that is not wanted.
     `visible`: the CUDA device that the process may see, by UUID, "" for none; `device` counts from there.
+    `inline_bytes`: the most that an answer may have in the message itself; all of one batch may have twice as much.
     `copied`: a copy of the model comes on the lifeline. `copy_bytes`: the largest copy that is wanted; 0 for none.
     """
 
@@ -52,6 +53,7 @@ class Launch(msgspec.Struct, frozen=True):
     copied: bool = False
     copy_bytes: int = 0
     visible: str = ""
+    inline_bytes: int = 32 << 20
 
 
 # ---------------------------------------------------------------- broker to nursery

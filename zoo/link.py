@@ -149,6 +149,7 @@ class Link:
         self.dead = False
         self.closed = False
         self.arena_limit = welcome.arena_limit_bytes
+        self.inline_limit = welcome.inline_limit_bytes
         self._look_at = 0.0
         self.held: dict[int, frames.Outgoing] = {}
         self.unwanted: set[int] = set()

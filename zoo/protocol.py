@@ -150,11 +150,15 @@ FromClient = (
 
 
 class Welcome(Message, tag=1):
-    """`handoff`: the path of the lifeline socket, or None where memory cannot be shared."""
+    """`handoff`: the path of the lifeline socket, or None where memory cannot be shared.
+
+    `inline_limit_bytes`: the largest message that carries frames itself.
+    """
 
     handoff: str | None
     arena_limit_bytes: int
     boot: str
+    inline_limit_bytes: int = MAX_MESSAGE_BYTES
 
 
 class Result(Message, tag=2):
