@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import secrets
@@ -36,13 +37,14 @@ from broker.states import (
 from broker.views import Views
 from zoo import catalogue, protocol, wire
 from zoo.config import ZooConfig
-from zoo.errors import InvalidInput, ModelNotFound, ProtocolMismatch, QueueFull, ZooError
+from zoo.errors import BrokerUnreachable, InvalidInput, ModelNotFound, ProtocolMismatch, QueueFull, ZooError
 
 log = logging.getLogger("zoo.broker")
 
 NONSENSE_LOGGED = 100
 FULL_RETRY_S = 1.0
 GAVE_KEPT = 256
+WENT_WRONG = "an error in the broker, see its log; this client's session has ended, its next call opens another"
 LONGEST_REQUEST_S = 24 * 3600.0
 
 
@@ -101,6 +103,7 @@ class Clients(Crew):
         self._routes: dict[int, _Route] = {}
         self._by_route: dict[tuple[bytes, int], int] = {}
         self._next_request = 0
+        self._routed: _Route | None = None  # the last that was answered
         self._nonsense = 0
         self._actions |= {
             Deliver: self._do_deliver,
@@ -109,6 +112,9 @@ class Clients(Crew):
             Settled: self._do_settled,
             Forget: self._do_forget,
         }
+        self._amends |= dict.fromkeys((Deliver, Answer, Refuse, Settled, Forget), self._end_routed)
+        self._amends |= dict.fromkeys((Asked, Released), self._end_asking)
+        self._amends |= dict.fromkeys((SessionClosed, Withdrawn), self._handle)  # true, and said only once
         self._asks: dict[type, Callable[[bytes, Session, Any, list[bytes]], None]] = {
             protocol.Infer: self._infer,
             protocol.Load: self._load,
@@ -363,6 +369,7 @@ class Clients(Crew):
     def _query(self, identity: bytes, session: Session, m: protocol.Query, _: list[bytes]) -> None:
         if m.what == "status":
             value: Any = self.views.status(self.config, self.boot, len(self._sessions))
+            value["internal_errors"] = self.guard.errors
         elif m.what == "models":
             value = self.views.models(self.config)
         elif m.what == "ps":
@@ -405,6 +412,7 @@ class Clients(Crew):
 
     def _route_out(self, request: int) -> _Route | None:
         route = self._routes.pop(request, None)
+        self._routed = route
         if route is not None:
             key = (route.identity, route.rid)
             if self._by_route.get(key) == request:
@@ -462,6 +470,42 @@ class Clients(Crew):
 
     def _do_forget(self, a: Forget) -> None:
         self._route_out(a.request)
+
+    # ------------------------------------------------------------ when an error in the broker is due to them
+
+    def _end_routed(self, _: object) -> None:
+        """An answer could not be given: its client has to learn that it has none."""
+        route = self._routed
+        if route is not None:
+            self._to_client(route.identity, protocol.Error(route.rid, BrokerUnreachable.code, WENT_WRONG, True))
+            self._refuse_to_go_on(route.session)
+
+    def _end_asking(self, e: Any) -> None:
+        session = self._sessions.get(e.session)
+        if session is not None:
+            self._refuse_to_go_on(session)
+
+    def _end_talking(self, parts: list[Any]) -> None:
+        """A message led to an error: its session ends, and with it what the message may have left half done."""
+        if len(parts) < 2:
+            return
+        session = self._sessions.get(parts[0][: protocol.SESSION_BYTES])
+        with contextlib.suppress(ZooError):
+            rid = getattr(protocol.unpack_from_client(parts[1]), "rid", 0)
+            if (parts[0], rid) not in self._by_route:  # else it is answered with the others
+                self._to_client(parts[0], protocol.Error(rid, BrokerUnreachable.code, WENT_WRONG, True))
+        if session is not None:
+            self._refuse_to_go_on(session)
+
+    def _refuse_to_go_on(self, session: Session) -> None:
+        """All that the client waits for is answered, and its session ends."""
+        routes = {number: route for number, route in self._routes.items() if route.session is session}
+        for route in routes.values():
+            if (route.identity, route.rid) in self._by_route:
+                self._to_client(route.identity, protocol.Error(route.rid, BrokerUnreachable.code, WENT_WRONG, True))
+        self._end_session(session)
+        for number in routes:
+            self._route_out(number)
 
     # ------------------------------------------------------------ when they go
 

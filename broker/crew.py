@@ -12,13 +12,14 @@ import os
 import secrets
 import select
 import signal
-import socket
 import sys
 import time
+from functools import partial
+from typing import Any
 
 import msgspec
 
-from broker import environment, footprints, meters, nvidia
+from broker import border, environment, footprints, meters, nvidia
 from broker.container import Container
 from broker.copies import Copies
 from broker.editions import Editions
@@ -27,22 +28,21 @@ from broker.inline import Arrivals, part_bytes
 from broker.loop import Loop
 from broker.metrics import Metrics
 from broker.oom import OomKiller
-from broker.pool import BY_SIGKILL, Child, Ended, Failed, Pool, Started
-from broker.residency import MOST_MB
+from broker.pool import BY_SIGKILL, Child, Ended, Failed, News, Pool, Started
 from broker.standby import Standby
 from broker.states import (
     Dispatch,
     Forgotten,
     KillWorker,
     MemoryBack,
-    Outcome,
+    MemoryStuck,
     Remembered,
-    Shortage,
     StartWorker,
     WorkerDone,
     WorkerExited,
     WorkerLoadFailed,
     WorkerReady,
+    WorkerSaid,
 )
 from broker.usage import Usage
 from zoo import protocol
@@ -68,11 +68,13 @@ class Worker:
         copied: it was given a copy, and has not said yet whether that was of use.
         forks: how often the nursery was asked for it.
         told: it has been sent `launch`.
+        loaded: it has said how its load went.
+        nonsense: it has said what none of ours would say; it is being killed, and not listened to any more.
     """
 
     __slots__ = (
-        "arena", "channel", "child", "copied", "device", "forks", "key", "killed_at", "launch", "line", "model",
-        "number", "stand_in", "term_until", "told", "unsent", "version", "worked",
+        "arena", "channel", "child", "copied", "device", "forks", "key", "killed_at", "launch", "line", "loaded",
+        "model", "nonsense", "number", "stand_in", "term_until", "told", "unsent", "version", "worked",
     )  # fmt: skip
 
     def __init__(self, number: int, key: bytes) -> None:
@@ -90,6 +92,7 @@ class Worker:
         self.line: Line | None = None
         self.arena = 0
         self.stand_in = False
+        self.loaded = self.nonsense = False
         self.unsent = False
         self.worked = False
         self.killed_at = 0.0
@@ -116,12 +119,15 @@ class Crew(Loop):
         self._terminating: set[int] = set()
         self._cores = Container().cores()
         self._actions |= {StartWorker: self._do_start, KillWorker: self._do_kill, Dispatch: self._do_dispatch}
+        self._amends |= {StartWorker: self._start_failed, Dispatch: self._end_worker}
+        self._amends |= dict.fromkeys((WorkerReady, WorkerLoadFailed, WorkerDone, WorkerSaid), self._end_worker)
+        self._amends |= dict.fromkeys((WorkerExited, MemoryBack, MemoryStuck), self._handle)  # true, and said only once
         if str(config.base) not in sys.path:
             sys.path.append(str(config.base))  # adapters may lie beside config.toml
         if any(device.kind == "cuda" for device in self.scheduler.ledger.devices.values()):
             nvidia.make_device_files()
         self.pool = Pool(_preload(config), environment.of_workers(config.broker), config.base)
-        self.metrics = Metrics(self.scheduler, self.copies, config.broker.metrics)
+        self.metrics = Metrics(self.scheduler, self.copies, self.guard, config.broker.metrics)
         self._add(self.pool.fileno(), self._hear_pool)
         self._add(self.usage.fileno(), self.usage.take)
         self.usage.open()
@@ -199,10 +205,13 @@ class Crew(Loop):
             if fd is not None:
                 os.close(fd)
             raise ConnectionError("it offered a channel that nobody asked for")
-        sock = socket.socket(fileno=fd)
-        sock.setblocking(False)
+        sock = border.stream(fd)
         worker.channel = Channel(sock, self.arrivals.most, self.arrivals.make_room)
-        self._add(sock.fileno(), lambda: self._read_channel(worker.number))
+        self._add(
+            sock.fileno(),
+            lambda: self._read_channel(worker.number),
+            lambda: self._lost_channel(worker, OSError("an error in the broker")),
+        )
         self._brief(worker)
 
     def _tell_worker(self, worker: Worker, parts: tuple[bytes, ...]) -> None:
@@ -217,48 +226,47 @@ class Crew(Loop):
         """`measured`: these words have been kept back until the worker was measured."""
         if not measured and self.usage.queue(number, parts):
             return
-        try:
-            message = protocol.unpack_from_worker(parts[0])
-        except ProtocolMismatch as e:
-            log.warning("unreadable message from worker %d: %s", number, e)
+        worker = self._workers[number]
+        if worker.nonsense:
             return
-        kind = type(message)
-        if kind is protocol.Done:
-            bodies = iter(parts[1:])
-            try:
-                outcomes = [
-                    Outcome(o.id, None, (o.code, o.message), _short(o.short))
-                    if o.code
-                    else Outcome(o.id, (o.offsets, next(bodies)))
-                    for o in message.outcomes  # type: ignore[union-attr]
-                ]
-            except StopIteration:
-                log.warning("worker %d sent fewer results than it said", number)
-                return
-            worker = self._workers[number]
+        try:
+            self._take_word(worker, protocol.unpack_from_worker(parts[0]), parts, measured)
+        except ProtocolMismatch as e:
+            log.warning("%s (worker %d) talks nonsense and is ended: %s", worker.model, number, e)
+            worker.nonsense, worker.killed_at = True, time.monotonic()
+            self._lost_channel(worker, ConnectionError(str(e)))
+
+    def _take_word(self, worker: Worker, message: protocol.FromWorker, parts: list[bytes], measured: bool) -> None:
+        """Raises ProtocolMismatch for what none of our workers would say."""
+        number = worker.number
+        if type(message) is protocol.Done:
+            outcomes = border.outcomes(message, parts[1:])
+            if not (worker.loaded and self.scheduler.awaits(number, [outcome.request for outcome in outcomes])):
+                raise ProtocolMismatch("it answers what it was not asked")
             first, worker.worked = not worker.worked, True
             # Unknown, it may be evicted in the very next moment; grown, it holds what others may be about to be given.
-            look = message.grown or (first and not self.scheduler.is_measured(number))  # type: ignore[union-attr]
+            look = message.grown or (first and not self.scheduler.is_measured(number))
             look = look or any(outcome.short is not None for outcome in outcomes)
             if look and not measured and self.usage.hold(number, worker.device, parts):
                 return
-            self._handle(WorkerDone(number, outcomes, message.halved))  # type: ignore[union-attr]
+            self._handle(WorkerDone(number, outcomes, message.halved))
             if len(self._standby) < self.config.broker.standby and self.scheduler.is_idle:
                 self._refill()
-        elif kind is protocol.Loaded:
-            self._workers[number].stand_in = message.stand_in  # type: ignore[union-attr]
-            self.usage.loaded(number, self._workers[number].device)
-            self._used_copy(self._workers[number], message.copied)  # type: ignore[union-attr]
-            self._handle(WorkerReady(number, message.max_batch))  # type: ignore[union-attr]
-            self.metrics.loaded(self._workers[number].model, self.scheduler.loaded_in(number))
-        elif kind is protocol.LoadError:
-            assert isinstance(message, protocol.LoadError)
-            device = self._workers[number].device
-            if message.short is not None and not measured and self.usage.hold(number, device, parts):
+            return
+        if worker.loaded:
+            raise ProtocolMismatch("it says again how its load went")
+        if isinstance(message, protocol.Loaded):
+            worker.loaded, worker.stand_in = True, message.stand_in
+            self.usage.loaded(number, worker.device)
+            self._used_copy(worker, message.copied)
+            self._handle(WorkerReady(number, border.batch(message.max_batch)))
+            self.metrics.loaded(worker.model, self.scheduler.loaded_in(number))
+        elif isinstance(message, protocol.LoadError):
+            if message.short is not None and not measured and self.usage.hold(number, worker.device, parts):
                 return
-            self._handle(
-                WorkerLoadFailed(number, message.code, message.message, _short(message.short), message.retryable)
-            )
+            worker.loaded = True  # as far as it will be: there is nothing more to be said
+            code, why = message.code[: border.MOST_CODE], border.text(message.message)
+            self._handle(WorkerLoadFailed(number, code, why, border.shortage(message.short), message.retryable))
 
     # ------------------------------------------------------------ processes
 
@@ -295,20 +303,24 @@ class Crew(Loop):
 
     def _hear_pool(self) -> None:
         for news in self.pool.turn():
-            if isinstance(news, Ended):
-                if (worker := self._by_key.get(news.child.key)) is not None:
-                    self._ended(worker.number, news.child)
-                else:
-                    news.child.close()
-            elif (worker := self._by_key.get(news.key)) is None:
-                if isinstance(news, Started):
-                    news.child.signal(signal.SIGKILL)
-            elif isinstance(news, Started):
-                self._started(worker, news.child)
-            elif isinstance(news, Failed):
-                self._not_started(worker, news.why)
+            take = partial(self._take_news, news)
+            self.guard.run("news of a process", take, take)  # tried again: it is told only once
+
+    def _take_news(self, news: News) -> None:
+        if isinstance(news, Ended):
+            if (worker := self._by_key.get(news.child.key)) is not None:
+                self._ended(worker.number, news.child)
             else:
-                self._fork_again(worker)
+                news.child.close()
+        elif (worker := self._by_key.get(news.key)) is None:
+            if isinstance(news, Started):
+                news.child.signal(signal.SIGKILL)
+        elif isinstance(news, Started):
+            self._started(worker, news.child)
+        elif isinstance(news, Failed):
+            self._not_started(worker, news.why)
+        else:
+            self._fork_again(worker)
 
     def _started(self, worker: Worker, child: Child) -> None:
         worker.child = child
@@ -339,7 +351,7 @@ class Crew(Loop):
             self._close_line(worker.line)
             worker.line = None
         self._close_channel(worker)
-        worker.told = False
+        worker.told = worker.loaded = False
         del self._by_key[worker.key]
         worker.forks += 1
         worker.key = _new_key()
@@ -353,22 +365,28 @@ class Crew(Loop):
         if how == BY_SIGKILL and not worker.killed_at:
             starved = self.oom_killer.struck()
             how += ", by " + {True: "the kernel: memory ran out", False: "somebody else", None: UNTOLD}[starved]
-        while self._read_channel(number):  # what it said before it ended comes before its end
-            pass
-        self.usage.release(number)
+        # Its end is told once: nothing that fails on the way may keep the scheduler from hearing of it.
+        self.guard.run("reading a worker's last words", lambda: self._hear_out(number))
         if number > 0:
-            self.usage.ended(number, worker.device, worker.line.fd if worker.line is not None else None)
+            line = worker.line.fd if worker.line is not None else None
+            self.guard.run("measuring a worker's end", lambda: self.usage.ended(number, worker.device, line))
         if worker.line is not None:
-            self._close_line(worker.line)
-        child.close()
-        self._forget_worker(number)
+            self.guard.run("closing a worker's lifeline", lambda: self._close_line(worker.line))  # type: ignore[arg-type]
+        self.guard.run("closing a worker's descriptors", child.close)
+        self.guard.run("forgetting a worker", lambda: self._forget_worker(number))
         if number < 0:
             if not worker.killed_at:
                 log.warning("a process that waited for a model has ended: %s", how)
                 self._standby.lost(number, time.monotonic())
             return
-        self._used_copy(worker, False)
+        self.guard.run("dropping a copy of no use", lambda: self._used_copy(worker, False))
         self._handle(WorkerExited(number, how, starved is True))
+
+    def _hear_out(self, number: int) -> None:
+        """What it said before it ended comes before its end."""
+        while self._read_channel(number):
+            pass
+        self.usage.release(number)
 
     def _forget_worker(self, number: int) -> None:
         worker = self._workers.pop(number, None)
@@ -497,6 +515,20 @@ class Crew(Loop):
         )
         self._brief(worker)
 
+    def _end_worker(self, a: Any) -> None:
+        """What its dispatch, or what it said, has led to cannot be trusted: its exit answers for its requests."""
+        worker = self._workers.get(a.worker)
+        if worker is not None and worker.child is not None:
+            worker.child.signal(signal.SIGKILL)
+
+    def _start_failed(self, a: StartWorker) -> None:
+        if a.worker in self._workers:
+            self._do_kill(KillWorker(a.worker))
+            return
+        self._handle(WorkerExited(a.worker, "no process could be started, because of an error in the broker"))
+        self.gauge.forget(a.worker)
+        self._handle(MemoryBack(a.worker))
+
     def _brief(self, worker: Worker) -> None:
         """Tells a process its model, as soon as there is a model to tell and a channel to tell it by."""
         launch = worker.launch
@@ -569,13 +601,6 @@ class Crew(Loop):
 
 def _new_key() -> bytes:
     return b"w-" + secrets.token_bytes(12)
-
-
-def _short(said: protocol.Shortage | None) -> Shortage | None:
-    """What no device could hold is not believed."""
-    if said is None:
-        return None
-    return Shortage(*(mb if 0 <= mb <= MOST_MB else 0.0 for mb in (said.used_mb, said.asked_mb)))
 
 
 def _preload(config: ZooConfig) -> list[str]:

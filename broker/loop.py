@@ -19,17 +19,20 @@ import zmq
 
 from broker import descriptors, endpoint, heap, inline, meters
 from broker.door import Door
+from broker.guard import Guard
 from broker.handoff import Handoff
 from broker.keyring import Keyring
 from broker.ledger import Device
 from broker.scheduler import Scheduler
-from broker.states import Event, Stop
+from broker.soundness import Unsound
+from broker.states import Action, Event, ShutDown, Stop
 from zoo.config import MB_PER_GB, ZooConfig
 from zoo.errors import ConfigError
 
 log = logging.getLogger("zoo.broker")
 
 HIGH_WATER = 4096
+UNSOUND_GRACE_S = 5.0  # beyond drain_seconds: the longest that an unsound broker goes on
 HANDSHAKE_MS = 10_000  # who has not said by then what it is, in ZeroMQ's terms, is hung up on by libzmq
 TROUBLE = {
     "load failed", "crashed", "killed", "quarantined", "overdrawn", "memory stuck", "out of memory", "unread",
@@ -54,7 +57,9 @@ class Loop:
 
     Attributes:
         _actions: what to do for each kind of action; every storey adds its own.
-        _watch: descriptor → what to do when it is readable.
+        _amends: what to do when doing so has raised, or when an event of that kind has.
+        unsound: the scheduler contradicts itself; the broker winds down and ends with status 1.
+        _watch: descriptor → what to do when it is readable, and when that has raised.
         checks: every invariant of the scheduler is checked after each event (`--debug`).
     """
 
@@ -82,7 +87,11 @@ class Loop:
         self._told = 0
         self._stop = False
         self._actions: dict[type, Callable[[Any], None]] = {Stop: self._do_stop}
-        self._watch: dict[int, Callable[[], object]] = {}
+        self._amends: dict[type, Callable[[Any], None]] = {}
+        self.guard = Guard(self._go_on_or_end)
+        self.unsound = False
+        self._end_by = 0.0
+        self._watch: dict[int, tuple[Callable[[], object], Callable[[], object] | None]] = {}
         self.keyring = Keyring(config.resolve(config.broker.curve_dir)) if config.broker.curve_dir else None
         self.place = endpoint.claim(config.endpoint, config.broker.group, config.broker.user)
         self._context = zmq.Context()
@@ -144,21 +153,50 @@ class Loop:
         if path == self.place.front:
             self._bind(self._front, self.config.endpoint)
         else:
-            act = self._watch.get(self.handoff.fileno())
+            watched = self._watch.get(self.handoff.fileno())
             self._drop(self.handoff.fileno())
             self.handoff.listen_again()
-            if act is not None:
-                self._add(self.handoff.fileno(), act)
+            if watched is not None:
+                self._add(self.handoff.fileno(), *watched)
 
     def _handle(self, event: Event) -> None:
-        actions = self.scheduler.handle(event, time.monotonic())
-        do = self._actions
-        for action in actions:
-            do[type(action)](action)
+        try:
+            actions = self.scheduler.handle(event, time.monotonic())
+        except Exception as e:
+            self._do(self.scheduler.take_actions())
+            self._failed(event, e)
+            return
+        self._do(actions)
         if self.scheduler.story.count != self._told:
             self._tell()
         if self.checks:
+            self.guard.run("an event", self.scheduler.check)
+
+    def _do(self, actions: list[Action]) -> None:
+        """Does each, whatever becomes of the others."""
+        do = self._actions
+        for action in actions:
+            try:
+                do[type(action)](action)
+            except Exception as e:
+                self._failed(action, e)
+
+    def _failed(self, what: Event | Action, error: Exception) -> None:
+        """An event or action has raised."""
+        amend = self._amends.get(type(what))
+        self.guard.failed(type(what).__name__, error, None if amend is None else lambda: amend(what))
+
+    def _go_on_or_end(self) -> None:
+        """After an internal error: an unsound broker takes nothing new, finishes what runs, and ends."""
+        try:
             self.scheduler.check()
+        except Unsound as e:
+            if self.unsound:
+                return
+            self.unsound = True
+            self._end_by = time.monotonic() + self.config.broker.drain_seconds + UNSOUND_GRACE_S
+            log.critical("the scheduler contradicts itself, this broker ends: %s", "; ".join(e.wrong))
+            self._handle(ShutDown(self.config.broker.drain_seconds))
 
     def _tell(self) -> None:
         for line in self.scheduler.story.since(self._told):
@@ -166,9 +204,10 @@ class Loop:
             log.log(level, "%s%s", f"{line.model}: " if line.model else "", line.text, extra={"line": line})
         self._told = self.scheduler.story.count
 
-    def _add(self, fd: int, act: Callable[[], object]) -> None:
+    def _add(self, fd: int, act: Callable[[], object], blame: Callable[[], object] | None = None) -> None:
+        """`blame`: what to do when `act` has raised."""
         self._epoll.register(fd, select.EPOLLIN)
-        self._watch[fd] = act
+        self._watch[fd] = act, blame
 
     def _drop(self, fd: int) -> None:
         if self._watch.pop(fd, None) is not None:
@@ -176,9 +215,14 @@ class Loop:
                 self._epoll.unregister(fd)
 
     def _run_watch(self, fd: int) -> None:
-        act = self._watch.get(fd)
-        if act is not None:  # a line may have been closed by what came before it in the same turn
+        watched = self._watch.get(fd)
+        if watched is None:  # a line may have been closed by what came before it in the same turn
+            return
+        act, blame = watched
+        try:
             act()
+        except Exception as e:
+            self.guard.failed("what a descriptor brought", e, blame)
 
     def _do_stop(self, _: Stop) -> None:
         self._stop = True

@@ -1,7 +1,7 @@
 """Prometheus. Nothing is counted on the way of a request: a scrape reads the scheduler's own numbers.
 
-The names are public (see DESIGN): dashboards hold on to them. Reading from the exporter's thread while the loop
-goes on is fine, since it only looks and never decides.
+The names are public (see DESIGN): dashboards hold on to them. Read from the exporter's thread while the loop goes on,
+which is fine, since it only looks and never decides. What it looks at may change meanwhile: it then looks again.
 """
 
 from __future__ import annotations
@@ -9,26 +9,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from broker import logs
+from broker.exposition import Exposition
 from broker.states import State
-from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
     from broker.copies import Copies
+    from broker.guard import Guard
     from broker.scheduler import Scheduler
 
 LOAD_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 MB = 1 << 20
+LOOKS = 20  # at what changes meanwhile, before the last sound look is given once more
 
 
 class Metrics(Collector):
     """Serves them at `address` ("HOST:PORT"), if any."""
 
-    def __init__(self, scheduler: Scheduler, copies: Copies, address: str | Literal[False]) -> None:
+    def __init__(self, scheduler: Scheduler, copies: Copies, guard: Guard, address: str | Literal[False]) -> None:
         self._scheduler = scheduler
+        self._guard = guard
         self._copies = copies
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -39,13 +43,8 @@ class Metrics(Collector):
             buckets=LOAD_BUCKETS,
             registry=self.registry,
         )
-        self._server = None
-        if address:
-            host, _, port = address.rpartition(":")
-            try:
-                self._server, self._thread = start_http_server(int(port), host or "127.0.0.1", registry=self.registry)
-            except (OSError, OverflowError) as e:
-                raise ConfigError(f"metrics: cannot listen on {address}: {e}") from None
+        self._last: list[Metric] = []
+        self._server = Exposition(self.registry, address) if address else None
 
     def loaded(self, model: str, seconds: float | None) -> None:
         """A worker of the model has become ready, or (None) has come too late with it."""
@@ -55,7 +54,16 @@ class Metrics(Collector):
     def describe(self) -> list[Metric]:
         return []
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> list[Metric]:
+        for _ in range(LOOKS):
+            try:
+                self._last = list(self._look())
+            except (RuntimeError, LookupError, AttributeError):  # the loop has changed it meanwhile
+                continue
+            break
+        return self._last
+
+    def _look(self) -> Iterator[Metric]:
         scheduler = self._scheduler
         ledger = scheduler.ledger
         budget = sum(d.budget_mb for d in ledger.devices.values())
@@ -64,7 +72,9 @@ class Metrics(Collector):
         yield GaugeMetricFamily("enrichment_vram_usage_bytes", "Charged memory", value=used * MB)
         yield GaugeMetricFamily("enrichment_vram_budget_bytes", "The budget", value=budget * MB)
         yield GaugeMetricFamily(
-            "enrichment_vram_utilization_percent", "Charged share of the budget", value=100 * used / budget
+            "enrichment_vram_utilization_percent",
+            "Charged share of the budget",
+            value=100 * used / budget if budget else 0,
         )
         loaded = sum(m.state in (State.LOADED, State.DRAINING) for m in models)
         yield GaugeMetricFamily("enrichment_models_loaded", "Models that answer now", value=loaded)
@@ -91,6 +101,9 @@ class Metrics(Collector):
         yield GaugeMetricFamily(
             "zoo_host_cache_bytes", "Copies of loaded models in host memory", value=self._copies.used_bytes
         )
+        yield CounterMetricFamily("zoo_internal_errors", "Errors in the broker itself", value=self._guard.errors)
+        yield CounterMetricFamily("zoo_log_lines_dropped", "Lines of the log never written", value=logs.dropped())
+        yield CounterMetricFamily("zoo_internal_errors", "Errors in the broker itself", value=self._guard.errors)
         requests = CounterMetricFamily("zoo_requests", "Inferences that a worker finished", labels=["model_name"])
         errors = CounterMetricFamily("zoo_request_errors", "Requests answered with an error", labels=["model_name"])
         crashes = CounterMetricFamily("zoo_worker_crashes", "Processes that died or hung", labels=["model_name"])
@@ -109,7 +122,5 @@ class Metrics(Collector):
 
     def close(self) -> None:
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._thread.join(timeout=5.0)
+            self._server.close()
             self._server = None

@@ -111,7 +111,7 @@ class Scheduler(Reports):
     # ------------------------------------------------------------ the machine's face
 
     def handle(self, event: Event, now: float) -> list[Action]:
-        """Takes one event, gives what is to be done, in order."""
+        """Takes one event, gives what is to be done, in order. What an error leaves behind, `take_actions` gives."""
         self._now = now
         self._handlers[type(event)](event, now)
         if self.stopping:
@@ -120,6 +120,10 @@ class Scheduler(Reports):
             self._load_ahead(now)
         elif self._absent:
             self._restore(now)
+        return self.take_actions()
+
+    def take_actions(self) -> list[Action]:
+        """What is decided and not done yet."""
         out, self._out = self._out, []
         return out
 
@@ -137,6 +141,11 @@ class Scheduler(Reports):
         """When a Tick is due at the latest, or None."""
         self.timers.sweep(self._stale)
         return self.timers.next(self._stale)
+
+    def awaits(self, worker: int, requests: list[int]) -> bool:
+        """False when the worker cannot have answered just these: they are not what it runs (advice, like `is_cold`)."""
+        model = self._of(worker)
+        return model is None or (bool(requests) and [request.id for request in model.inflight] == requests)
 
     def is_measured(self, worker: int) -> bool:
         """True when the worker's model has been measured at work on its device (advice, like `is_cold`)."""

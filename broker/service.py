@@ -17,6 +17,7 @@ import math
 import os
 import signal
 import time
+from functools import partial
 
 import zmq
 
@@ -50,7 +51,8 @@ class Service(Clients):
 
     # ------------------------------------------------------------ the loop
 
-    def run(self) -> None:
+    def run(self) -> int:
+        """Serves until it is told to stop. Gives the exit status: 0, or 1 when its books were found to be wrong."""
         poller = zmq.Poller()
         poller.register(self._front, zmq.POLLIN)
         poller.register(self._epoll.fileno(), zmq.POLLIN)
@@ -60,22 +62,34 @@ class Service(Clients):
             signal.signal(number, lambda *_: None)
         log.info("serving on %s, %s", self.config.endpoint, self._describe())
         if self.config.broker.restore:
-            self._bring_back()
-        front, take = self._front, wire.take
+            self.guard.run("bringing back what was loaded", self._bring_back)
+        front = self._front
         try:
             while not self._stop:
-                due = self._due()
-                for source, _ in poller.poll(max(0, math.ceil((due - time.monotonic()) * 1000))):
-                    if source is front:  # one message each a turn: nobody waits for another's burst
-                        self._from_client(*take(front))
-                    elif source == epoll_fd:
-                        for fd, _ in self._epoll.poll(0):
-                            self._run_watch(fd)
-                if time.monotonic() >= due:
-                    self._time_passes()
+                try:
+                    due = self._due()
+                    for source, _ in poller.poll(max(0, math.ceil((due - time.monotonic()) * 1000))):
+                        if source is front:  # one message each a turn: no client waits for another's burst
+                            self._hear_client()
+                        elif source == epoll_fd:
+                            for fd, _ in self._epoll.poll(0):
+                                self._run_watch(fd)
+                    if time.monotonic() >= due:
+                        self._time_passes()
+                except Exception as e:
+                    self.guard.failed("a turn of the loop", e)
         finally:
             signal.set_wakeup_fd(-1)
             self.close()
+        return 1 if self.unsound else 0
+
+    def _hear_client(self) -> None:
+        parts: list[bytes] = []
+        try:
+            parts, source = wire.take(self._front)
+            self._from_client(parts, source)
+        except Exception as e:
+            self.guard.failed("a client's message", e, lambda: self._end_talking(parts))
 
     def _due(self) -> float:
         """When there is something to do at the latest, whatever happens."""
@@ -96,29 +110,35 @@ class Service(Clients):
         now = time.monotonic()
         self._handle(Tick())
         if self._terminating:
-            self._escalate(now)
-        self.usage.tick(now)
+            self.guard.run("ending workers", lambda: self._escalate(now))
+        self.guard.run("memory that comes back", lambda: self.usage.tick(now))
         if not self._outbox.is_empty:
-            self._outbox.flush(now)
+            self.guard.run("sending what waits for clients", lambda: self._outbox.flush(now))
         if self.arrivals.stalled:
-            self._read_stalled()
+            self.guard.run("reading workers that had to wait", self._read_stalled)
         if self._line_waits:
-            self._end_nameless(now)
+            self.guard.run("closing nameless lifelines", lambda: self._end_nameless(now))
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_S
-            self.oom_killer.watch()
-            self.pool.watch(now)
-            self.usage.look_for_stuck(now)
-            self.usage.survey()
-            self._remember()
-            self._note_resident()
-            self._refill()
-            self._end_sessions(now)
-            self._end_nameless(now)
-            for line in self.handoff.cut_off():
-                self._lost_line(line, gone=False)
-            self.handoff.flush()
-            self.place.keep(now, self._listen_again)
+            run = self.guard.run  # each on its own
+            run("watching for the out-of-memory killer", self.oom_killer.watch)
+            run("watching the nursery", lambda: self.pool.watch(now))
+            run("looking for memory", lambda: self.usage.look_for_stuck(now))
+            run("measuring", self.usage.survey)
+            run("writing down footprints", self._remember)
+            run("noting what is loaded", self._note_resident)
+            run("refilling the reserve", self._refill)
+            run("ending silent sessions", lambda: self._end_sessions(now))
+            run("closing nameless lifelines", lambda: self._end_nameless(now))
+            run("ending lifelines that were cut off", self._end_cut_off)
+            run("writing to slow lifelines", self.handoff.flush)
+            run("keeping the endpoint", lambda: self.place.keep(now, self._listen_again))
+            if self.unsound and now > self._end_by:  # a machine that contradicts itself may never come to its end
+                self._stop = True
+
+    def _end_cut_off(self) -> None:
+        for line in self.handoff.cut_off():
+            self._lost_line(line, gone=False)
 
     def _bring_back(self) -> None:
         """What was loaded when the broker before ended, but for what cannot be."""
@@ -156,7 +176,7 @@ class Service(Clients):
 
     def close(self) -> None:
         """Leaves nothing behind, also when it is called in the middle of something."""
-        self._close_crew()
+        self.guard.run("closing what belongs to workers", self._close_crew)
         self._close_loop()
 
     def _describe(self) -> str:
@@ -195,7 +215,7 @@ class Service(Clients):
 
     def _accept(self) -> None:
         for line in self.handoff.accept():
-            self._add(line.fd, lambda ln=line: self._read_line(ln))  # type: ignore[misc]
+            self._add(line.fd, partial(self._read_line, line), partial(self._lost_line, line, gone=False))
         if self.handoff.is_crowded:  # until there is room, the others wait in the backlog
             self._drop(self.handoff.fileno())
             self._line_waits = True
@@ -231,10 +251,10 @@ class Service(Clients):
             if not self._attach(line, message):
                 raise ConnectionError("refused")
             self._accept_again()
-        elif not line.key:
+        elif not line.key or (line.role == "worker" and line.key not in self._by_key):
             if fd is not None and type(message) in CARRYING:
                 os.close(fd)
-            raise ConnectionError("it did not say who it is")
+            raise ConnectionError("nothing is known of it")
         elif isinstance(message, protocol.LifelineArena):
             number = self.handoff.offer(line, fd)
             if number is not None:

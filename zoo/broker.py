@@ -12,7 +12,10 @@ import sys
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 after SIGTERM or SIGINT, 2 when configuration or endpoint cannot be used, 1 for a fault."""
+    """Exit status: 0 after SIGTERM or SIGINT, 2 when configuration, endpoint or machine cannot be used.
+
+    1: an error of the broker's own, such as books that it found to be wrong; its log says which.
+    """
     parser = argparse.ArgumentParser(prog="zoo serve", description="Run the broker in the foreground.")
     parser.add_argument("--config", help="config.toml (default: $ZOO_CONFIG, ./config.toml, the shipped one)")
     parser.add_argument("--endpoint", help="ipc://PATH or tcp://HOST:PORT, instead of the configured one")
@@ -55,11 +58,13 @@ def _serve(args: argparse.Namespace) -> int:
     except ConfigError as e:
         print(e, file=sys.stderr)
         return 2
+    except OSError as e:
+        print(f"the broker cannot be started: {e}", file=sys.stderr)
+        return 2
     _allow_many_clients()
     gc.collect()
     gc.freeze()
-    service.run()
-    return 0
+    return service.run()
 
 
 def _open_standard_streams() -> None:

@@ -8,6 +8,7 @@ follow. For ordinary sockets, not those of `zmq.asyncio`.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 from itertools import repeat
@@ -24,9 +25,17 @@ _put = zmq.backend.Socket.send
 
 def send(sock: Any, parts: Sequence[Any], flags: int = NOBLOCK) -> None:
     """Raises zmq.Again when it would wait, zmq.ZMQError when nobody of that name is connected (ROUTER)."""
-    for part in parts[:-1]:
-        _put(sock, part, flags | _MORE)
-    _put(sock, parts[-1], flags)
+    begun = False
+    try:
+        for part in parts[:-1]:
+            _put(sock, part, flags | _MORE)
+            begun = True
+        _put(sock, parts[-1], flags)
+    except BaseException:
+        if begun:  # what was begun is ended, or the next message would be a part of it
+            with contextlib.suppress(zmq.ZMQError):
+                _put(sock, b"", flags)
+        raise
 
 
 def receive(sock: Any, flags: int = 0) -> list[bytes]:
@@ -44,10 +53,15 @@ def take(sock: Any) -> tuple[list[Any], Any]:
     """All parts of one message, large ones as views that save a copy, and its last frame, which knows its source."""
     get = sock.recv
     frame = get(0, False)
-    parts = [frame.bytes]
-    while frame.more:
-        frame = get(0, False)
-        parts.append(frame.bytes if len(frame) <= LARGE else frame.buffer)
+    try:
+        parts = [frame.bytes]
+        while frame.more:
+            frame = get(0, False)
+            parts.append(frame.bytes if len(frame) <= LARGE else frame.buffer)
+    except BaseException:
+        while sock.getsockopt(zmq.RCVMORE):  # or what is left of it would be taken for the next message
+            get(0, False)
+        raise
     return parts, frame
 
 
