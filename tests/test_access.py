@@ -131,9 +131,8 @@ def test_old_connections_of_a_key_that_was_taken_away_are_cut_off(far: Far, monk
     """Those of its sessions at once, others with the first thing that they say."""
     far.running.start()
     monkeypatch.setenv("ZOO_CURVE_DIR", str(far.keys.folder.parent / "bob"))
-    context = zmq.Context[zmq.Socket[bytes]]()
     mine, other = session.new_key(), session.new_key()
-    sockets = [session.open_socket(context, key, 0, far.running.endpoint) for key in (mine, other)]
+    sockets = [session.open_socket(key, 0, far.running.endpoint) for key in (mine, other)]
     gone = [sock.get_monitor_socket(zmq.EVENT_DISCONNECTED) for sock in sockets]
     try:
         sockets[0].send(session.hello(mine))
@@ -155,26 +154,23 @@ def test_old_connections_of_a_key_that_was_taken_away_are_cut_off(far: Far, monk
             sock.disable_monitor()
         for sock in (*gone, *sockets):
             sock.close(0)
-        context.term()
 
 
 def test_another_clients_session_is_not_taken_over(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
     far.running.start()
-    context = zmq.Context[zmq.Socket[bytes]]()
     key = session.new_key()
     sockets = []
     answers = []
     try:
         for number, name in enumerate(("bob", "ann")):
             monkeypatch.setenv("ZOO_CURVE_DIR", str(far.keys.folder.parent / name))
-            sockets.append(session.open_socket(context, key, number, far.running.endpoint))
+            sockets.append(session.open_socket(key, number, far.running.endpoint))
             sockets[-1].send(session.hello(key))
             assert wait_until(lambda: sockets[-1].poll(100))
             answers.append(protocol.unpack_from_broker(sockets[-1].recv_multipart()[0]))
     finally:
         for sock in sockets:
             sock.close(0)
-        context.term()
     assert isinstance(answers[0], protocol.Welcome)
     assert isinstance(answers[1], protocol.Error)
     assert answers[1].code == "access_denied"
@@ -234,6 +230,27 @@ def test_the_help_says_which_files_a_client_gets(capsys: pytest.CaptureFixture[s
     readme = " ".join((support.ROOT / "README.md").read_text().split())
     assert "`server.key`, `client.key` and `client.key_secret`" in readme
     assert "never `server.key_secret`" in readme
+
+
+@pytest.mark.parametrize("what", ["the folder", "the secret", "the copy"])
+def test_keys_are_not_made_through_a_link_that_another_left(zoo_dir: Path, what: str) -> None:
+    keys, elsewhere = zoo_dir / "keys", zoo_dir / "elsewhere"
+    elsewhere.mkdir()
+    if what == "the folder":
+        keys.symlink_to(elsewhere)
+    else:
+        (keys / "clients").mkdir(parents=True)
+        (keys / {"the secret": "server.key_secret", "the copy": "clients/client.key"}[what]).symlink_to(elsewhere / "x")
+    assert curve.main([str(keys)]) == 1
+    assert os.listdir(elsewhere) == []
+
+
+@as_root
+def test_keys_are_not_made_in_a_folder_of_another_user(zoo_dir: Path) -> None:
+    (zoo_dir / "keys").mkdir()
+    os.chown(zoo_dir / "keys", STRANGER, STRANGER)
+    assert curve.main([str(zoo_dir / "keys")]) == 1
+    assert os.listdir(zoo_dir / "keys") == []
 
 
 # ---------------------------------------------------------------- roles

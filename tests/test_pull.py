@@ -238,6 +238,35 @@ def test_the_next_pull_goes_on_where_the_last_one_gave_up(published: Server, tmp
     assert listing(target) == {"config.json", "model.safetensors", "PULLED.json"}
 
 
+@pytest.mark.parametrize("what", ["the folder", "the lock", "the record", "a part"])
+def test_nothing_is_written_through_a_link_that_another_left(published: Server, tmp_path: Path, what: str) -> None:
+    """In a folder where others may write, names that can be foreseen lead elsewhere."""
+    target, victim = tmp_path / "thing", tmp_path / "victim"
+    staging = target / ".pull"
+    victim.write_bytes(b"the user's own")
+    target.mkdir()
+    if what == "a part":
+        published.files["/owner/repo/resolve/main/model.safetensors"].script = [hub.cut(1000)] * FAST.attempts
+        refusal(REPOSITORY, target)
+        (part,) = staging.glob("*.model.safetensors")
+        part.unlink()
+        part.symlink_to(victim)
+    elif what == "the folder":
+        (tmp_path / "elsewhere").mkdir()
+        staging.symlink_to(tmp_path / "elsewhere")
+    else:
+        staging.mkdir()
+        (staging / {"the lock": "lock", "the record": "PULLED.json"}[what]).symlink_to(victim)
+    if what != "a part":
+        assert "link" in str(refusal(REPOSITORY, target))
+    else:
+        fetch(REPOSITORY, target)
+    assert victim.read_bytes() == b"the user's own"
+    if what == "a part":
+        assert (target / "model.safetensors").read_bytes() == BODY
+        assert not (target / "model.safetensors").is_symlink()
+
+
 def test_progress_earns_new_attempts(server: Server, tmp_path: Path) -> None:
     what, file = one(server)
     file.script = [hub.cut(20_000)] * 10

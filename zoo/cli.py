@@ -136,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     footprint.add_argument("--forget", action="store_true", help="count what is declared, until it is measured again")
 
     add("reload", _reload, "have the broker read its config.toml again, and tell what has changed",
-        "A file that is not valid changes nothing. A model that is in use goes on until it is let go.")  # fmt: skip
+        "A file that is not valid changes nothing. A model that is in use goes on until it is let go. CURVE keys in "
+        "curve_dir are read again as well.")  # fmt: skip
 
     infer = add("infer", _infer, "send one image to a model and print the answer")
     infer.add_argument("model")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import stat
 import struct
 import sys
 from pathlib import Path
@@ -65,13 +66,16 @@ def make_keys(folder: Path) -> list[Path]:
     authorised = folder / "clients"
     for place in (folder, authorised):
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = place.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise PermissionError(f"{place} is a link, or belongs to another user; name a folder of your own")
         place.chmod(0o700)
     made: list[Path] = []
     mask = os.umask(0o077)
     try:
         for name in ("server", "client"):
             public, secret = folder / f"{name}.key", folder / f"{name}.key_secret"
-            if public.exists() or secret.exists():
+            if os.path.lexists(public) or os.path.lexists(secret):
                 if not (public.exists() and secret.exists()):
                     raise FileExistsError(f"{folder} holds only one half of the {name}'s key pair; move it away first")
                 continue
@@ -79,7 +83,7 @@ def make_keys(folder: Path) -> list[Path]:
             made += [public, secret]
         if folder / "client.key" in made or not any(authorised.iterdir()):
             target = authorised / "client.key"
-            if target.exists():
+            if os.path.lexists(target):
                 raise FileExistsError(f"{target} is there, of another key pair; move it away first")
             shutil.copyfile(folder / "client.key", target)
             made.append(target)

@@ -57,6 +57,19 @@ def read_regular(path: AnyPath, limit: int) -> bytes:
     return data
 
 
+def no_link(path: AnyPath, flags: int) -> int:
+    """An `opener` for `open`: what is written goes to a regular file of that very name, never through a link.
+
+    Raises:
+        OSError: a link (ELOOP), a device, a pipe (EINVAL, ENXIO) has the name.
+    """
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _irregular(path)
+    return fd
+
+
 def write_whole(path: AnyPath, data: bytes, mode: int = 0o600) -> None:
     """Replaces a file as a whole, by way of a new one beside it, whatever may lie under either name.
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.parse import quote
 
+from zoo import files as safe
 from zoo import weights
 from zoo.errors import ModelUnavailable
 from zoo.source import Published, Wanted
@@ -103,7 +104,9 @@ def _take(lock: Path, watch: Watch) -> BinaryIO:
     for left in reversed(range(LOCK_TRIES)):
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            file = lock.open("ab")
+            if lock.parent.is_symlink():
+                raise OSError(errno.ELOOP, "is a link; what is gathered there would go elsewhere", str(lock.parent))
+            file = open(lock, "ab", opener=safe.no_link)  # noqa: SIM115
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -222,7 +225,7 @@ class _Pull:
         flat = quote(remote.name, safe="")
         part = self._staging / f"{hashlib.sha256(content.encode()).hexdigest()[:16]}.{flat}"
         for old in self._staging.iterdir():
-            if old.name.partition(".")[2] == flat and old != part:
+            if old.name.partition(".")[2] == flat and (old != part or old.is_symlink() or not old.is_file()):
                 old.unlink()
         return part
 

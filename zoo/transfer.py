@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from zoo import weights
+from zoo.files import no_link
 from zoo.web import Answer, Refused, Transient, ask, whole_number
 
 LONGEST_WAIT_S = 60.0  # before another attempt, whatever the server asks for
@@ -206,7 +207,7 @@ class Transfer:
         require_room(part.parent, (remote.size or have) - have)
 
     def _write(self, remote: Remote, answer: Answer, part: Path, have: int) -> None:
-        with part.open("ab" if have else "wb") as file:
+        with open(part, "ab" if have else "wb", opener=no_link) as file:
             for chunk in answer.chunks(self._limits.slowest):
                 have += len(chunk)
                 if remote.size is not None and have > remote.size:

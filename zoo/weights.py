@@ -103,7 +103,8 @@ def pulled(folder: Path) -> dict[str, Pulled]:
 def write_pulled(folder: Path, records: dict[str, Pulled], scratch: Path) -> None:
     """Writes that record, by way of a file in the folder `scratch`."""
     fresh = scratch / RECORD
-    fresh.write_bytes(msgspec.json.format(msgspec.json.encode(records), indent=2) + b"\n")
+    with open(fresh, "wb", opener=safe.no_link) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(records), indent=2) + b"\n")
     os.replace(fresh, folder / RECORD)
 
 
