@@ -119,7 +119,7 @@ class Crew(Loop):
         self._terminating: set[int] = set()
         self._cores = Container().cores()
         self._actions |= {StartWorker: self._do_start, KillWorker: self._do_kill, Dispatch: self._do_dispatch}
-        self._amends |= {StartWorker: self._start_failed, Dispatch: self._end_worker}
+        self._amends |= {StartWorker: self._start_failed, Dispatch: self._end_worker, KillWorker: self._kill_later}
         self._amends |= dict.fromkeys((WorkerReady, WorkerLoadFailed, WorkerDone, WorkerSaid), self._end_worker)
         self._amends |= dict.fromkeys((WorkerExited, MemoryBack, MemoryStuck), self._handle)  # true, and said only once
         if str(config.base) not in sys.path:
@@ -399,8 +399,8 @@ class Crew(Loop):
         for number in list(self._terminating):
             worker = self._workers[number]
             if now >= worker.term_until and worker.child is not None:
-                self._terminating.discard(number)
                 worker.child.signal(signal.SIGKILL)
+                self._terminating.discard(number)  # only now: what has failed is tried again
 
     def _close_crew(self) -> None:
         self._remember()
@@ -518,8 +518,17 @@ class Crew(Loop):
     def _end_worker(self, a: Any) -> None:
         """What its dispatch, or what it said, has led to cannot be trusted: its exit answers for its requests."""
         worker = self._workers.get(a.worker)
-        if worker is not None and worker.child is not None:
-            worker.child.signal(signal.SIGKILL)
+        if worker is not None:
+            worker.killed_at = worker.killed_at or time.monotonic()  # if it is only being forked: then, at once
+            if worker.child is not None:
+                worker.child.signal(signal.SIGKILL)
+
+    def _kill_later(self, a: KillWorker) -> None:
+        """A kill has failed. It is said only once, and its model would be on its way out for ever."""
+        worker = self._workers.get(a.worker)
+        if worker is not None:
+            worker.killed_at = worker.killed_at or time.monotonic()
+            self._terminating.add(a.worker)
 
     def _start_failed(self, a: StartWorker) -> None:
         if a.worker in self._workers:

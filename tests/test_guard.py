@@ -23,6 +23,7 @@ SAMPLE = (
     "_from_client",
     "_do_deliver",
     "_do_start",
+    "_do_kill",
     "event WorkerDone",
     "after WorkerDone",
     "event WorkerExited",
@@ -30,6 +31,7 @@ SAMPLE = (
     "os.read",
     "open",
 )
+REACHED: dict[str, bool] = {}
 
 
 def test_an_error_costs_what_is_to_blame_and_asks_for_a_verdict() -> None:
@@ -135,7 +137,7 @@ def _strike(made: list[Running], target: str) -> bool:
     fault.with_suffix(".new").write_text(target)
     fault.with_suffix(".new").rename(fault)
     _everything(one, fault)
-    reached = not fault.exists()
+    reached = REACHED[target] = not fault.exists()
     fault.unlink(missing_ok=True)
     assert one.process is not None
     assert one.process.poll() is None, one.log()[-5000:]
@@ -161,7 +163,8 @@ def test_each_function_fails_once(running: list[Running], target: str) -> None:
 
 
 @pytest.mark.slow
-def test_most_functions_are_reached(running: list[Running]) -> None:
-    """Else the tests above would show nothing."""
-    reached = [target for target in faulty.targets() if _strike(running, target)]
-    assert len(reached) > 0.7 * len(faulty.targets()), sorted(set(faulty.targets()) - set(reached))
+def test_most_functions_are_reached() -> None:
+    """Else the tests above would show nothing. After all of them only."""
+    if len(REACHED) < len(faulty.targets()):
+        pytest.skip("the others were not run")
+    assert sum(REACHED.values()) > 0.7 * len(REACHED), sorted(name for name, hit in REACHED.items() if not hit)
