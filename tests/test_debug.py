@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 
-from broker.loop import Loop
-from broker.soundness import Unsound
-from broker.states import Tick
-from tests.scheduler.world import World, model
+from tests import faulty
 from tests.support import Running, toy
 
 
@@ -31,11 +26,17 @@ def test_a_broker_that_checks_itself_serves_evicts_and_ends_as_ever(tmp_path: Pa
         running.close()
 
 
-def test_a_state_that_contradicts_itself_is_said_after_the_event() -> None:
-    w = World([model("a", 100)])
-    loop: Any = Loop.__new__(Loop)
-    loop.scheduler, loop._told, loop.checks, loop._actions = w.s, w.s.story.count, True, {}
-    loop._handle(Tick())
-    w.s._running += 1
-    with pytest.raises(Unsound, match="1 requests are said to run, 0 do"):
-        loop._handle(Tick())
+def test_a_broker_that_contradicts_itself_finishes_what_runs_and_ends_with_status_1(tmp_path: Path) -> None:
+    running = Running(tmp_path, [toy()], module="tests.faulty", arguments=["--debug"]).start()
+    try:
+        client = running.client()
+        frame = np.zeros((8, 8, 3), np.uint8)
+        client.infer("toy", frame)
+        (tmp_path / faulty.FAULT).write_text(faulty.CONTRADICTION)
+        assert client.infer("toy", frame)["shape"] == [8, 8, 3]
+        assert running.process is not None
+        assert running.process.wait(timeout=20.0) == 1
+        assert "contradicts itself, this broker ends" in running.log()
+        running.wait_gone()
+    finally:
+        running.close()

@@ -215,7 +215,7 @@ def answered(requests: list[tuple[payload.InferBody, list[bytes]]], model: Any) 
     sent: list[tuple[Any, ...]] = []
     worker._lifeline = SimpleNamespace(recent=inputs.Recent(), place=lambda _: None, take_back=lambda _: None)
     worker._channel = SimpleNamespace(send=sent.append)
-    worker._launch = SimpleNamespace(model="m", device="cpu")
+    worker._launch = SimpleNamespace(model="m", device="cpu", inline_bytes=32 << 20)
     worker._stand_in = False
     jobs, parts = [], [b""]
     for number, (body, buffers) in enumerate(requests):

@@ -144,6 +144,7 @@ def test_the_shares_of_descriptors_fit_into_the_limit(limit: int, models: int, l
     assert not local or s.arenas >= s.sessions
 
 
+@pytest.mark.slow
 def test_connections_without_a_word_cost_no_client_its_place(watched: Callable[..., Watched]) -> None:
     target = watched(300)
     with target.attacked("silent", 600):
@@ -177,6 +178,7 @@ def test_more_clients_than_there_are_descriptors_for_are_told_so(watched: Callab
         assert target.answer(later) == target.worker
 
 
+@pytest.mark.slow
 def test_a_flood_of_lifelines_waits_outside(watched: Callable[..., Watched]) -> None:
     target = watched(300)
     with target.attacked("lifelines", 400):
@@ -234,6 +236,7 @@ def test_a_client_has_no_more_connections_than_others_leave_it(watched: Callable
             other.die()
 
 
+@pytest.mark.slow
 def test_silent_connections_over_tcp_cost_no_client_its_place(broker: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tcp(broker, monkeypatch, before=few_files(200))
     with target.attacked("silent", 460):
@@ -246,6 +249,7 @@ def test_silent_connections_over_tcp_cost_no_client_its_place(broker: Start, mon
 # ---------------------------------------------------------------- bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "count", "processes"),
     [("commands", 8, 2), ("endless", 2000, 2), ("endless-after-hello", 2000, 2), ("unread", 2, 1), ("waiting", 20, 2)],
@@ -259,6 +263,7 @@ def test_the_broker_stays_small(watched: Callable[..., Watched], kind: str, coun
     wait_until(lambda: target.resident_mb() < before + 60, 10.0, f"memory is back: {target.resident_mb():.0f} MB")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "count"), [("commands", 8), ("silent", 50)])
 def test_the_broker_stays_small_before_anybody_has_shown_a_key(far: Watched, kind: str, count: int) -> None:
     with far.attacked(kind, count, 2):

@@ -65,6 +65,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.slow
 def test_five_hundred_idle_connections_keep_no_scrape_out_and_cost_no_thread(served: Served) -> None:
     made, port = served
     before, threads = descriptors(), threading.active_count()
@@ -144,6 +145,7 @@ def models(count: int) -> list[ModelConfig]:
     return [ModelConfig(name=f"m{i}", adapter="tests.toy:Toy", vram_mb=10) for i in range(count)]
 
 
+@pytest.mark.slow
 def test_a_scrape_is_sound_while_models_sessions_and_measurements_come_and_go() -> None:
     config, budgets = BrokerConfig(), {"cpu": 10_000.0}
     scheduler = Scheduler(config, [Device("cpu", "cpu", 10_000.0)], models(60))

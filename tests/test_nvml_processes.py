@@ -147,6 +147,7 @@ def test_memory_is_not_back_while_the_device_cannot_be_read(broker: Start) -> No
     wait_until(lambda: device(client)["used_mb"] == 0, 20, "seen free")
 
 
+@pytest.mark.slow
 def test_a_slow_driver_delays_no_warm_request_and_no_start_for_long(broker: Start) -> None:
     machine = Zoo(broker, [toy("a", vram_mb=100), toy("b", vram_mb=1000)])
     client = machine.client()
@@ -163,6 +164,7 @@ def test_a_slow_driver_delays_no_warm_request_and_no_start_for_long(broker: Star
     assert device(client)["used_mb"] == 1000
 
 
+@pytest.mark.slow
 def test_a_driver_that_hangs_is_gone_on_without(broker: Start) -> None:
     machine = Zoo(broker, [toy("a", vram_mb=600), toy("b", vram_mb=600)], says={"use_mb": {"a": 600, "b": 600}})
     client = machine.client()
