@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
 import subprocess
 import sys
+import tomllib
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +141,32 @@ def test_prometheus_shows_the_names_that_dashboards_hold_on_to(broker):
             assert f'enrichment_model_load_time_seconds_bucket{{le="{bound}",model_name="a"}}' in seen
         assert seen['enrichment_model_load_time_seconds_count{model_name="b"}'] == 1
         assert seen['zoo_requests_total{model_name="a"}'] == 1
+
+
+AGPL_3 = "0d96a4ff68ad6d4b6f1f30f713b18d5184912ba8dd389f86aa7710db079abcb0"  # its text as published on gnu.org
+
+
+def test_the_licence_that_the_package_names_is_there_word_for_word():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (project["license"], project["license-files"]) == ("AGPL-3.0-or-later", ["LICENSE"])
+    assert hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest() == AGPL_3
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_licence_and_the_configuration(tmp_path):
+    built = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    if "hatchling" in built.stderr and built.returncode:
+        pytest.skip(f"no build backend can be fetched: {built.stderr[-200:]}")
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (licence,) = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
+        assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+        assert archive.read("zoo/config.toml") == (ROOT / "config.toml").read_bytes()
+        assert (
+            "License-Expression: AGPL-3.0-or-later"
+            in archive.read(licence.replace("licenses/LICENSE", "METADATA")).decode()
+        )
