@@ -21,7 +21,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import zmq
 
-from zoo import checks, depot, frames, protocol, session, wire
+from zoo import checks, depot, frames, moments, protocol, session, wire
 from zoo.enrich import Plan, read_table
 from zoo.enrichment import Enrichment
 from zoo.errors import BrokerUnreachable, DeadlineExceeded, InvalidInput, ZooError
@@ -591,16 +591,19 @@ class AsyncClient:
     # ------------------------------------------------------------ looking
 
     async def get_status(self) -> dict[str, Any]:
-        """Budget, use, and what is loaded. `docs/protocol.md` explains each field."""
-        return dict(await self._query("status"))
+        """Budget, use, and what is loaded. `docs/protocol.md` explains each field.
+
+        `last_used` of a loaded model is ISO 8601 in UTC, such as "2024-01-15T10:30:00Z".
+        """
+        return moments.readable_status(await self._query("status"))
 
     async def models(self) -> list[dict[str, Any]]:
         """Every registered model, and what keeps it from being served, if anything."""
         return list(await self._query("models"))
 
     async def processes(self) -> list[dict[str, Any]]:
-        """One row per living worker: charged and really used memory, process id, leases, queue."""
-        return list(await self._query("ps"))
+        """One row per living worker: charged and used memory, process id, leases, queue. `last_used`: as above."""
+        return moments.readable(await self._query("ps"))
 
     async def explain(self, model_or_request: str | int | None = None) -> list[str]:
         """Why: the last decisions, one line each, with the arithmetic.

@@ -721,10 +721,12 @@ def _known(value: float | None) -> str:
     return "unknown" if value is None else _mb(value)
 
 
-def _ago(at: float, now: float) -> str:
+def _ago(at: str | None, now: float) -> str:
     if not at:
         return "never"
-    seconds = max(0.0, now - at)
+    from zoo import moments
+
+    seconds = max(0.0, now - moments.to_seconds(at))
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds / size:.0f} {unit} ago"

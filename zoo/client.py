@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 
 import zmq
 
-from zoo import checks, depot, frames, protocol, session, wire
+from zoo import checks, depot, frames, moments, protocol, session, wire
 from zoo.enrich import Plan, read_table
 from zoo.enrichment import Enrichment
 from zoo.errors import BrokerUnreachable, DeadlineExceeded, InvalidInput, ProtocolMismatch, ZooError
@@ -409,16 +409,19 @@ class Client:
     # ------------------------------------------------------------ looking
 
     def get_status(self) -> dict[str, Any]:
-        """Budget, use, and what is loaded. `docs/protocol.md` explains each field."""
-        return dict(self._query("status"))
+        """Budget, use, and what is loaded. `docs/protocol.md` explains each field.
+
+        `last_used` of a loaded model is ISO 8601 in UTC, such as "2024-01-15T10:30:00Z".
+        """
+        return moments.readable_status(self._query("status"))
 
     def models(self) -> list[dict[str, Any]]:
         """Every registered model, and what keeps it from being served, if anything."""
         return list(self._query("models"))
 
     def processes(self) -> list[dict[str, Any]]:
-        """One row per living worker: charged and really used memory, process id, leases, queue."""
-        return list(self._query("ps"))
+        """One row per living worker: charged and used memory, process id, leases, queue. `last_used`: as above."""
+        return moments.readable(self._query("ps"))
 
     def explain(self, model_or_request: str | int | None = None) -> list[str]:
         """Why: the last decisions, one line each, with the arithmetic.
