@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -397,20 +398,18 @@ class Crew(Loop):
 
     def _escalate(self, now: float) -> None:
         for number in list(self._terminating):
-            worker = self._workers[number]
-            if now >= worker.term_until and worker.child is not None:
+            worker = self._workers.get(number)
+            if worker is None:
+                self._terminating.discard(number)
+            elif now >= worker.term_until and worker.child is not None:
                 worker.child.signal(signal.SIGKILL)
                 self._terminating.discard(number)  # only now: what has failed is tried again
 
-    def _close_crew(self) -> None:
-        self._remember()
-        self.metrics.close()
-        self.pool.close()
-        self.handoff.shut()
-        for worker in self._workers.values():
-            self._close_channel(worker)
-        self.usage.close()
-        self.copies.close()
+    def _closing(self) -> list[Callable[[], object]]:
+        """What has to be done at the end, each whatever becomes of the others."""
+        first: list[Callable[[], object]] = [self._remember, self.metrics.close, self.pool.close, self.handoff.shut]
+        channels = [partial(self._close_channel, worker) for worker in self._workers.values()]
+        return [*first, *channels, self.usage.close, self.copies.close]
 
     # ------------------------------------------------------------ memory
 

@@ -13,12 +13,14 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import zmq
 
 from broker import descriptors, endpoint, heap, inline, meters
 from broker.door import Door
+from broker.ending import Ending
 from broker.guard import Guard
 from broker.handoff import Handoff
 from broker.keyring import Keyring
@@ -32,7 +34,6 @@ from zoo.errors import ConfigError
 log = logging.getLogger("zoo.broker")
 
 HIGH_WATER = 4096
-UNSOUND_GRACE_S = 5.0  # beyond drain_seconds: the longest that an unsound broker goes on
 HANDSHAKE_MS = 10_000  # who has not said by then what it is, in ZeroMQ's terms, is hung up on by libzmq
 TROUBLE = {
     "load failed", "crashed", "killed", "quarantined", "overdrawn", "memory stuck", "out of memory", "unread",
@@ -87,10 +88,10 @@ class Loop:
         self._told = 0
         self._stop = False
         self._actions: dict[type, Callable[[Any], None]] = {Stop: self._do_stop}
-        self._amends: dict[type, Callable[[Any], None]] = {}
+        self._amends: dict[type, Callable[[Any], None]] = {ShutDown: self._handle}  # said only once
         self.guard = Guard(self._go_on_or_end)
         self.unsound = False
-        self._end_by = 0.0
+        self.ending = Ending()
         self._watch: dict[int, tuple[Callable[[], object], Callable[[], object] | None]] = {}
         self.keyring = Keyring(config.resolve(config.broker.curve_dir)) if config.broker.curve_dir else None
         self.place = endpoint.claim(config.endpoint, config.broker.group, config.broker.user)
@@ -194,7 +195,7 @@ class Loop:
             if self.unsound:
                 return
             self.unsound = True
-            self._end_by = time.monotonic() + self.config.broker.drain_seconds + UNSOUND_GRACE_S
+            self.ending.begin(self.config.broker.drain_seconds, time.monotonic())
             log.critical("the scheduler contradicts itself, this broker ends: %s", "; ".join(e.wrong))
             self._handle(ShutDown(self.config.broker.drain_seconds))
 
@@ -228,12 +229,12 @@ class Loop:
         self._stop = True
 
     def _close_loop(self) -> None:
-        self.door.close()
-        self._front.close()
+        run = self.guard.run
+        run("closing the door", self.door.close)
         if self.keyring is not None:
-            self.keyring.stop()
-        self._context.term()
-        self._epoll.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+            run("ending the look at keys", self.keyring.stop)
+        run("closing ZeroMQ", lambda: self._context.destroy(linger=0))
+        run("closing the loop", self._epoll.close)
+        for fd in (self._wake_read, self._wake_write):
+            run("closing the loop", partial(os.close, fd))
         self.place.release()

@@ -365,10 +365,13 @@ class Scheduler(Reports):
     # ------------------------------------------------------------ the end
 
     def _shut_down(self, e: ShutDown, now: float) -> None:
-        if self.stopping:
+        grace = figures.known_seconds(e.grace) or 0.0
+        if self.stopping:  # told again: sooner, never later
+            if now + grace < self._grace_ends:
+                self._grace_ends = now + grace
+                self.timers.add(self._grace_ends, Due.GRACE)
             return
         self.stopping = True
-        grace = figures.known_seconds(e.grace) or 0.0
         self.story.tell(now, "", f"shutting down: at most {grace:g} s for what is running", "stopping")
         self._grace_ends = now + grace
         self.timers.add(self._grace_ends, Due.GRACE)

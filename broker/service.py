@@ -21,7 +21,7 @@ from functools import partial
 
 import zmq
 
-from broker import meters, outbox, resident
+from broker import ending, meters, outbox, resident
 from broker.clients import Clients
 from broker.handoff import Ended, Line
 from broker.states import Reconfigured, Resident, ShutDown, Tick, WorkerSaid
@@ -65,7 +65,7 @@ class Service(Clients):
             self.guard.run("bringing back what was loaded", self._bring_back)
         front = self._front
         try:
-            while not self._stop:
+            while not self._stop and not self.ending.is_over(time.monotonic()):
                 try:
                     due = self._due()
                     for source, _ in poller.poll(max(0, math.ceil((due - time.monotonic()) * 1000))):
@@ -80,7 +80,9 @@ class Service(Clients):
                     self.guard.failed("a turn of the loop", e)
         finally:
             signal.set_wakeup_fd(-1)
+            limit = ending.within(ending.CLOSE_S, 1, self.place.release)
             self.close()
+            limit.cancel()
         return 1 if self.unsound else 0
 
     def _hear_client(self) -> None:
@@ -93,9 +95,13 @@ class Service(Clients):
 
     def _due(self) -> float:
         """When there is something to do at the latest, whatever happens."""
-        due = self.scheduler.next_wakeup()
-        soonest = self._housekeeping_at if due is None or due > self._housekeeping_at else due
         now = time.monotonic()
+        try:
+            due = self.scheduler.next_wakeup()
+        except Exception as e:  # what comes from descriptors, such as the word to stop, is heard all the same
+            self.guard.failed("the scheduler's next turn", e)
+            due = now + TERMINATING_POLL_S
+        soonest = self._housekeeping_at if due is None or due > self._housekeeping_at else due
         if self._terminating:
             soonest = min(soonest, now + TERMINATING_POLL_S)
         if not self._outbox.is_empty:
@@ -133,8 +139,6 @@ class Service(Clients):
             run("ending lifelines that were cut off", self._end_cut_off)
             run("writing to slow lifelines", self.handoff.flush)
             run("keeping the endpoint", lambda: self.place.keep(now, self._listen_again))
-            if self.unsound and now > self._end_by:  # a machine that contradicts itself may never come to its end
-                self._stop = True
 
     def _end_cut_off(self) -> None:
         for line in self.handoff.cut_off():
@@ -165,9 +169,10 @@ class Service(Clients):
         with contextlib.suppress(BlockingIOError):
             numbers = os.read(self._wake_read, 64)
             if any(n in (signal.SIGTERM, signal.SIGINT) for n in numbers):
-                again = self.scheduler.stopping
-                self._note_resident(at_last=True)
-                self._handle(ShutDown(0.0 if again else self.config.broker.drain_seconds))
+                drain = 0.0 if self.scheduler.stopping else self.config.broker.drain_seconds
+                self.ending.begin(drain, time.monotonic())
+                self.guard.run("noting what is loaded", lambda: self._note_resident(at_last=True))
+                self._handle(ShutDown(drain))
             elif signal.SIGHUP in numbers:
                 try:
                     self.reload()
@@ -176,8 +181,8 @@ class Service(Clients):
 
     def close(self) -> None:
         """Leaves nothing behind, also when it is called in the middle of something."""
-        self.guard.run("closing what belongs to workers", self._close_crew)
-        self._close_loop()
+        for close in (*self._closing(), self._close_loop):
+            self.guard.run("closing the broker", close)
 
     def _describe(self) -> str:
         devices = ", ".join(f"{d.name} {d.budget_mb:g} MB" for d in self.scheduler.ledger.devices.values())
