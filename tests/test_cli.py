@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.support import ROOT, Running, config_text, tables, toy, wait_until
-from zoo import Client, cli, curve
+from zoo import Client, cli, curve, weights
 from zoo.results import (
     Action,
     Classification,
@@ -227,6 +227,64 @@ def test_a_picture_is_drawn_upright(run: Run, broker: Start, picture: Path, tmp_
     painted = np.array(Image.open(out))
     assert painted.shape == (64, 48, 3)
     assert len(np.unique(painted.reshape(-1, 3), axis=0)) > 1
+
+
+def stand_in_weights(folder: Path) -> Path:
+    """A file of weights with its STAND-IN file."""
+    file = folder / "standing-in" / "weights.bin"
+    file.parent.mkdir()
+    file.write_bytes(bytes(100))
+    weights.mark_stand_in(file, "find")
+    return file
+
+
+def marked_in(picture: Path) -> bool:
+    """Whether there is a bar over the lower edge. What the tests draw on is not black."""
+    painted = np.array(Image.open(picture))
+    return bool((painted[-1, -1] == 0).all())
+
+
+def test_what_a_stand_in_answers_is_marked(run: Run, broker: Start, tmp_path: Path) -> None:
+    keys = {"adapter": "tests.finder:Finder", "path": str(stand_in_weights(tmp_path))}
+    models = [toy("find", **keys), toy("real", adapter="tests.finder:Finder")]
+    rules = '[[enrich.rules]]\nfor = ["bright"]\nmodels = ["find", "real"]\n'
+    running = broker(tables("models", models) + rules)
+    frame = np.full((240, 320, 3), 40, np.uint8)
+    frame[20:50, 30:70, 0] = 255
+    bright, out = tmp_path / "bright.png", tmp_path / "out.png"
+    Image.fromarray(frame).save(bright)
+    for model, mark in (("find", True), ("real", False)):
+        here = ("--endpoint", running.endpoint, "infer", model, bright)
+        status, said, _ = run(*here, "--option", "do=find", "-o", out)
+        assert status == 0
+        assert ("  STAND-IN: " in said) is mark
+        assert marked_in(out) is mark
+        assert ("  STAND-IN: " in run(*here)[1]) is mark  # of a plain dict
+        status, said, _ = run(
+            *("--endpoint", running.endpoint, "enrich", bright, "-o", out),
+            *("--detector", model, "--detector-option", "do=find"),
+        )
+        assert status == 0
+        assert f"{model}: 1 detection{' [STAND-IN]' * mark}; " in said
+        assert "  find [STAND-IN]: " in said
+        assert "  real: " in said
+        assert marked_in(out)
+
+
+def test_a_picture_says_that_its_boxes_are_a_stand_ins(run: Run, broker: Start, tmp_path: Path) -> None:
+    models = [
+        toy("find", adapter="tests.finder:Finder", path=str(stand_in_weights(tmp_path))),
+        toy("real", adapter="tests.finder:Finder"),
+    ]
+    running = broker(tables("models", models) + '[[enrich.rules]]\nfor = ["bright"]\nmodels = ["real"]\n')
+    frame = np.full((240, 320, 3), 255, np.uint8)
+    Image.fromarray(frame).save(tmp_path / "bright.png")
+    out = tmp_path / "out.png"
+    for model, mark in (("find", True), ("real", False)):
+        detector = ("--detector", model, "--detector-option", "do=find")
+        status, _, err = run("--endpoint", running.endpoint, "enrich", tmp_path / "bright.png", *detector, "-o", out)
+        assert status == 0, err
+        assert marked_in(out) is mark
 
 
 ENRICH = """

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image, ImageFont
 
-from zoo import results
+from workers import inputs
+from zoo import glyphs, results
 from zoo.draw import LIMBS, PALETTE, draw
+from zoo.enrichment import Enriched, Enrichment
 from zoo.errors import InvalidInput
+from zoo.frames import Frame, Slot
 
 NAMES = sorted({name for limb in LIMBS for name in limb})
 
@@ -145,7 +152,20 @@ def test_classes_a_palette_apart_differ_in_colour():
 
 
 @pytest.mark.parametrize(
-    "frame", [np.zeros((5, 5), np.uint8), np.zeros((5, 5, 3), np.float32), np.zeros((0, 5, 3), np.uint8)]
+    "frame",
+    [
+        np.zeros((5, 5), np.uint8),
+        np.zeros((5, 5, 3), np.float32),
+        np.zeros((5, 5, 4), np.uint8),
+        np.zeros((0, 5, 3), np.uint8),
+        None,
+        "bus.jpg",
+        [],
+        b"",
+        b"no picture",
+        {"frame": 1},
+    ],
+    ids=repr,
 )
 def test_what_is_no_rgb_frame_is_refused(frame):
     with pytest.raises(InvalidInput, match="frame"):
@@ -160,3 +180,183 @@ def test_results_draw_themselves_with_pillow_alone():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---------------------------------------------------------------- what it is drawn on
+
+RNG = np.random.default_rng(3)
+PIXELS = np.repeat(np.repeat(RNG.integers(0, 255, (15, 20, 3), np.uint8), 8, axis=0), 8, axis=1)
+FOUND = detections(floats([10, 20, 90, 100]))
+EVENT = Enrichment(
+    detections=[Enriched(label="person", box=(10, 20, 90, 100), score=0.5)],
+    frame={}, missing={}, skipped={}, timings={}, seconds=0.1,
+)  # fmt: skip
+
+
+def encoded(kind: str, orientation: int = 1, mode: str = "RGB") -> bytes:
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(PIXELS).convert(mode).save(out, kind, exif=exif)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("result", [FOUND, EVENT], ids=["result", "enrichment"])
+class TestWhatInferTakes:
+    def test_a_frame(self, result) -> None:
+        frame = Frame(Slot(None, PIXELS.shape, "|u1", PIXELS.copy()))
+        np.testing.assert_array_equal(result.draw(frame), result.draw(PIXELS))
+        np.testing.assert_array_equal(frame.array, PIXELS)
+        frame.close()
+        with pytest.raises(InvalidInput, match="frame"):
+            result.draw(frame)
+
+    @pytest.mark.parametrize("orientation", [1, 3, 6, 8, 9])
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+    def test_an_encoded_image_as_the_worker_saw_it(self, result, kind, orientation) -> None:
+        raw = encoded(kind, orientation)
+        saw = inputs.decode(np.frombuffer(raw, np.uint8))
+        assert saw.shape == ((160, 120, 3) if orientation in (6, 8) else (120, 160, 3))
+        for same in (raw, bytearray(raw), memoryview(raw)):
+            np.testing.assert_array_equal(result.draw(same), result.draw(saw))
+
+    def test_encoded_grey(self, result) -> None:
+        assert result.draw(encoded("JPEG", mode="L")).shape == PIXELS.shape
+
+    def test_of_a_video_the_last_frame(self, result) -> None:
+        np.testing.assert_array_equal(result.draw([PIXELS // 2, PIXELS]), result.draw(PIXELS))
+
+    def test_blue_first(self, result) -> None:
+        bgr = PIXELS[..., ::-1]
+        np.testing.assert_array_equal(result.draw(bgr, color="bgr"), result.draw(PIXELS)[..., ::-1])
+        assert result.draw(bgr, color="bgr").flags.c_contiguous
+        raw = encoded("PNG")
+        np.testing.assert_array_equal(result.draw(raw, color="bgr"), result.draw(PIXELS)[..., ::-1])
+        with pytest.raises(InvalidInput, match="color"):
+            result.draw(PIXELS, color="grey")
+
+
+# ---------------------------------------------------------------- stand-ins
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(480, 640), (120, 90), (1, 1)])
+def test_the_answer_of_a_stand_in_is_marked(kind, shape):
+    frame = np.full((*shape, 3), 200, np.uint8)
+    answer, standing_in = one_of_each(*shape)[kind], one_of_each(*shape)[kind]
+    if isinstance(standing_in, dict):
+        standing_in["stand_in"] = True
+    else:
+        standing_in.stand_in = True
+    real, marked = draw(answer, frame), draw(standing_in, frame)
+    if shape == (1, 1):
+        return
+    edge = marked[-5:]
+    assert (edge.reshape(-1, 3) == 0).all(axis=1).any()  # a bar over the lower edge
+    assert (real != marked).any()
+    middle = marked[-30:].astype(int)
+    assert ((middle[..., 0] > 150) & (middle[..., 2] < 120)).any()  # with yellow words
+
+
+def test_stand_ins_among_what_enriches_an_event_are_marked():
+    frame = np.full((480, 640, 3), 200, np.uint8)
+
+    def event(*marks: bool) -> Enrichment:
+        answers = {f"m{i}": results.Quality(score=1.0, verdict="sharp", stand_in=mark) for i, mark in enumerate(marks)}
+        person = Enriched(label="person", box=(300, 250, 400, 300), score=0.5, answers=answers)
+        return Enrichment(detections=[person], frame={}, missing={}, skipped={}, timings={}, seconds=0.1)
+
+    none, some, every = (event(*marks).draw(frame) for marks in ((False, False), (False, True), (True, True)))
+    assert (none[-10:] == 200).all()
+    assert (some[-10:, 0] == 0).all()
+    assert (some[-30:] != every[-30:]).any()  # it does not call all of them stand-ins
+    assert (some[:300] != none[:300]).any()  # which of them it is, its line says
+
+
+# ---------------------------------------------------------------- letters
+
+
+@pytest.fixture
+def chinese(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The only fonts of this system: one that has two Chinese letters, a filled square and a narrow one."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    def square(width: int) -> object:
+        pen = TTGlyphPen(None)
+        pen.moveTo((0, 0))
+        for corner in ((0, 700), (width, 700), (width, 0)):
+            pen.lineTo(corner)
+        pen.closePath()
+        return pen.glyph()
+
+    made = FontBuilder(1000, isTTF=True)
+    made.setupGlyphOrder([".notdef", "capital", "a"])
+    made.setupCharacterMap({ord("京"): "capital", ord("沪"): "capital", ord("A"): "a"})
+    made.setupGlyf({".notdef": square(100), "capital": square(900), "a": square(400)})
+    made.setupHorizontalMetrics(dict.fromkeys((".notdef", "capital", "a"), (1000, 0)))
+    made.setupHorizontalHeader(ascent=800, descent=-200)
+    made.setupNameTable({"familyName": "Two", "styleName": "Regular"})
+    made.setupOS2(sTypoAscender=800, usWinAscent=800, usWinDescent=200)
+    made.setupPost()
+    file = tmp_path / "fonts" / "NotoSansSC-Regular.ttf"
+    file.parent.mkdir()
+    made.save(file)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_DIRS", str(tmp_path / "none"))
+    monkeypatch.chdir(tmp_path)
+    glyphs.installed.cache_clear()
+    yield file
+    glyphs.installed.cache_clear()
+
+
+def test_chinese_is_written_with_a_font_that_has_it(chinese: Path) -> None:
+    text, font = glyphs.fitted("京A沪", 20)
+    assert text == "京A沪"
+    assert font.path == str(chinese)
+
+
+def test_letters_that_no_font_has_are_written_as_their_numbers(chinese: Path) -> None:
+    assert glyphs.fitted("京A津", 20)[0] == "京A\\u6d25"
+    assert glyphs.fitted("\x00\ud800\u202e😀", 20)[0] == "\\x00\\ud800\\u202e\\U0001f600"
+    chinese.unlink()
+    glyphs.installed.cache_clear()
+    assert glyphs.fitted("京A", 20)[0] == "\\u4eacA"
+
+
+def test_plain_letters_are_written_as_ever(chinese: Path) -> None:
+    text, font = glyphs.fitted("size …\n two", 20)
+    assert text == "size …  two"
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    assert font.path != str(chinese)
+
+
+WORDS = ["京A12345", "中文", "\ud800", "two\nlines", "\x00", "مرحبا", "नमस्ते", "😀", "x" * 3000, ""]
+
+
+@pytest.mark.parametrize("words", WORDS, ids=range(len(WORDS)))
+@pytest.mark.parametrize("kind", ["ocr", "one line", "classification", "dict", "enrichment"])
+def test_whatever_is_read_can_be_drawn(kind: str, words: str) -> None:
+    read = results.OcrText(text=words, lines=[words], scores=floats(0.9), score=0.9)
+    made = {
+        "ocr": results.OcrText(
+            text=words, lines=[words], scores=floats(0.9), boxes=floats([9, 40], [90, 40], [90, 60], [9, 60])[None]
+        ),
+        "one line": read,
+        "classification": results.Classification(labels=[words], scores=floats(0.9)),
+        "dict": {words: words},
+        "enrichment": Enrichment(
+            detections=[Enriched(label=words, box=(9, 40, 90, 60), score=0.5, answers={words: read})],
+            frame={words: read}, missing={}, skipped={}, timings={}, seconds=0.1,
+        ),
+    }  # fmt: skip
+    frame = np.full((120, 160, 3), 128, np.uint8)
+    assert (draw(made[kind], frame) != frame).any()
+
+
+def test_chinese_in_a_picture_is_no_row_of_empty_boxes() -> None:
+    """With or without a font that has it, two texts are two pictures."""
+    frame = np.full((120, 160, 3), 128, np.uint8)
+    one, other = (
+        draw(results.OcrText(text=text, lines=[text], scores=floats(0.9), score=0.9), frame) for text in ("京", "沪")
+    )
+    assert (one != other).any()

@@ -346,7 +346,9 @@ def test_a_box_that_a_model_made_up_costs_its_chain_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-@pytest.mark.parametrize(("turned", "size"), [(1, (64, 48)), (6, (48, 64)), (8, (48, 64))])
+@pytest.mark.parametrize(
+    ("turned", "size"), [(1, (64, 48)), (6, (48, 64)), (8, (48, 64)), (0, (64, 48)), (9, (64, 48)), (21, (64, 48))]
+)
 def test_the_size_of_an_encoded_picture_is_that_of_it_upright(turned: int, size: tuple[int, int], kind: str) -> None:
     out = io.BytesIO()
     image = Image.new("RGB", (64, 48))

@@ -15,6 +15,7 @@ from workers import inputs, runtime
 from workers.models.base import Input
 from zoo import payload
 from zoo.errors import InvalidInput
+from zoo.frames import size_of
 
 FRAME = np.arange(40 * 60 * 3, dtype=np.uint32).astype(np.uint8).reshape(40, 60, 3)
 
@@ -167,6 +168,13 @@ def test_numbers_without_a_range_are_refused(mode):
 def test_a_picture_is_turned_upright(image):
     upright = inputs.decode(encoded(image))
     np.testing.assert_array_equal(inputs.decode(encoded(image, exif=turned(6))), np.rot90(upright, -1))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 21])
+def test_an_orientation_that_there_is_none_of_turns_nothing(orientation):
+    array = inputs.decode(encoded(PICTURE, exif=turned(orientation)))
+    np.testing.assert_array_equal(array, FRAME)
+    assert size_of(encoded(PICTURE, exif=turned(orientation)).tobytes()) == (60, 40)
 
 
 def test_of_several_pictures_it_is_the_first():

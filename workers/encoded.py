@@ -12,9 +12,10 @@ import re
 import struct
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from zoo.errors import InvalidInput
+from zoo.picture import upright
 
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 26  # of one picture: 67 million; an 8K frame is half of it
@@ -57,23 +58,14 @@ class Encoded:
             raise InvalidInput("frame: the encoded image has 32 bits per channel; 8 and 16 are taken")
 
     def decode(self) -> np.ndarray:
-        """As HxWx3 RGB uint8, turned upright as its EXIF says; of several pictures, the first. Works once.
-
-        Grey is repeated, a palette looked up, CMYK converted without its profile, transparency dropped. Of 16 bits the
-        upper 8 are kept: Pillow does so itself where there are colours, and cuts off at 255 where there are none.
+        """As HxWx3 RGB uint8: see `zoo.picture.upright`. Works once.
 
         Raises:
             InvalidInput: it is cut off, or damaged.
         """
         try:
             with self._image as image:
-                ImageOps.exif_transpose(image, in_place=True)
-                if image.mode.startswith("I;16"):
-                    upper = (np.asarray(image) >> 8).astype(np.uint8)
-                    array = np.repeat(upper[..., np.newaxis], 3, axis=2)
-                else:
-                    image.info.pop("transparency", None)  # dropped without the warning
-                    array = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+                array = upright(image)
         except Exception as e:  # Pillow's plugins meet damaged data with whatever it leads them to
             raise InvalidInput(f"frame: the encoded image cannot be read: {type(e).__name__}: {e}") from None
         array.flags.writeable = False

@@ -538,7 +538,7 @@ def _infer(args: argparse.Namespace) -> int:
             for number, result in enumerate(results):
                 if args.box:
                     print(f"box {','.join(f'{v:g}' for v in args.box[number])}")
-                print("\n".join(f"  {line}" for line in summary(result)))
+                print("\n".join(f"  {line}" for line in [*_warning(result), *summary(result)]))
         if args.output is not None:
             _draw(raw, results, args.output)
     return OK
@@ -565,7 +565,7 @@ def _enrich(args: argparse.Namespace) -> int:
         else:
             count = len(event.detections)
             print(
-                f"{args.detector}: {count} detection{'s' * (count != 1)};"
+                f"{args.detector}: {count} detection{'s' * (count != 1)}{_mark(detections)};"
                 f" {len(event.timings)} models in {event.seconds * 1000:.0f} ms"
             )
             for found in event.detections:
@@ -574,7 +574,7 @@ def _enrich(args: argparse.Namespace) -> int:
             print("the whole frame")
             print("\n".join(_findings(event.frame, event.missing, event.skipped)))
         if args.output is not None:
-            _draw(raw[-1], [event], args.output)
+            _draw(raw[-1], [event], args.output, detections=detections)
     failed = event.missing or any(found.missing for found in event.detections)
     answered = event.frame or any(found.answers for found in event.detections)
     return REFUSED if failed and not answered else OK
@@ -587,7 +587,7 @@ def _findings(
     for model, answer in answers.items():
         first, *more = summary(answer)
         few = more if len(more) < FEW else [*more[: FEW - 1], "and more (--json has it all)"]
-        lines += [f"  {model}: {first}", *(f"    {line}" for line in few)]
+        lines += [f"  {model}{_mark(answer)}: {first}", *(f"    {line}" for line in few)]
     for model, error in missing.items():
         lines.append(f"  {model}: missing, {error.code.replace('_', ' ')}: {'; '.join(str(error).splitlines())}")
     return lines + [f"  {model}: skipped, {why}" for model, why in skipped.items()] or ["  nothing was asked"]
@@ -613,25 +613,38 @@ def _check_output(output: Path) -> None:
         raise Usage(f"-o {output}: there is no folder {output.parent}")
 
 
-def _draw(raw: bytes, results: list[Any], output: Path) -> None:
-    import io
+def _draw(raw: bytes, results: list[Any], output: Path, *, detections: Any = None) -> None:
+    """`detections`: what the boxes of an enrichment come from; a stand-in's are marked too."""
+    from PIL import Image
 
-    import numpy as np
-    from PIL import Image, ImageOps
+    from zoo.draw import marked
 
     if any(isinstance(result, dict) for result in results):
         raise InvalidInput(
             f"no picture was written to {output}: this model answers a plain dict, there is nothing to draw"
         )
-    with Image.open(io.BytesIO(raw)) as image:
-        frame = np.array(ImageOps.exif_transpose(image).convert("RGB"))  # upright, as the worker saw it
+    frame: Any = raw
     for result in results:
         frame = result.draw(frame)
+    if _is_stand_in(detections):
+        frame = marked(frame)
     try:
         Image.fromarray(frame).save(output)
     except (OSError, ValueError) as e:
         raise Usage(f"-o {output}: {e}") from None
     print(f"zoo: wrote {output}", file=sys.stderr)
+
+
+def _is_stand_in(answer: Any) -> bool:
+    return answer.get("stand_in") is True if isinstance(answer, dict) else bool(getattr(answer, "stand_in", False))
+
+
+def _mark(answer: Any) -> str:
+    return " [STAND-IN]" if _is_stand_in(answer) else ""
+
+
+def _warning(answer: Any) -> list[str]:
+    return ["STAND-IN: the model runs on random weights, this answer means nothing"] if _is_stand_in(answer) else []
 
 
 def summary(result: Any) -> list[str]:

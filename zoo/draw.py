@@ -12,11 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from zoo import results
+from zoo import glyphs, picture, results
 from zoo.enrichment import Enrichment, Findings
-from zoo.errors import InvalidInput
 
 Color = tuple[int, int, int]
 
@@ -43,21 +42,28 @@ LIMBS = (
 
 SEEN = 0.3  # a keypoint below this score is a guess, and is not drawn
 MASK_OPACITY = 0.45
+STAND_IN = ("STAND-IN: random weights, this means nothing", "STAND-IN")  # the first that there is room for
+SOME_STAND_INS = ("STAND-INS among them: their answers mean nothing", "STAND-INS")
 CAPTION_LINES = 5
 
 
-def draw(result: results.Result | Enrichment | dict[str, Any], frame: np.ndarray) -> np.ndarray:
+def draw(result: results.Result | Enrichment | dict[str, Any], frame: Any, *, color: str = "rgb") -> np.ndarray:
     """A copy of `frame` with the result painted on it; for a dict, its plain values as a caption.
 
+    What a stand-in answered is marked so at the lower edge.
+
     Args:
-        frame: HxWx3 uint8 RGB, the frame that was sent.
+        frame: what `infer` was given: an HxWx3 uint8 array, a `Frame`, JPEG or PNG bytes, or a list of them, of which
+            the last one is painted on.
+        color: order of the array's channels, "rgb" or "bgr" (OpenCV), and of those of the picture.
+
+    Returns:
+        HxWx3 uint8. An encoded image is turned upright, as the model saw it.
 
     Raises:
         InvalidInput: the frame is something else.
     """
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or frame.size == 0:
-        raise InvalidInput(f"frame: drawing takes HxWx3 uint8 RGB, got shape {frame.shape} of {frame.dtype}")
-    canvas = _Canvas(frame, 54 if isinstance(result, Enrichment) else 34)
+    canvas = _Canvas(picture.seen(frame, color), 54 if isinstance(result, Enrichment) else 34)
     match result:
         case results.Detections():
             _detections(canvas, result)
@@ -79,7 +85,29 @@ def draw(result: results.Result | Enrichment | dict[str, Any], frame: np.ndarray
             canvas.caption([f"embedding, {result.vector.size} numbers"])
         case dict():
             canvas.caption(_values(result))
+    if any(marks := _stand_ins(result)):
+        canvas.banner(STAND_IN if all(marks) else SOME_STAND_INS)
+    painted = canvas.pixels()
+    return np.ascontiguousarray(painted[..., ::-1]) if color == "bgr" else painted
+
+
+def marked(frame: np.ndarray) -> np.ndarray:
+    """A copy of the frame (HxWx3 uint8) with nothing on it but that a stand-in was asked."""
+    canvas = _Canvas(frame, 54)
+    canvas.banner(STAND_IN)
     return canvas.pixels()
+
+
+def is_stand_in(answer: results.Result | dict[str, Any]) -> bool:
+    return answer.get("stand_in") is True if isinstance(answer, dict) else answer.stand_in
+
+
+def _stand_ins(result: results.Result | Enrichment | dict[str, Any]) -> list[bool]:
+    """Of each answer that is in it, whether a stand-in gave it."""
+    if not isinstance(result, Enrichment):
+        return [is_stand_in(result)]
+    found = [result.frame, *(detection.answers for detection in result.detections)]
+    return [is_stand_in(answer) for answers in found for answer in answers.values()]
 
 
 class _Canvas:
@@ -90,7 +118,7 @@ class _Canvas:
         self.width, self.height = self.image.size
         side = min(self.width, self.height)
         self.line = max(1, round(side / 360))
-        self.font = _font(max(10, round(side / rows)))
+        self.size = max(10, round(side / rows))
         self.pen = ImageDraw.Draw(self.image)
 
     def pixels(self) -> np.ndarray:
@@ -108,7 +136,8 @@ class _Canvas:
 
     def tag(self, x: float, y: float, text: str, color: Color) -> None:
         """A word on a patch of colour standing on (x, y); below it where there is no room above."""
-        left, top, right, bottom = self.pen.textbbox((0, 0), text, font=self.font)
+        text, font = glyphs.fitted(text, self.size)
+        left, top, right, bottom = self.pen.textbbox((0, 0), text, font=font)
         gap = self.line + 1
         width, height = right - left + 2 * gap, bottom - top + 2 * gap
         x = min(max(0.0, x), max(0.0, self.width - width))
@@ -117,7 +146,7 @@ class _Canvas:
         self.pen.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
         bright = 0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 110
         ink = (0, 0, 0) if bright else (255, 255, 255)
-        self.pen.text((x + gap - left, y + gap - top), text, fill=ink, font=self.font)
+        self.pen.text((x + gap - left, y + gap - top), text, fill=ink, font=font)
 
     def caption(self, lines: Sequence[str], swatches: Sequence[Color] = (), corner: tuple[int, int] = (0, 0)) -> None:
         """Lines on a darkened panel, each with a patch of colour if `swatches` has one.
@@ -126,21 +155,34 @@ class _Canvas:
         """
         if not lines:
             return
-        ascent, descent = self.font.getmetrics()
-        step, gap = ascent + descent, self.line + 2
+        words = [glyphs.fitted(line, self.size) for line in lines]
+        step, gap = max(sum(font.getmetrics()) for _, font in words), self.line + 2
         indent = step if swatches else 0
-        width = int(max(self.pen.textlength(line, font=self.font) for line in lines)) + indent + 2 * gap
+        width = int(max(self.pen.textlength(text, font=font) for text, font in words)) + indent + 2 * gap
         height = step * len(lines) + 2 * gap
         left = max(0, min(corner[0], self.width - width))
         top = max(0, min(corner[1] - height if corner[1] >= height else corner[1], self.height - height))
         area = (left, top, min(self.width, left + width), min(self.height, top + height))
         panel = self.image.crop(area)
         self.image.paste(Image.blend(panel, Image.new("RGB", panel.size), 0.65), area)
-        for i, line in enumerate(lines):
+        for i, (text, font) in enumerate(words):
             x, y = left + gap, top + gap + i * step
             if i < len(swatches):
                 self.pen.rectangle((x, y + step * 0.2, x + step * 0.6, y + step * 0.8), fill=swatches[i])
-            self.pen.text((x + indent, y), line, fill=(255, 255, 255), font=self.font)
+            self.pen.text((x + indent, y), text, fill=(255, 255, 255), font=font)
+
+    def banner(self, texts: Sequence[str]) -> None:
+        """A bar over the lower edge with the first of `texts` that fits, else with the last, made to fit."""
+        size = max(self.size, 12)
+        fits = (text for text in texts if self.pen.textlength(text, font=glyphs.builtin(size)) <= self.width - 8)
+        text = next(fits, texts[-1])
+        while size > 5 and self.pen.textlength(text, font=glyphs.builtin(size)) > self.width - 2:
+            size -= 1
+        font = glyphs.builtin(size)
+        height = min(sum(font.getmetrics()) + 2 * self.line, self.height)
+        self.pen.rectangle((0, self.height - height, self.width, self.height), fill=(0, 0, 0))
+        middle = (self.width / 2, self.height - height / 2)
+        self.pen.text(middle, text, fill=(255, 210, 60), font=font, anchor="mm")
 
     def _inside(self, corners: np.ndarray) -> tuple[float, float, float, float]:
         x1, x2 = sorted(float(min(max(v, 0), self.width - 1)) for v in (corners[0], corners[2]))
@@ -260,7 +302,8 @@ def _enrichment(canvas: _Canvas, found: Enrichment) -> None:
 def _findings(found: Findings, legends: dict[str, str]) -> list[str]:
     """A line for each model that has something to say, or has failed to."""
     said = {model: legends.get(model) or _in_words(answer) for model, answer in found.answers.items()}
-    lines = [f"{model}: {words}" for model, words in said.items() if words]
+    marks = {model: " (stand-in)" if is_stand_in(answer) else "" for model, answer in found.answers.items()}
+    lines = [f"{model}{marks[model]}: {words}" for model, words in said.items() if words]
     return lines + [f"{model}: {error.code.replace('_', ' ')}" for model, error in found.missing.items()]
 
 
@@ -287,11 +330,6 @@ def _values(answer: dict[str, Any]) -> list[str]:
 
 def _scored(labels: Iterable[str], scores: np.ndarray) -> list[str]:
     return [f"{label} {score:.2f}" for label, score in zip(labels, scores, strict=True)][:CAPTION_LINES]
-
-
-@lru_cache(maxsize=32)
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size=size)
 
 
 @lru_cache(maxsize=1)

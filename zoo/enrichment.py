@@ -88,11 +88,14 @@ class Enrichment(msgspec.Struct, kw_only=True, eq=False):
             "seconds": self.seconds,
         }
 
-    def draw(self, frame: np.ndarray) -> np.ndarray:
-        """A copy of `frame` (HxWx3 uint8 RGB) with the detections and what was found on them painted on it."""
+    def draw(self, frame: Any, *, color: str = "rgb") -> np.ndarray:
+        """A copy of `frame`, HxWx3 uint8, with the detections and what was found on them painted on it.
+
+        See `zoo.draw.draw`; of several frames, it is the last.
+        """
         from zoo import draw
 
-        return draw.draw(self, frame)
+        return draw.draw(self, frame, color=color)
 
 
 def _plain(answer: results.AnyResult, maps: bool) -> Any:

@@ -2,7 +2,7 @@
 
 Coordinates are pixels of the frame that was sent, x to the right and y down, boxes as (x1, y1, x2, y2); a
 result for a crop (`boxes=`) is already moved into the frame. `to_dict()` is plain JSON; `draw(frame)` paints a
-copy of an RGB frame. An adapter of your own may just as well answer a plain dict.
+copy of the frame. An adapter of your own may just as well answer a plain dict.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Result(msgspec.Struct, array_like=True, eq=False, kw_only=True):
         """The same result with its coordinates shifted by (dx, dy), whole pixels; without coordinates, itself."""
         return self
 
-    def draw(self, frame: np.ndarray) -> np.ndarray:
-        """A copy of `frame` (HxWx3 uint8 RGB) with this result painted on it."""
+    def draw(self, frame: Any, *, color: str = "rgb") -> np.ndarray:
+        """A copy of `frame` with this result painted on it, HxWx3 uint8: see `zoo.draw.draw`."""
         from zoo import draw
 
-        return draw.draw(self, frame)
+        return draw.draw(self, frame, color=color)
 
 
 class Detections(Result, tag="detections"):

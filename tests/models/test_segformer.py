@@ -93,6 +93,19 @@ def test_coverage_is_the_share_of_all_pixels(segmenter, bus):
     assert len(shares) > 3
 
 
+def test_the_shares_of_classes_with_one_label_are_added(folder, tmp_path, bus):
+    shutil.copytree(folder, tmp_path / "twice")
+    config = tmp_path / "twice" / "config.json"
+    told = json.loads(config.read_text())
+    (plain,) = ask(load(folder), bus, min_coverage=0)
+    first, second = list(plain.coverage)[:2]
+    told["id2label"] = {key: first if label == second else label for key, label in told["id2label"].items()}
+    config.write_text(json.dumps(told))
+    (found,) = ask(load(tmp_path / "twice"), bus, min_coverage=0)
+    assert found.coverage[first] == pytest.approx(plain.coverage[first] + plain.coverage[second])
+    assert list(found.coverage.values()) == sorted(found.coverage.values(), reverse=True)
+
+
 def test_min_coverage(segmenter, bus):
     (all_of_them,) = ask(segmenter, bus, min_coverage=0)
     (common,) = ask(segmenter, bus, min_coverage=0.07)

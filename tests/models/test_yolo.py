@@ -313,6 +313,44 @@ def test_the_smallest_pictures_are_answered(detector, shape):
     assert isinstance(ask(detector, np.zeros(shape, np.uint8))[0], Detections)
 
 
+def renamed(weights, folder: Path, names: dict[int, str]) -> Path:
+    """The detector's checkpoint with other labels, a stand-in no more."""
+    file = folder / "renamed.pt"
+    checkpoint = torch.load(weights["detect"], weights_only=False)
+    checkpoint["model"].names = names
+    torch.save(checkpoint, file)
+    return file
+
+
+def test_a_label_that_several_classes_have_asks_for_all_of_them(weights, tmp_path, bus):
+    model = load(renamed(weights, tmp_path, {0: "cat", 1: "dog", 2: "cat", 3: "cat"}), conf=0.0001)
+    (cats,) = ask(model, bus, classes=["cat"])
+    (by_number,) = ask(model, bus, classes=[0, 2, 3])
+    assert {*cats.class_ids.tolist()} == {0, 2, 3}
+    assert {*cats.labels} == {"cat"}
+    same(cats, by_number)
+    (dogs,) = ask(model, bus, classes=["dog", 1])
+    assert {*dogs.class_ids.tolist()} == {1}
+
+
+@pytest.mark.parametrize("break_it", ["layer", "attribute", "stride"])
+def test_what_breaks_after_it_was_unpickled_fails_the_load_for_good(weights, tmp_path, break_it):
+    file = tmp_path / "broken.pt"
+    checkpoint = torch.load(weights["detect"], weights_only=False)
+    model = checkpoint["model"]
+    if break_it == "layer":
+        model.model[1] = torch.nn.Linear(3, 3).half()
+    elif break_it == "attribute":
+        del model.model
+    else:
+        model.stride = "eight"
+    torch.save(checkpoint, file)
+    with pytest.raises(LoadFailed, match=r"^it: ") as told:
+        load(file)
+    assert str(file) in str(told.value)
+    assert not told.value.retryable
+
+
 def test_a_pickle_is_not_read_unless_it_is_trusted(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -93,9 +93,13 @@ class Segmenter:
     def _coverage(self, mask: np.ndarray, least: float) -> dict[str, float]:
         """The share of all pixels per label, the largest first, without the background: it is none of the things."""
         shares = np.bincount(mask.reshape(-1), minlength=len(self._labels)) / mask.size
-        order = np.argsort(-shares, kind="stable")
-        found = {self._labels[i]: float(shares[i]) for i in order if shares[i] > 0 and shares[i] >= least}
-        return {label: share for label, share in found.items() if label.lower() != "background"}
+        found: dict[str, float] = {}
+        for label, share in zip(self._labels, shares, strict=True):  # several classes may have one label
+            found[label] = found.get(label, 0.0) + float(share)
+        things = [(label, share) for label, share in found.items() if label.lower() != "background"]
+        return {
+            label: share for label, share in sorted(things, key=lambda thing: -thing[1]) if share > 0 and share >= least
+        }
 
     def _forward(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(h, w) uint8 for each of the frames."""

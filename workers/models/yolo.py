@@ -46,7 +46,9 @@ class Detector:
                 f"{spec.name}: {spec.path} is a checkpoint for {task!r}; config.toml says category = {category!r}",
                 retryable=False,
             )
-        self._numbers = {name: i for i, name in self._network.names.items()}
+        self._numbers: dict[str, list[int]] = {}  # several where a checkpoint gives one label to several classes
+        for i, name in self._network.names.items():
+            self._numbers.setdefault(name, []).append(i)
         self._keypoint_names = _keypoint_names(self._network.model)
         try:
             self._classes(options)
@@ -74,7 +76,7 @@ class Detector:
         names = self._network.names
         if unknown := [c for c in options.classes if c not in names and c not in self._numbers]:
             raise InvalidInput(f"options: classes: {unknown[0]!r} is none of {', '.join(names.values())}")
-        return [c if isinstance(c, int) else self._numbers[c] for c in options.classes]
+        return [i for c in options.classes for i in ([c] if isinstance(c, int) else self._numbers[c])]
 
     def _result(self, found: Any) -> AnyResult:
         rows, order = rows_of(found)

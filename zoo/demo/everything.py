@@ -70,7 +70,7 @@ def tour(endpoint: str) -> list[int]:
                 drawn = frame
                 for one in answer if isinstance(answer, list) else [answer]:
                     drawn = one.draw(drawn)
-                keep(drawn, f"all-{model}.png", stand_in=True)
+                keep(drawn, f"all-{model}.png")
         evictions = [line for line in client.explain() if "evicted" in line]
         say(f"{len(evictions)} evictions on the way, such as:")
         for line in evictions[:3]:
@@ -88,7 +88,7 @@ def tour(endpoint: str) -> list[int]:
         for missing in (event.missing, *(person.missing for person in event.detections)):
             for model, error in missing.items():
                 raise SystemExit(f"{model} gave no answer: {error}")
-        keep(event.draw(bus), "bus-enriched.png", stand_in=True)
+        keep(event.draw(bus), "bus-enriched.png")
         seen.update(row["pid"] for row in client.processes() if row["pid"])
 
         title("and unloaded again")

@@ -29,7 +29,7 @@ def tour(endpoint: str) -> list[int]:
 
         title("real weights: PP-OCR reads a plate, BRISQUE judges pictures")
         text = ask("paddleocr", "street, whole frame", street)
-        keep(text.draw(street), "street-ocr.png", stand_in=False)
+        keep(text.draw(street), "street-ocr.png")
         (cropped,) = ask("paddleocr", "street, boxes=[plate]", street, boxes=[plate], mode="line")
         wanted = PLATE.replace(" ", "")
         if wanted not in text.text or cropped.text != wanted:
@@ -42,7 +42,7 @@ def tour(endpoint: str) -> list[int]:
 
         title("stand-ins: real architectures, random weights, meaningless answers")
         faces = ask("yolo11-face", "zidane.jpg", zidane, conf=0.0001, max_det=5)
-        keep(faces.draw(zidane), "zidane-face.png", stand_in=True)
+        keep(faces.draw(zidane), "zidane-face.png")
         encoded = io.BytesIO()
         Image.fromarray(bus).save(encoded, "JPEG")
         ask("pet-classifier", "bus.jpg as JPEG bytes", encoded.getvalue())
@@ -53,7 +53,7 @@ def tour(endpoint: str) -> list[int]:
         before = client.get_status()["vram_used_mb"]
         real = {row["name"]: row["used_mb"] for row in client.processes()}
         threats = ask("threat-detection-yolov8n", "bus.jpg", bus, conf=0.0001, max_det=5)
-        keep(threats.draw(bus), "bus-threat.png", stand_in=True)
+        keep(threats.draw(bus), "bus-threat.png")
         status = client.get_status()
         left = {row["name"] for row in status["loaded_models"]}
         say(f"charged before {before:g} MB, now {status['vram_used_mb']:g} MB of {budget:g} MB")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 import zoo
 from zoo.config import find_config
@@ -75,16 +75,10 @@ def zoo_ps(endpoint: str) -> None:
     subprocess.run([sys.executable, "-m", "zoo.cli", "--endpoint", endpoint, "ps"], check=True)
 
 
-def keep(painted: np.ndarray, name: str, *, stand_in: bool) -> None:
-    """Writes a picture; over that of a stand-in it says so."""
+def keep(painted: np.ndarray, name: str) -> None:
+    """Writes a picture. Those of stand-ins' answers say so of themselves."""
     OUT.mkdir(exist_ok=True)
-    picture = Image.fromarray(painted)
-    if stand_in:
-        draw = ImageDraw.Draw(picture)
-        draw.rectangle((0, picture.height - 34, picture.width, picture.height), fill=(0, 0, 0))
-        text = "STAND-IN: random weights, what is drawn here means nothing"
-        draw.text((10, picture.height - 29), text, font=ImageFont.load_default(size=20), fill=(255, 210, 60))
-    picture.save(OUT / name)
+    Image.fromarray(painted).save(OUT / name)
     say(f"    picture: {OUT / name}")
 
 
