@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from zoo import search_path
+
+if __name__ == "__main__":
+    search_path.put_ours_first()
+
 import argparse
 import contextlib
 import gc

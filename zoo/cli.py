@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo import search_path
 from zoo.errors import BrokerUnreachable, ConfigError, InvalidInput, ModelNotFound, ModelUnavailable, ZooError
 
 if TYPE_CHECKING:
@@ -248,11 +249,13 @@ def _serve(args: argparse.Namespace) -> int:
     rest = list(args.rest)
     if args.endpoint:
         rest += ["--endpoint", args.endpoint]
-    os.execv(sys.executable, [sys.executable, "-m", "zoo.broker", *rest])
+    search_path.run("zoo.broker", rest)
+    return OK
 
 
 def _standins(args: argparse.Namespace) -> int:
-    os.execv(sys.executable, [sys.executable, "-m", "workers.models.standins", *args.rest])
+    search_path.run("workers.models.standins", args.rest)
+    return OK
 
 
 def _ls(args: argparse.Namespace) -> int:

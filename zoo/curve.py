@@ -11,6 +11,11 @@ pin, unload, clean up and reload. `zoo reload`, or SIGHUP, reads both folders ag
 
 from __future__ import annotations
 
+from zoo import search_path
+
+if __name__ == "__main__":
+    search_path.put_ours_first()
+
 import argparse
 import os
 import shutil
