@@ -272,6 +272,46 @@ def test_stand_ins_among_what_enriches_an_event_are_marked():
     assert (some[:300] != none[:300]).any()  # which of them it is, its line says
 
 
+# ---------------------------------------------------------------- many words
+
+
+def test_captions_of_people_side_by_side_do_not_cover_each_other():
+    """Each alone paints as many bright pixels as it adds where all are drawn together."""
+    frame = np.full((480, 640, 3), 90, np.uint8)
+    people = [
+        Enriched(
+            label="person", box=(200 + 30 * i, 250, 220 + 30 * i, 300), score=0.5,
+            answers={"what-is-it": results.Action(labels=["something long to say"], scores=floats(0.5))},
+        )
+        for i in range(3)
+    ]  # fmt: skip
+
+    def bright(*shown: Enriched) -> int:
+        event = Enrichment(detections=[*shown], frame={}, missing={}, skipped={}, timings={}, seconds=0.1)
+        return int((event.draw(frame) > 170).all(axis=2).sum())
+
+    assert bright(*people) == pytest.approx(sum(bright(one) for one in people), rel=0.02)
+
+
+def test_where_there_is_no_room_for_captions_they_are_drawn_all_the_same():
+    crowd = [Enriched(label="person", box=(1, 9, 20, 30), score=0.5) for _ in range(30)]
+    event = Enrichment(detections=crowd, frame={}, missing={}, skipped={}, timings={}, seconds=0.1)
+    assert event.draw(np.zeros((40, 60, 3), np.uint8)).any()
+
+
+def test_a_person_has_one_colour():
+    """The box and the limbs."""
+    points = results.Keypoints(points=floats([10, 200], [60, 260])[None], scores=np.ones((1, 2), np.float32),
+                               names=["left_knee", "left_ankle"])  # fmt: skip
+    people = [
+        Enriched(label="person", box=(5, 190, 70, 270), score=0.5),
+        Enriched(label="person", box=(5, 190, 70, 270), score=0.5, answers={"pose": points}),
+    ]
+    event = Enrichment(detections=people, frame={}, missing={}, skipped={}, timings={}, seconds=0.1)
+    painted = event.draw(np.zeros((480, 480, 3), np.uint8))
+    assert tuple(painted[230, 35]) == PALETTE[1]
+
+
 # ---------------------------------------------------------------- letters
 
 

@@ -120,6 +120,7 @@ class _Canvas:
         self.line = max(1, round(side / 360))
         self.size = max(10, round(side / rows))
         self.pen = ImageDraw.Draw(self.image)
+        self._panels: list[tuple[int, int, int, int]] = []  # where captions are
 
     def pixels(self) -> np.ndarray:
         return np.array(self.image)
@@ -151,7 +152,8 @@ class _Canvas:
     def caption(self, lines: Sequence[str], swatches: Sequence[Color] = (), corner: tuple[int, int] = (0, 0)) -> None:
         """Lines on a darkened panel, each with a patch of colour if `swatches` has one.
 
-        The panel stands on `corner` (the frame's, or a crop's), or hangs from it where there is no room above.
+        The panel stands on `corner` (the frame's, or a crop's), or hangs from it where there is no room above. Where
+        another one is, it moves up or down as far as it must.
         """
         if not lines:
             return
@@ -162,7 +164,9 @@ class _Canvas:
         height = step * len(lines) + 2 * gap
         left = max(0, min(corner[0], self.width - width))
         top = max(0, min(corner[1] - height if corner[1] >= height else corner[1], self.height - height))
+        top = self._free(left, top, width, height)
         area = (left, top, min(self.width, left + width), min(self.height, top + height))
+        self._panels.append(area)
         panel = self.image.crop(area)
         self.image.paste(Image.blend(panel, Image.new("RGB", panel.size), 0.65), area)
         for i, (text, font) in enumerate(words):
@@ -170,6 +174,15 @@ class _Canvas:
             if i < len(swatches):
                 self.pen.rectangle((x, y + step * 0.2, x + step * 0.6, y + step * 0.8), fill=swatches[i])
             self.pen.text((x + indent, y), text, fill=(255, 255, 255), font=font)
+
+    def _free(self, left: int, top: int, width: int, height: int) -> int:
+        """The place nearest to `top` where a panel covers no other; `top` if there is none."""
+        beside = [(y1, y2) for x1, y1, x2, y2 in self._panels if x1 < left + width and left < x2]
+        tops = [top, *(y1 - height for y1, _ in beside), *(y2 for _, y2 in beside)]
+        free = [
+            t for t in tops if 0 <= t <= self.height - height and all(t + height <= y1 or y2 <= t for y1, y2 in beside)
+        ]
+        return min(free, key=lambda t: abs(t - top), default=top)
 
     def banner(self, texts: Sequence[str]) -> None:
         """A bar over the lower edge with the first of `texts` that fits, else with the last, made to fit."""
@@ -205,12 +218,13 @@ def _detections(canvas: _Canvas, found: results.Detections) -> None:
         )
 
 
-def _keypoints(canvas: _Canvas, found: results.Keypoints) -> None:
+def _keypoints(canvas: _Canvas, found: results.Keypoints, first: int = 0, *, tags: bool = True) -> None:
+    """`first`: of the palette's colours, that of the first person. `tags`: with the postures in words."""
     index = {name: i for i, name in enumerate(found.names)}
     limbs = [(index[a], index[b]) for a, b in LIMBS if a in index and b in index]
     radius = canvas.line + 1
     for n, (points, scores) in enumerate(zip(found.points, found.scores, strict=True)):
-        color = PALETTE[n % len(PALETTE)]
+        color = PALETTE[(first + n) % len(PALETTE)]
         seen = (scores >= SEEN) & np.isfinite(points).all(axis=1)
         for a, b in limbs:
             if seen[a] and seen[b]:
@@ -221,9 +235,10 @@ def _keypoints(canvas: _Canvas, found: results.Keypoints) -> None:
     if found.boxes is not None:
         for n, box in enumerate(found.boxes):
             if np.isfinite(box).all():
-                canvas.box(box, PALETTE[n % len(PALETTE)])
-                if n < len(found.postures):
-                    canvas.tag(float(box[0]), float(box[1]), found.postures[n], PALETTE[n % len(PALETTE)])
+                color = PALETTE[(first + n) % len(PALETTE)]
+                canvas.box(box, color)
+                if tags and n < len(found.postures):
+                    canvas.tag(float(box[0]), float(box[1]), found.postures[n], color)
 
 
 def _depth(canvas: _Canvas, found: results.DepthMap) -> None:
@@ -291,7 +306,7 @@ def _enrichment(canvas: _Canvas, found: Enrichment) -> None:
             if isinstance(answer, results.Detections):
                 _detections(canvas, answer)
             elif isinstance(answer, results.Keypoints):
-                _keypoints(canvas, answer)
+                _keypoints(canvas, answer, i, tags=False)
     for i, detection in enumerate(shown):
         color, (left, top) = PALETTE[i % len(PALETTE)], detection.box[:2]
         lines = [f"{detection.label} {detection.score:.2f}", *_findings(detection, legends[i])]
@@ -314,6 +329,8 @@ def _in_words(answer: results.AnyResult) -> str:
             return ", ".join(_scored(answer.labels, answer.scores)[:1])
         case results.OcrText():
             return answer.text or "no text"
+        case results.Keypoints():
+            return ", ".join(answer.postures[:3])
         case results.Quality():
             return f"{answer.verdict} {answer.score:.0f}".strip()
         case results.DepthMap():
