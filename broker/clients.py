@@ -207,8 +207,8 @@ class Clients(Crew):
             self._to_client(identity, protocol.Error(0, "access_denied", "that session is another client's"))
             return
         if key not in self._sessions:
-            if len(self._sessions) >= self.shares.sessions:
-                text = self.shares.full("clients", self.shares.sessions)
+            if len(self._sessions) + len(self.departed) >= self.shares.sessions:
+                text = self.shares.full("clients, with those whose results are still looked at", self.shares.sessions)
                 self._to_client(identity, protocol.Error(0, QueueFull.code, text, True, FULL_RETRY_S))
                 self.door.refuse(identity)
                 return

@@ -28,7 +28,7 @@ class Shares:
     Attributes:
         limit: of all descriptors together.
         front: connections to the front socket.
-        sessions: clients.
+        sessions: clients, those that are closed and still look at results included; each has a lifeline.
         sockets: connections to the front of one client.
         lines: lifelines of clients.
         nameless: connections that have not said yet whose lifeline they are.
@@ -77,15 +77,15 @@ def in_use() -> int:
         return OWN
 
 
-def divide(limit: int, used: int, models: int, standby: int, *, metrics: bool, local: bool) -> Shares:
+def divide(limit: int, used: int, loaded: int, standby: int, *, metrics: bool, local: bool) -> Shares:
     """Divides `limit` descriptors, of which `used` are open already.
 
     Args:
-        models: how many there are; at most so many have a worker each.
+        loaded: most workers that have a model.
         local: clients share memory: each needs a lifeline and an arena beside its connection.
     """
     scrapes = METRICS if metrics else 0
-    workers = min(PER_WORKER * (models + standby + 2), limit // 4)
+    workers = min(PER_WORKER * (loaded + standby + 2), limit // 4)
     rest = max(limit - used - OWN - RESERVE - workers - scrapes, 4 * LEAST)
     nameless = min(NAMELESS, max(LEAST, rest // 8))
     rest -= nameless

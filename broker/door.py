@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import socket
 import stat
 import struct
@@ -37,6 +38,7 @@ LOOK_S = 0.25  # between two looks at who is silent
 RECONCILE_S = 5.0
 IDLE_MS, RISING_MS = 50, 5
 GATE_TRIES_S = 2.0
+LAST_FREE = 16  # descriptors that no connection may take, should the shares of the others not have been kept to
 _EVENTS = zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
 _PEERCRED = struct.Struct("3i")
 
@@ -219,8 +221,20 @@ class Door:
             self._tell(now)
         if self._gate is None:
             self._find_gate(now)
+        elif self._gate.works and self._is_short():
+            self._ajar = not self._gate.shut()
         elif not self._ajar and not full and self._gate.works:
             self._ajar = self._gate.let_in()
+
+    def _is_short(self) -> bool:
+        """Whether hardly any descriptor is left: the kernel gives the lowest number that is free."""
+        try:
+            lowest = os.dup(self._listener)
+        except OSError:
+            return True
+        os.close(lowest)
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return soft != resource.RLIM_INFINITY and lowest >= soft - LAST_FREE
 
     def _find_gate(self, now: float) -> None:
         if self._listener < 0:

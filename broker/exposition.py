@@ -15,11 +15,11 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from broker.descriptors import METRICS
 from zoo.errors import ConfigError
 
 log = logging.getLogger("zoo.metrics")
 
-MOST_CONNECTIONS = 16
 BACKLOG = 16
 HEAD_BYTES = 8 << 10  # of a request; a body is never read
 HEAD_S = 5.0  # from the connection to the end of its request
@@ -35,7 +35,7 @@ class Exposition:
         ConfigError: it cannot listen there.
     """
 
-    def __init__(self, registry: CollectorRegistry, address: str, most: int = MOST_CONNECTIONS) -> None:
+    def __init__(self, registry: CollectorRegistry, address: str, most: int = METRICS) -> None:
         self._app: Callable[..., Any] = make_wsgi_app(registry)
         self._most = most
         self._open: dict[asyncio.StreamWriter, None] = {}  # oldest first

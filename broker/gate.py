@@ -41,7 +41,14 @@ class Gate:
 
     def let_in(self) -> bool:
         """One more connection may be accepted. False: the kernel refused, which leaves everything as it was."""
-        event = _Event(select.EPOLLIN | select.EPOLLONESHOT, self._data)
+        return self._watch(select.EPOLLIN | select.EPOLLONESHOT)
+
+    def shut(self) -> bool:
+        """None may be accepted, until `let_in`."""
+        return self._watch(select.EPOLLONESHOT)
+
+    def _watch(self, events: int) -> bool:
+        event = _Event(events, self._data)
         changed: int = self._libc.epoll_ctl(self._epoll, _EPOLL_CTL_MOD, self._listener, ctypes.byref(event))
         return changed == 0
 

@@ -72,7 +72,7 @@ class Loop:
         self.shares = descriptors.divide(
             limit,
             descriptors.in_use(),
-            len(config.models),
+            sum(model.max_instances for model in config.models),
             config.broker.standby,
             metrics=bool(config.broker.metrics),
             local=not self.config.endpoint.startswith("tcp://"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from broker import descriptors
 from tests import support
 from tests.support import Running, toy, wait_until
 from tests.test_wire_attack import Raw
-from zoo import Client, InvalidInput, QueueFull, WorkerCrashed, arena, curve, payload, protocol
+from zoo import BrokerUnreachable, Client, InvalidInput, QueueFull, WorkerCrashed, arena, curve, payload, protocol
 
 FRAME = np.full((8, 8, 3), 7, np.uint8)
 MOST_MB = 400.0
@@ -176,6 +177,37 @@ def test_more_clients_than_there_are_descriptors_for_are_told_so(watched: Callab
     wait_until(lambda: target.open_fds() <= target.fds, 10.0, "as before")
     with Client(target.running.endpoint, timeout=10.0, arena_mb=1) as later:
         assert target.answer(later) == target.worker
+
+
+def test_closed_clients_whose_results_are_looked_at_count_as_clients(watched: Callable[..., Watched]) -> None:
+    one = watched(200)
+    kept: list[np.ndarray] = []
+
+    def one_more() -> None:
+        with Client(one.running.endpoint) as client:
+            kept.append(client.infer("toy", FRAME, do="large", height=10)["map"])
+
+    for _ in range(10):
+        one_more()
+    with pytest.raises(QueueFull, match="results are still looked at"):
+        wait_until(one_more)
+    one.fds = one.open_fds()
+    with one.attacked("silent", 200):
+        assert one.answer() == one.worker
+    kept.clear()
+    with Client(one.running.endpoint) as client:
+        assert one.answer(client) == one.worker
+
+
+def test_where_hardly_a_descriptor_is_left_newcomers_wait_and_nothing_ends(watched: Callable[..., Watched]) -> None:
+    one = watched()
+    soft, hard = resource.prlimit(one.running.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(one.running.pid, resource.RLIMIT_NOFILE, (one.open_fds() + 8, hard))
+    newcomer = one.running.client()
+    with one.attacked("silent", 100), contextlib.suppress(BrokerUnreachable):
+        newcomer.infer("toy", FRAME, timeout=1.0)
+    resource.prlimit(one.running.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert one.answer(newcomer) == one.worker
 
 
 @pytest.mark.slow

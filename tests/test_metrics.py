@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
-from broker import exposition
+from broker import descriptors, exposition
 from broker.copies import Copies
 from broker.exposition import Exposition
 from broker.guard import Guard
@@ -72,9 +72,9 @@ def test_five_hundred_idle_connections_keep_no_scrape_out_and_cost_no_thread(ser
     idle = [socket.create_connection(("127.0.0.1", port), 5.0) for _ in range(500)]
     try:
         assert "the_answer 42.0" in scrape(port)
-        wait_until(lambda: made.connections <= exposition.MOST_CONNECTIONS)
+        wait_until(lambda: made.connections <= descriptors.METRICS)
         ours = descriptors() - before - len(idle)
-        assert ours <= exposition.MOST_CONNECTIONS + exposition.BACKLOG
+        assert ours <= descriptors.METRICS + exposition.BACKLOG
         assert threading.active_count() == threads
         assert is_hung_up(idle[0])
         assert not is_hung_up(idle[-1])
