@@ -178,7 +178,7 @@ class Clients(Crew):
             self._to_client(identity, protocol.Error(rid, e.code, text, e.retryable, e.retry_after))
 
     def _complain(self, text: str, *what: object) -> None:
-        """Logs nonsense that somebody sent, until it is clear that there is no end to it."""
+        """Logs nonsense that a client sent, until it is clear that there is no end to it."""
         self._nonsense += 1
         if self._nonsense <= NONSENSE_LOGGED:
             log.warning(text, *what)

@@ -159,7 +159,7 @@ class Crew(Loop):
             self._lost_channel(worker, e)
             return False
         for parts in messages or ():
-            if number > 0:  # whoever waits for a model has nothing to say
+            if number > 0:  # a process that waits for a model has nothing to say
                 self._from_worker(number, parts)
         if worker.channel is channel:
             if channel.reserved:
@@ -205,7 +205,7 @@ class Crew(Loop):
         if fd is None or worker is None or worker.channel is not None:
             if fd is not None:
                 os.close(fd)
-            raise ConnectionError("it offered a channel that nobody asked for")
+            raise ConnectionError("it offered a channel that was not asked for")
         sock = border.stream(fd)
         worker.channel = Channel(sock, self.arrivals.most, self.arrivals.make_room)
         self._add(

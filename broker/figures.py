@@ -13,7 +13,7 @@ PRIORITY_LAST = 3
 
 
 def is_mb(mb: float) -> bool:
-    """Megabytes that somebody could have measured."""
+    """Megabytes that can have been measured."""
     return 0 <= mb <= MOST_MB
 
 

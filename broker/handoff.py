@@ -1,7 +1,7 @@
 """The Unix socket on which processes hand over arenas, and whose connections are their lifelines.
 
 Keeps who is connected, which arenas exist, whose they are and who was given them. Never looks inside one.
-All sockets are non-blocking; somebody who does not read his own is cut off rather than waited for.
+All sockets are non-blocking; a peer that does not read its own is cut off rather than waited for.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Line:
         self.role = ""
         self.key = b""
         self.arenas: set[int] = set()  # its own
-        self.given: set[int] = set()  # other people's, that it was handed
+        self.given: set[int] = set()  # of others, that it was handed
         self.since = time.monotonic()
         self.unsent: deque[protocol.Message] = deque()
         self.cut = False
@@ -170,7 +170,7 @@ class Handoff:
         return len(self._nameless) >= self._shares.nameless
 
     def _turn_away(self) -> None:
-        """Out of descriptors: whoever waits is hung up on, or the listener would stay ready and the loop spin."""
+        """Out of descriptors: what waits is hung up on, or the listener would stay ready and the loop spin."""
         os.close(self._spare)
         with contextlib.suppress(OSError):
             self._listener.accept()[0].close()
@@ -216,7 +216,7 @@ class Handoff:
         return True
 
     def offer(self, line: Line, fd: int | None) -> int | None:
-        """Somebody offers an arena. Its new id, or None (and the other side is told why)."""
+        """Takes an arena. Its new id, or None (and the other side is told why)."""
         try:
             if fd is None:
                 raise arena.ArenaRefused("the packet carried no descriptor")
@@ -259,7 +259,7 @@ class Handoff:
         return [line for line in self.lines.values() if line.cut and not line.departed]
 
     def disown(self, line: Line, still_read: Callable[[bytes, int], bool]) -> None:
-        """Forgets the line's own arenas; whoever maps one is told that it will not be referred to again."""
+        """Forgets the line's own arenas; the peers that map one are told that it will not be referred to again."""
         if line.role == "client":
             self._spare_arenas -= max(0, len(line.arenas) - 1)
         while line.arenas:
@@ -274,7 +274,7 @@ class Handoff:
                         reader.send(protocol.LifelineGone(number))
 
     def close(self, line: Line, still_read: Callable[[bytes, int], bool] = lambda _key, _arena: False) -> None:
-        """Forgets a line and its arenas; whoever maps one is told that it will not be referred to again.
+        """Forgets a line and its arenas; the peers that map one are told that it will not be referred to again.
 
         Args:
             still_read: whether that line was sent something in that arena that it has not given back yet;

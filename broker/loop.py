@@ -132,7 +132,7 @@ class Loop:
         return sock
 
     def _bind(self, sock: zmq.Socket[bytes], where: str) -> None:
-        """Again on the same socket: whoever came in by a listener before stays connected.
+        """Again on the same socket: a client that came in by a listener before stays connected.
 
         Raises:
             OSError, ConfigError: it cannot be done.

@@ -103,7 +103,6 @@ class Metrics(Collector):
         )
         yield CounterMetricFamily("zoo_internal_errors", "Errors in the broker itself", value=self._guard.errors)
         yield CounterMetricFamily("zoo_log_lines_dropped", "Lines of the log never written", value=logs.dropped())
-        yield CounterMetricFamily("zoo_internal_errors", "Errors in the broker itself", value=self._guard.errors)
         requests = CounterMetricFamily("zoo_requests", "Inferences that a worker finished", labels=["model_name"])
         errors = CounterMetricFamily("zoo_request_errors", "Requests answered with an error", labels=["model_name"])
         crashes = CounterMetricFamily("zoo_worker_crashes", "Processes that died or hung", labels=["model_name"])

@@ -1,6 +1,6 @@
 """Answers on their way to clients: how many bytes libzmq holds of them, and what waits here for a client to read.
 
-libzmq counts messages, not bytes, and tells nobody what it could not send yet. But the kernel says whether the other
+libzmq counts messages, not bytes, and does not tell what it could not send yet. But the kernel says whether the other
 side has read all that was written: as long as it has not, libzmq may hold more. So what is given to libzmq is added up
 for each connection, and begins anew whenever the kernel has nothing left. A connection that has much unread gets no
 more until it reads; its answers wait here, within the budget of inline bytes, and past that it gets an error in their

@@ -1,6 +1,6 @@
 """Where lines of the log leave the process: a bounded queue, and a thread that writes it to a descriptor.
 
-Whoever reads standard error may be slow, stuck or gone, and a write would then wait for it with the whole broker. Here
+The reader of standard error may be slow, stuck or gone, and a write would then wait for it with the whole broker. Here
 only the thread waits. What the queue has no room for is dropped and counted, and the count is said as soon as
 something can be written again.
 """

@@ -43,7 +43,7 @@ FAILURES_MOST = 3  # nurseries in a row that were never prepared: then starts fa
 KILLED_BY_CHANCE = (signal.SIGKILL, signal.SIGTERM)  # by the kernel for want of memory, by an operator
 BURST = 64
 END_LIMIT_S = 3.0
-UNKNOWN = -1000  # no exit status: nobody was left to be told
+UNKNOWN = -1000  # no exit status: its parent was gone
 
 
 class Child:
@@ -84,7 +84,7 @@ class Child:
                 os.killpg(self.pid, number)
 
     def has_ended(self) -> bool:
-        """Also when nobody knows yet how."""
+        """Also when it is not known yet how."""
         return self.code is not None or (self.pidfd >= 0 and _is_readable(self.pidfd))
 
     def reap(self) -> str | None:

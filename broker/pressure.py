@@ -21,7 +21,7 @@ from broker import heap
 log = logging.getLogger("zoo.broker")
 
 MB = 1 << 20
-CALM_BYTES = 40 * MB  # growth that is nobody's affair
+CALM_BYTES = 40 * MB  # growth that needs no reason
 SLACK_BYTES = 90 * MB  # beside what the broker itself may hold
 UNREAD_BYTES = 4 << 10  # less than this waits for a moment behind any client
 SUSPECT_BYTES = 4 * MB

@@ -87,7 +87,7 @@ class Queue(Generic[R]):
             if line:
                 return line[0][1]
             del ring[session]
-        self._overtaken[priority] = 0  # nobody waits
+        self._overtaken[priority] = 0  # none waits
         return None
 
     def pop(self) -> R | None:

@@ -131,7 +131,7 @@ class Reports(Shortages):
         model = self._of(e.worker)
         if model is None:
             return
-        batch = model.inflight  # none: an empty answer to nothing is nobody's
+        batch = model.inflight  # none: it answers an empty batch that was not sent
         if not batch or [request.id for request in batch] != [outcome.request for outcome in e.outcomes]:
             return
         model.inflight, model.ahead = model.ahead, []

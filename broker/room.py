@@ -324,7 +324,7 @@ class Room:
                 return
 
     def _restore(self, now: float) -> None:
-        """Loads what was resident before the broker's start, one after another, like a guess: it is in nobody's way."""
+        """Loads what was resident before the broker's start, one after another, as guesses are."""
         if self._wanted or self._moving or self._tense:
             return
         while self._absent:

@@ -312,7 +312,7 @@ class Service(Clients):
                 self._lost_line(line, gone=True)
 
     def _lost_line(self, line: Line, gone: bool) -> None:
-        """Its session, or its worker, has ended. `gone`: nobody is at the other end, so nobody looks at results."""
+        """Its session, or its worker, has ended. `gone`: the process at the other end is, and its results are free."""
         session = self._sessions.get(line.key) if line.role == "client" else None
         if line.departed:
             if gone:

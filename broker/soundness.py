@@ -272,7 +272,7 @@ def _queue(model: Residency, queue: Queue[Request], waiting: list[Request]) -> I
 
 
 def _served(s: Scheduler) -> Iterator[str]:
-    """Where a worker has a place, nobody waits who need not."""
+    """Where a worker has a place, no request waits that need not."""
     for model in s._workers.values():
         first = model.first
         head = first.queue.head() if model.state is State.LOADED and first.queue.live else None
@@ -309,9 +309,9 @@ def _yielding(s: Scheduler) -> Iterator[str]:
             yield f"{name} yields, and does not know it"
     for name, model in known.items():
         if model.state is State.LOADED and model.yielding and name not in s._yielding:
-            yield f"{name} takes no work, and for nobody's sake"
+            yield f"{name} takes no work, and for no model's sake"
     if s._yielding and not s._contested and not s.stopping:
-        yield f"{sorted(s._yielding)} yield, and nobody waits for their room"
+        yield f"{sorted(s._yielding)} yield, and no model waits for their room"
 
 
 # ---------------------------------------------------------------- clients

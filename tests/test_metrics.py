@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
-from broker import descriptors, exposition
+from broker import exposition
 from broker.copies import Copies
 from broker.exposition import Exposition
 from broker.guard import Guard
@@ -72,9 +72,9 @@ def test_five_hundred_idle_connections_keep_no_scrape_out_and_cost_no_thread(ser
     idle = [socket.create_connection(("127.0.0.1", port), 5.0) for _ in range(500)]
     try:
         assert "the_answer 42.0" in scrape(port)
-        wait_until(lambda: made.connections <= descriptors.METRICS)
+        wait_until(lambda: made.connections <= exposition.METRICS)
         ours = descriptors() - before - len(idle)
-        assert ours <= descriptors.METRICS + exposition.BACKLOG
+        assert ours <= exposition.METRICS + exposition.BACKLOG
         assert threading.active_count() == threads
         assert is_hung_up(idle[0])
         assert not is_hung_up(idle[-1])
@@ -197,5 +197,7 @@ def test_a_scrape_that_meets_a_change_looks_again_and_keeps_the_last_if_need_be(
 def test_the_metrics_of_a_broker_count_lost_lines_and_its_own_errors(broker) -> None:  # type: ignore[no-untyped-def]
     port = free_port()
     broker(metrics=f"127.0.0.1:{port}")
-    values = {s.name: s.value for f in text_string_to_metric_families(scrape(port)) for s in f.samples if not s.labels}
+    families = list(text_string_to_metric_families(scrape(port)))
+    assert len({f.name for f in families}) == len(families), "each is described once"
+    values = {s.name: s.value for f in families for s in f.samples if not s.labels}
     assert (values["zoo_log_lines_dropped_total"], values["zoo_internal_errors_total"]) == (0.0, 0.0)

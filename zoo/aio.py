@@ -130,7 +130,7 @@ class _Channel:
         if waiting.outgoing is not None:
             self.link.answered(message, waiting.outgoing)
         if waiting.lease is not None and isinstance(message, protocol.Value):
-            waiting.lease.granted(self, message.value)  # it goes back with the lease, if nobody takes that
+            waiting.lease.granted(self, message.value)  # it goes back with the lease, if no caller takes that
         if not waiting.future.done():
             waiting.future.set_result(outcome)
         if self.link.dead:
@@ -294,7 +294,7 @@ class AsyncClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._rids = itertools.count(1)
         self._quit = session.Flag()
-        self._gone = session.Flag()  # of the latest handshake: nobody waits for it any more
+        self._gone = session.Flag()  # of the latest handshake: no call waits for it any more
         self._pid = os.getpid()
 
     @property
@@ -722,7 +722,7 @@ class AsyncClient:
         self._loop = loop
 
     async def _handshake(self, deadline: float, seconds: float) -> tuple[Link, zmq.Socket[bytes]]:
-        """`session.open_link` in a thread. Should nobody wait for it any more, the thread closes what it opened."""
+        """`session.open_link` in a thread. Should no call wait for it any more, the thread closes what it opened."""
         gone = self._gone = session.Flag()
         opening = asyncio.get_running_loop().run_in_executor(
             None, lambda: session.open_link(self.endpoint, seconds, deadline, gone)
@@ -767,6 +767,6 @@ def _close_opened(opening: asyncio.Future[tuple[Link, zmq.Socket[bytes]]]) -> No
 
 
 def _take_note(made: asyncio.Future[Any]) -> None:
-    """Nobody waits for it any more, and what became of it the next call finds out."""
+    """No call waits for it any more, and what became of it the next call finds out."""
     if not made.cancelled():
         made.exception()

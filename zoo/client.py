@@ -588,7 +588,7 @@ class Client:
             raise
 
     def _withdraw(self, channel: _Channel, pending: _Pending, deadline: float) -> None:
-        """Nobody waits for these any more. Slots and leases do not hang on this thread making another call: the
+        """No call waits for these any more. Slots and leases do not hang on this thread making another call: the
         broker answers a Cancel at once, and that is waited for. Then it answers a question; a request that has no
         answer by then was never sent, or its answer was lost with a torn socket."""
         link, rids = channel.link, list(pending)
@@ -634,7 +634,7 @@ class Client:
             self._send(channel, (protocol.pack(reply),))
 
     def _late(self, channel: _Channel, message: protocol.FromBroker, parts: list[bytes]) -> None:
-        """The message at hand is for nobody. Raises ZooError when it says that nothing we say is understood."""
+        """The message at hand is for no call. Raises ZooError when it says that nothing we say is understood."""
         try:
             reply = channel.reader.late(message, parts)
             if reply is not None:

@@ -60,7 +60,7 @@ class Frame:
 class Slot:
     """A piece of the arena, and who needs it: the `with` block, and each request under way.
 
-    It goes back when nobody needs it, or when it is garbage: a signal handler that raises may undo any bookkeeping.
+    It goes back when it is not needed, or when it is garbage: a signal handler that raises may undo any bookkeeping.
     """
 
     __slots__ = ("__weakref__", "_needs", "arena", "buffer", "home", "ready", "shape", "typestr")

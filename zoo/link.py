@@ -209,7 +209,7 @@ class Link:
             except AccessDenied:
                 raise
             except BaseException as e:
-                self.dead = True  # a reply may still come: nobody could tell whose it is
+                self.dead = True  # a reply may still come, and could not be told from another
                 if isinstance(e, OSError) and e.errno is not None:
                     raise BrokerUnreachable(f"the broker is gone ({e})") from None
                 raise
@@ -355,10 +355,10 @@ class Link:
     def hold(self, rid: int, outgoing: frames.Outgoing) -> None:
         """Keeps the slots until `settle`, or not at all when the news of that was faster than the answer."""
         if not self.shares_memory:
-            outgoing.drop()  # nothing is shared, nobody reads it
+            outgoing.drop()  # nothing is shared, so it is not read
             return
         self.held[rid] = outgoing
-        if rid in self._settled:  # another thread may be taking it from the lifeline just now: whoever is second sees
+        if rid in self._settled:  # another thread may be taking it from the lifeline just now: the second one sees
             self._settled.discard(rid)
             self.settle(rid)
 

@@ -72,7 +72,7 @@ class Reader:
         return body.results if body.many else body.results[0]
 
     def late(self, message: protocol.FromBroker, parts: list[bytes]) -> protocol.Message | None:
-        """Deals with what nobody waits for any more; gives a message to be sent because of it, or None.
+        """Deals with what no call waits for any more; gives a message to be sent because of it, or None.
 
         Raises:
             ZooError: it is about no request at all; the broker could not read something that we sent.
@@ -141,10 +141,10 @@ def no_socket(endpoint: str, why: BaseException) -> BrokerUnreachable:
 
 
 def open_link(address: Address, seconds: float, deadline: float, gone: Flag) -> tuple[Link, zmq.Socket[bytes]]:
-    """Says Hello and waits, within the deadline, for whoever serves the endpoint. The socket is the session's first.
+    """Says Hello and waits, within the deadline, for the broker at the endpoint. The socket is the session's first.
 
     Raises:
-        BrokerUnreachable: nobody answered in time, or `gone` was set. AccessDenied, ProtocolMismatch.
+        BrokerUnreachable: no broker answered in time, or `gone` was set. AccessDenied, ProtocolMismatch.
     """
     while True:
         try:
@@ -215,7 +215,7 @@ class Flag:
         self.up = False
 
     def wait(self, seconds: float) -> bool:
-        """Sleeps; whether it is up then. (Not sooner: nobody who waits minds some milliseconds.)"""
+        """Sleeps; whether it is up then. (Not sooner: a caller that waits minds no milliseconds.)"""
         if not self.up:
             time.sleep(seconds)
         return self.up

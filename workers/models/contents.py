@@ -74,7 +74,7 @@ def look_at(spec: Spec, path: Path) -> None:
     for name in names:
         try:
             found = os.stat(path / name)
-        except OSError:  # a link to nowhere: whoever needs it will miss it
+        except OSError:  # a link to nowhere: what needs it will miss it
             continue
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
             raise _wrong(spec, path / name, "is no regular file")
