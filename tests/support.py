@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from zoo import Client
 
@@ -77,7 +77,7 @@ class Running:
         self._module = broker_keys.pop("module", "zoo.broker")
         self._root: Path = broker_keys.pop("root", ROOT)  # whose code it runs
         self._arguments: list[str] = broker_keys.pop("arguments", [])
-        self._before: list[str] = broker_keys.pop("before", [])  # of the command: see `as_user`
+        self.before: list[str] = broker_keys.pop("before", [])  # of the command: see `as_user`
         self._environment: dict[str, str] = broker_keys.pop("environment", {})
         keys = {
             "endpoint": self.endpoint,
@@ -105,10 +105,10 @@ class Running:
         env = {**kept, "PYTHONPATH": str(self._root), "PYTHONFAULTHANDLER": "1", "ZOO_TEST_MARK": self._mark}
         env |= self._environment
         self._starts += 1
-        with open(self.folder / "log", "ab") as log:
+        with self._open_log() as log:
             self.process = subprocess.Popen(
                 [
-                    *self._before,
+                    *self.before,
                     sys.executable,
                     "-m",
                     self._module,
@@ -125,6 +125,9 @@ class Running:
         if wait:
             wait_until(self._serving, 20.0, "the broker serves")
         return self
+
+    def _open_log(self) -> IO[bytes]:
+        return open(self.folder / "log", "ab")
 
     def _serving(self) -> bool:
         assert self.process is not None

@@ -54,7 +54,7 @@ class Customer:
 
     async def run(self) -> None:
         calls = [self._plain] * 8 + [self._crops, self._many, self._shared, self._video, self._lease, self._hostile] * 2
-        calls += [self._preload, self._unload, self._ask, self._poison, self._noise, self._cleanup]
+        calls += [self._dropped, self._preload, self._unload, self._ask, self._poison, self._noise, self._cleanup]
         while not self._over.is_set():
             call = self._dice.choice(calls)
             started = time.monotonic()
@@ -129,6 +129,13 @@ class Customer:
             for _ in range(2):
                 answer = self._zoo.infer(model, shared, timeout=timeout, nonce=nonce, map=True)
                 self._right(await self._do(answer), model, nonce, frame)
+
+    async def _dropped(self, timeout: float) -> None:
+        """Nothing is given back by name: what nothing refers to any more is free again."""
+        model, nonce = self._any()
+        shared = await self._do(self._zoo.frame((48, 32, 3)))
+        shared.array[:] = frame = self._frame(48, 32, 3)
+        self._right(await self._do(self._zoo.infer(model, shared, timeout=timeout, nonce=nonce)), model, nonce, frame)
 
     async def _video(self, timeout: float) -> None:
         (model, nonce), frames = self._any(), [self._frame() for _ in range(3)]
