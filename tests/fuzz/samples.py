@@ -17,6 +17,12 @@ FROM_CLIENT: list[protocol.Message] = [
     protocol.CleanupIdle(14, 1.0),
     protocol.Query(15, "explain", "toy"),
     protocol.Query(16, "status"),
+    protocol.Query(17, "models"),
+    protocol.Query(18, "ps"),
+    protocol.Query(19, "enrich"),
+    protocol.Reload(20),
+    protocol.Footprint(21, "toy", True),
+    protocol.Bye(),
     protocol.Cancel(7),
     protocol.Ping(),
 ]

@@ -68,19 +68,24 @@ def _session(endpoint: str) -> tuple[zmq.Socket[bytes], bytes]:
 
 def test_the_front_socket(fuzzed: Fuzzed) -> None:
     dice = random.Random(SEED)
-    sock, _ = _session(fuzzed.running.endpoint)
+    sock, key = _session(fuzzed.running.endpoint)
+    sock.setsockopt(zmq.SNDTIMEO, 10_000)
     body = payload.pack_request(samples.REQUESTS[0])
+    heard = 0
     for n in range(CASES):
+        if n % 20 == 19:  # one of them may have been a Bye
+            sock.send(protocol.pack(protocol.Hello(key, 1, "fuzz")))
         parts = [message(dice, samples.FROM_CLIENT)]
         if dice.random() < 0.5:
             parts += [body if dice.random() < 0.5 else message(dice, samples.REQUESTS)[1:], bytes(48)]  # type: ignore[arg-type]
-        with contextlib.suppress(zmq.Again):
-            sock.send_multipart(parts, zmq.NOBLOCK)
+        sock.send_multipart(parts)
         with contextlib.suppress(zmq.Again):
             while True:
                 protocol.unpack_from_broker(sock.recv_multipart(zmq.NOBLOCK)[0])
+                heard += 1
         if n % 500 == 499:
             fuzzed.look()
+    assert heard > CASES // 20, "the broker has answered"
     sock.send(protocol.pack(protocol.Bye()))
     sock.close()
     fuzzed.good.unpin("toy")
