@@ -182,7 +182,10 @@ class Storm:
         for number, customer in enumerate(self._customers):
             sent = ended = 0
             last = ""
-            for line in (self.broker.folder / f"tally{number}").read_text().splitlines():
+            books = self.broker.folder / f"tally{number}"
+            if customer.pid in self._killed and not books.exists():  # killed before it had begun
+                continue
+            for line in books.read_text().splitlines():
                 sent += line == "s"
                 ended += line[:1] in "arW"
                 wrong += [line] if line.startswith("W") else []
