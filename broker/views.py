@@ -23,6 +23,7 @@ from broker.story import Line
 from zoo import catalogue
 from zoo.config import ZooConfig
 from zoo.errors import AccessDenied, InvalidInput, ModelNotFound
+from zoo.files import shown
 
 MOST_DIGITS, MOST_NAME = 20, 64
 
@@ -64,6 +65,7 @@ class Views:
             "boot": boot,
             "endpoint": config.endpoint,
             "footprint": config.broker.footprint,
+            "config": shown(config.file.resolve()) if config.file is not None else "",
         }
         return status
 

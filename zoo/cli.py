@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from zoo.client import Client
-    from zoo.config import ModelConfig
+    from zoo.config import ModelConfig, ZooConfig
     from zoo.transfer import Limits, Watch
 
 OK, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -114,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run the broker in the foreground", add_help=False)
     serve.set_defaults(run=_serve)
+    init = add("init", _init, "write a config.toml to begin with, and its folders", "What is there is never replaced.")
+    init.add_argument("folder", nargs="?", type=Path, default=Path(), metavar="FOLDER")
+    check = add("check", _check, "read a configuration and say what keeps models from being served",
+        "Imports the adapters, and serves nothing. "
+        "Exit status 1: an enabled model cannot be served. 2: the file is not valid.")  # fmt: skip
+    check.add_argument("--config", metavar="FILE", help="default: $ZOO_CONFIG, ./config.toml, the shipped one")
     add("ls", _ls, "list the models", "Without a broker: those of config.toml.")
     add("ps", _ps, "list the processes: one per loaded model, or more")
     add("status", _status, "show the budget and what uses it")
@@ -177,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     pull.add_argument("models", nargs="*", metavar="MODEL")
     pull.add_argument("--all", action="store_true", help="of every enabled model")
+    pull.add_argument("--config", metavar="FILE", help="default: the running broker's, else as of `zoo check`")
     pull.add_argument("--force", action="store_true", help="fetch them again, and replace whatever is there")
     pull.add_argument("--pin", action="store_true", help="print the commit and digests, to be pasted into config.toml")
 
@@ -253,6 +260,38 @@ def _serve(args: argparse.Namespace) -> int:
     return OK
 
 
+def _init(args: argparse.Namespace) -> int:
+    from zoo import init
+
+    file = init.write(args.folder)
+    if args.json:
+        _print_json({"config": str(file.resolve())})
+    else:
+        print(f"wrote {file}; next: describe your models in it, then `zoo check` and `zoo serve` in {file.parent}")
+    return OK
+
+
+def _check(args: argparse.Namespace) -> int:
+    from zoo import check
+    from zoo.config import load_config
+
+    config = load_config(args.config)
+    unknown = {"state": None, "measured_mb": None, "available": False, "pinned": False}
+    rows = [{**row, **unknown} for row in check.rows(config)]
+    if args.json:
+        _print_json(rows)
+    else:
+        _print_models(rows)
+    sys.stdout.flush()
+    bad = [row["name"] for row in rows if row["enabled"] and row["problem"]]
+    for row in rows if not args.json else ():
+        if row["name"] in bad:
+            print(f"zoo: {row['name']}: {row['problem']}", file=sys.stderr)
+    where = config.file or "no config.toml: the defaults"
+    print(f"zoo: {where}: {len(rows) - len(bad)} of {len(rows)} models are as they should be", file=sys.stderr)
+    return REFUSED if bad else OK
+
+
 def _standins(args: argparse.Namespace) -> int:
     search_path.run("workers.models.standins", args.rest)
     return OK
@@ -267,32 +306,40 @@ def _ls(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(rows)
     else:
-        lines = [
-            (
-                row["name"],
-                row["category"],
-                row["priority"],
-                _mb(row["vram_mb"]),
-                _mb(row["measured_mb"]),
-                row["state"] or "-",
-                row["weights"],
-                _note(row),
-            )
-            for row in rows
-        ]
-        heads = ("NAME", "CATEGORY", "PRIORITY", "DECLARED", "MEASURED", "STATE", "WEIGHTS", "NOTE")
-        _print_table(heads, lines, right=(3, 4))
+        _print_models(rows)
     if note:
         sys.stdout.flush()
         print(f"zoo: {note}", file=sys.stderr)
     return OK
 
 
+def _print_models(rows: list[dict[str, Any]]) -> None:
+    lines = [
+        (
+            row["name"],
+            row["category"],
+            row["priority"],
+            _mb(row["vram_mb"]),
+            _mb(row["measured_mb"]),
+            row["state"] or "-",
+            row["weights"],
+            _note(row),
+        )
+        for row in rows
+    ]
+    heads = ("NAME", "CATEGORY", "PRIORITY", "DECLARED", "MEASURED", "STATE", "WEIGHTS", "NOTE")
+    _print_table(heads, lines, right=(3, 4))
+
+
 def _note(row: dict[str, Any]) -> str:
     """What keeps the model from being served, in as few words as the columns before it leave to say."""
     if row["weights"] == "missing" and row["enabled"] and row["problem"]:
         return f"zoo pull {row['name']}" if "zoo pull" in row["problem"] else f"by hand: {row['source']}"
-    return row["problem"] or ("pinned" if row["pinned"] else "")
+    if row["problem"] or row["pinned"]:
+        return row["problem"] or "pinned"
+    if row["enabled"] and not row["vram_mb"] and row["measured_mb"] is None:
+        return "no vram_mb: counted as 0 MB until it is measured"
+    return ""
 
 
 def _configured() -> list[dict[str, Any]]:
@@ -306,11 +353,10 @@ def _configured() -> list[dict[str, Any]]:
 
 def _pull(args: argparse.Namespace) -> int:
     from zoo import catalogue
-    from zoo.config import load_config
     from zoo.progress import Bar
     from zoo.transfer import LIMITS, Limits, Watch
 
-    config = load_config()
+    config = _pull_config(args)
     if args.all == bool(args.models):
         raise Usage("name the models whose weights to fetch, or say --all")
     known = {m.name: m for m in config.models}
@@ -341,6 +387,42 @@ def _pull(args: argparse.Namespace) -> int:
     elif args.pin:
         print("\n".join(line for row in rows for line in _pin_lines(row)))
     return REFUSED if any(row["error"] for row in rows) else OK
+
+
+def _pull_config(args: argparse.Namespace) -> ZooConfig:
+    """Of the file that was named, else the running broker's, else the one that a broker here would take.
+
+    Raises:
+        ConfigError: none that can be used, or one whose weights would come to lie in the installed package.
+    """
+    from zoo.config import find_config, load_config
+
+    file = args.config or _brokers_file(args) or find_config()
+    config = load_config(file)
+    folder = config.resolve(config.broker.weights_dir).resolve()
+    if {"site-packages", "dist-packages"} & set(folder.parts):
+        raise ConfigError(
+            f"weights would be put into the installed package, {folder}: run `zoo init` in a folder of yours, or "
+            "name a configuration with --config"
+        )
+    return config
+
+
+def _brokers_file(args: argparse.Namespace) -> str | None:
+    """Where a broker on this machine has its configuration; None without a broker, or when it does not say."""
+    from zoo.address import find_address
+    from zoo.client import Client
+
+    address = find_address(args.endpoint)
+    places = (address, *address.others)
+    if not any(place.startswith("ipc://") and os.path.exists(place.removeprefix("ipc://")) for place in places):
+        return None
+    try:
+        with Client(args.endpoint, timeout=LIST_S) as zoo:
+            said = zoo.get_status()["broker"].get("config")
+    except BrokerUnreachable:
+        return None
+    return said if isinstance(said, str) and said else None
 
 
 def _pull_one(

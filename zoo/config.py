@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -380,6 +380,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
+def _choices(hint: Any) -> list[str]:
+    """The values of a key that takes only these; empty for all other keys."""
+    return [str(value) for value in get_args(hint)] if get_origin(hint) is Literal else []
+
+
 class _Reader:
     """Collects mistakes while tables become structs."""
 
@@ -420,7 +425,9 @@ class _Reader:
             try:
                 values[field] = msgspec.convert(value, hints[field])
             except (ValueError, OverflowError) as e:  # msgspec.ValidationError is a ValueError
-                self.wrong(place, key, f"{e}, got {_short(value)}")
+                choices = _choices(hints[field])
+                what = f"expected one of {', '.join(choices)}" if choices else str(e)
+                self.wrong(place, key, f"{what}, got {_short(value)}")
         for info in msgspec.structs.fields(cls):
             if info.required and info.encode_name not in raw:
                 self.wrong(place, None, f"the key {info.encode_name!r} is missing")
