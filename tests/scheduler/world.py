@@ -872,6 +872,7 @@ class World:
         for p in list(self.processes.values()):
             if p.stuck:
                 self.emit_back(p)
+        self.settle()  # what came back may let a model be loaded ahead
         if not self.s.stopping:
             self.cleanup(0.0)
         else:
