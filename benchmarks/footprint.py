@@ -25,7 +25,7 @@ MODELS = {model.name: model for model in load_config(Path(__file__).parents[1] /
 NETWORKS = [name for name, model in MODELS.items() if model.path]  # what can run in half precision
 VIDEO = "xclip-base"
 
-FEWER = {"vehicle-damage-detection": {"max_det": 20}}  # a mask of the scene is 2 MB
+FEWER = {"vehicle-damage-detection": {"max_det": 10}}  # a mask of the scene is 2 MB, an answer at most 32
 
 # How far an answer may be from that of a CPU, which computes in single precision. CUDA's convolutions round to the
 # eleven bits of TF32 by default, as many as half precision has, and random weights carry rounding on from layer to
@@ -48,17 +48,21 @@ class Meter(Protocol):
 
 
 @contextlib.contextmanager
-def running(weights: Path, device: str, *, half: bool = False) -> Iterator[zoo.Client]:
-    """A broker with all models on "cuda" or "cpu", and a client.
+def running(weights: Path, device: str, *, half: bool = False, keys: str = "") -> Iterator[zoo.Client]:
+    """A broker with all models on "cuda" or "cpu", and a client. It knows nothing of earlier brokers.
 
     Args:
         half: networks in half precision.
+        keys: further lines of `[broker]`.
     """
     rows = [_table(model, half=half and model.name in NETWORKS) for model in MODELS.values()]
-    text = f'[broker]\ndevice = "{device}"\nweights_dir = "{weights}"\nload_timeout = 300\ndispatch_timeout = 120\n'
     with (
         common.folder() as where,
-        common.broker(text + "".join(rows), where) as (endpoint, _),
+        common.broker(
+            f'[broker]\ndevice = "{device}"\nweights_dir = "{weights}"\nstate_dir = "{where}/state"\n'
+            f"load_timeout = 300\ndispatch_timeout = 120\n{keys}" + "".join(rows),
+            where,
+        ) as (endpoint, _),
         zoo.Client(endpoint, timeout=300) as client,
     ):
         yield client
@@ -91,18 +95,23 @@ def answers(weights: Path, device: str, *, half: bool = False) -> dict[str, Any]
         return {name: ask(client, name) for name in MODELS}
 
 
-def measure(weights: Path, meter: Meter, device: str = "cuda", *, half: bool = False) -> dict[str, dict[str, float]]:
-    """Megabytes of the device by model: declared, and above what was in use before, CUDA context included: loaded, with
-    one answer given, and after the unload.
+def measure(
+    weights: Path, meter: Meter, device: str = "cuda", *, half: bool = False
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """By model, megabytes of the device and the answer.
+
+    The megabytes: declared, and above what was in use before, CUDA context included: loaded, with one answer given, and
+    after the unload.
     """
     found: dict[str, dict[str, float]] = {}
+    said: dict[str, Any] = {}
     with running(weights, device, half=half) as client:
         client.get_status()
         for name, model in MODELS.items():
             before = meter.used_mb()
             client.get_model(name)
             loaded = meter.used_mb()
-            ask(client, name)
+            said[name] = ask(client, name)
             answered = meter.used_mb()
             client.unload(name)
             found[name] = {
@@ -111,7 +120,7 @@ def measure(weights: Path, meter: Meter, device: str = "cuda", *, half: bool = F
                 "answered_mb": answered - before,
                 "left_mb": meter.settled_mb(before) - before,
             }
-    return found
+    return found, said
 
 
 def make_weights(where: Path) -> None:

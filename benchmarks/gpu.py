@@ -6,24 +6,35 @@ c. A swap, part by part, as `benchmarks.swap` measures it.
 d. The processes of a full zoo stay within its budget.
 e. Megabytes of each model of config.toml, context included, in single and in half precision, and how far its answers
    are from those on the CPU: of networks of the published sizes with random weights (`benchmarks.footprint`).
+f. The same models, all in use at once, within a budget that holds a few of them: the most that the device saw in use.
+g. What copies in host memory and processes in reserve save of a swap (`benchmarks.warm`).
 
-The tests in tests/gpu hold the same figures to their limits.
+Each part is written down when it is done; one that fails leaves the others their turn. The tests in tests/gpu hold
+the same figures to their limits.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
+import random
+import statistics
 import subprocess
 import sys
+import threading
 import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import zoo
-from benchmarks import common, footprint, swap
+from benchmarks import common, footprint, swap, warm
 
 DEVICE = "cuda:0"
 MODULE = "benchmarks.adapters"
@@ -80,6 +91,13 @@ def reason_not_to_run() -> str | None:
     except Exception as e:
         return f"{e}" or type(e).__name__
     return None
+
+
+def uuid() -> str:
+    """Of the first device that CUDA shows."""
+    from broker.meters import Machine
+
+    return Machine().uuids[0]
 
 
 def memory_back(weights: Path) -> dict[str, float]:
@@ -157,10 +175,11 @@ def within_budget(weights: Path) -> dict[str, Any]:
 def models(weights: Path) -> dict[str, dict[str, float]]:
     """e. By model: `footprint.measure`, the same in half precision, and the distance of both from the CPU's answers."""
     meter = Meter()
-    figures: dict[str, dict[str, float]] = footprint.measure(weights, meter)
-    halves = footprint.measure(weights, meter, half=True)
-    on_cpu = footprint.answers(weights, "cpu")
-    single, half = (footprint.answers(weights, "cuda", half=how) for how in (False, True))
+    with ThreadPoolExecutor() as beside:  # takes nothing of the device
+        asked = beside.submit(footprint.answers, weights, "cpu")
+        figures, single = footprint.measure(weights, meter)
+        halves, half = footprint.measure(weights, meter, half=True)
+        on_cpu = asked.result()
     for name, row in figures.items():
         row["distance"] = footprint.distance(single[name], on_cpu[name])
         if name in footprint.NETWORKS:
@@ -169,47 +188,191 @@ def models(weights: Path) -> dict[str, dict[str, float]]:
     return figures
 
 
+@contextmanager
+def watched(meter: Meter) -> Iterator[list[tuple[float, float]]]:
+    """(monotonic seconds, MB in use) every few milliseconds, while the block runs."""
+    seen: list[tuple[float, float]] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.005):
+            seen.append((time.monotonic(), meter.used_mb()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def overbooked(weights: Path, budget_gb: float = 6.0, clients: int = 3, seconds: float = 40.0) -> dict[str, Any]:
+    """f. Clients at once, each asking one model after another in an order of its own.
+
+    What a model takes is known when it has been seen at work, so each is asked once before, and that counts apart.
+    Those first answers are compared with the CPU's.
+    """
+    meter = Meter()
+    pids: set[int] = set()
+    failed: list[str] = []
+    took: list[float] = []
+
+    def use(own: zoo.Client, name: str) -> Any:
+        started = time.monotonic()
+        try:
+            return footprint.ask(own, name)
+        except zoo.ZooError as e:
+            failed.append(f"{name}: {e}")
+        finally:
+            took.append(time.monotonic() - started)
+            pids.update(row["pid"] for row in own.processes())
+
+    def keep_asking(number: int) -> None:
+        orders = random.Random(number)
+        with zoo.Client(endpoint, timeout=300) as own:
+            while time.monotonic() < end:
+                use(own, orders.choice(list(footprint.MODELS)))
+
+    first: dict[str, Any] = {}
+    with (
+        ThreadPoolExecutor() as beside,
+        footprint.running(weights, "cuda", keys=f"vram_budget_gb = {budget_gb}\n") as client,
+    ):
+        asked = beside.submit(footprint.answers, weights, "cpu")  # takes nothing of the device
+        endpoint = client.endpoint
+        before = meter.used_mb()
+        with watched(meter) as learning:
+            for name in footprint.MODELS:
+                first[name] = use(client, name)
+        on_cpu = asked.result()
+        took.clear()
+        pids.clear()
+        began = time.monotonic()
+        end = began + seconds
+        with watched(meter) as seen:
+            users = [threading.Thread(target=keep_asking, args=(number,)) for number in range(clients)]
+            for user in users:
+                user.start()
+            for user in users:
+                user.join()
+        ended = time.monotonic()
+        status = client.get_status()
+        rows = client.footprint()
+    return {
+        "models": len(footprint.MODELS),
+        "budget_mb": budget_gb * 1024,
+        "most_used_mb": max(mb for _, mb in seen) - before,
+        "most_used_while_learning_mb": max(mb for _, mb in learning) - before,
+        "charged_at_the_end_mb": status["vram_used_mb"],
+        "requests": len(took),
+        "failed": failed,
+        "processes": len(pids),
+        "seconds": ended - began,
+        "median_s": statistics.median(took),
+        "worst_s": max(took),
+        "footprints": rows,
+        "distance": {
+            name: footprint.distance(answer, on_cpu[name]) for name, answer in first.items() if answer is not None
+        },
+    }
+
+
+def swaps_by_copies(weights: Path, turns: int) -> dict[str, Any]:
+    """g. By model: `warm.summary`."""
+    warm.forget_stand_ins(weights)
+    return warm.summary(*warm.measure(weights, turns, DEVICE))
+
+
+def describe() -> dict[str, Any]:
+    """Card, driver and libraries."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    names = ("torch", "torchvision", "transformers", "ultralytics", "numpy", "pyzmq", "msgspec", "nvidia-ml-py")
+    return {
+        "card": pynvml.nvmlDeviceGetName(handle),
+        "total_mb": pynvml.nvmlDeviceGetMemoryInfo(handle).total / (1 << 20),
+        "driver": pynvml.nvmlSystemGetDriverVersion(),
+        "cuda_of_the_driver": pynvml.nvmlSystemGetCudaDriverVersion() / 1000,
+        **{name: importlib.metadata.version(name) for name in names},
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer turns, and nothing is written")
+    parser.add_argument("--quick", action="store_true", help="fewer turns of a to d, and nothing is written")
+    parser.add_argument("--parts", default="", help="letters, in order (default: abcd with --quick, else all)")
+    parser.add_argument("--turns", type=int, help="of c and g (default: 3 with --quick, else 7)")
+    parser.add_argument("--weights", type=Path, help="where benchmarks.published has written (default: it does so now)")
     args = parser.parse_args(argv)
     if reason := reason_not_to_run():
         print(f"nothing to measure: {reason}")
         return 0
+    wanted = args.parts or ("abcd" if args.quick else "abcdefg")
+    turns = args.turns or (3 if args.quick else 7)
+    figures: dict[str, Any] = {"device": describe(), "failed": {}}
     with common.folder() as folder, common.folder() as large:
-        weights = Path(folder)
-        swap.make_weights(weights)
-        if not args.quick:
-            footprint.make_weights(Path(large))
-        figures: dict[str, Any] = {
-            "memory": memory_back(weights),
-            "forks": forks(),
-            "swap": swap.summary(swap.measure(weights, 3 if args.quick else 9, DEVICE)),
-            "budget": within_budget(weights),
-            "models": {} if args.quick else models(Path(large)),
+        small, published = Path(folder), args.weights or Path(large)
+        if set(wanted) & set("acd"):
+            swap.make_weights(small)
+        if set(wanted) & set("efg") and not args.weights:
+            footprint.make_weights(published)
+        parts: dict[str, tuple[str, Callable[[], Any]]] = {
+            "a": ("memory", lambda: memory_back(small)),
+            "b": ("forks", forks),
+            "c": ("swap", lambda: swap.summary(swap.measure(small, turns, DEVICE))),
+            "d": ("budget", lambda: within_budget(small)),
+            "e": ("models", lambda: models(published)),
+            "f": ("overbooked", lambda: overbooked(published)),
+            "g": ("warm", lambda: swaps_by_copies(published, turns)),
         }
+        for letter in wanted:
+            name, part = parts[letter]
+            began = time.monotonic()
+            try:
+                figures[name] = part()
+            except Exception as e:
+                traceback.print_exc()
+                figures["failed"][name] = f"{type(e).__name__}: {e}"
+            print(f"({letter} {name}: {time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
+            if not args.quick:
+                common.save("gpu", figures)
     print(tables(figures))
-    if not args.quick:
-        common.save("gpu", figures)
+    if not args.quick and "swap" in figures:
         swap.plot(figures["swap"], "gpu-swap")
-    return 0
+    return 1 if figures["failed"] else 0
 
 
 def tables(figures: dict[str, Any]) -> str:
-    memory, forked, budget = figures["memory"], figures["forks"], figures["budget"]
-    rows: list[tuple[str, ...]] = [
-        ("device memory above what there was before the load", "MB"),
-        ("  loaded, one prediction made", f"{memory['loaded_mb']:.0f}"),
-        ("  after the process was killed", f"{memory['left_after_kill_mb']:.0f}"),
-        ("  after del model; empty_cache() in a living one", f"{memory['left_after_del_mb']:.0f}"),
-        ("workers forked in turn / processes / wrong answers",
-         f"{forked['turns']} / {forked['processes']} / {forked['wrong']}"),
-        ("budget / most charged / most used (MB)",
-         f"{budget['budget_mb']:.0f} / {budget['charged_mb']:.0f} / {budget['used_mb']:.0f}"),
-    ]  # fmt: skip
-    parts = [common.table(rows), swap.tables(figures["swap"])]
-    if figures["models"]:
+    """Of the parts that there are."""
+    rows: list[tuple[str, ...]] = []
+    if memory := figures.get("memory"):
+        rows += [
+            ("device memory above what there was before the load", "MB"),
+            ("  loaded, one prediction made", f"{memory['loaded_mb']:.0f}"),
+            ("  after the process was killed", f"{memory['left_after_kill_mb']:.0f}"),
+            ("  after del model; empty_cache() in a living one", f"{memory['left_after_del_mb']:.0f}"),
+        ]
+    if forked := figures.get("forks"):
+        told = f"{forked['turns']} / {forked['processes']} / {forked['wrong']}"
+        rows.append(("workers forked in turn / processes / wrong answers", told))
+    if budget := figures.get("budget"):
+        told = f"{budget['budget_mb']:.0f} / {budget['charged_mb']:.0f} / {budget['used_mb']:.0f}"
+        rows.append(("budget / most charged / most used (MB)", told))
+    if many := figures.get("overbooked"):
+        told = f"{many['models']} / {many['budget_mb']:.0f} / {many['most_used_mb']:.0f}"
+        rows.append(("models in use at once / budget / most used (MB)", told))
+        told = f"{many['requests']} / {len(many['failed'])} / {many['processes']}"
+        rows.append(("  requests / failed / processes that served them", told))
+    parts = [common.table(rows)] if rows else []
+    if figures.get("swap"):
+        parts.append(swap.tables(figures["swap"]))
+    if figures.get("models"):
         parts.append(footprint.table(figures["models"]))
+    if figures.get("warm"):
+        parts.append(warm.tables(figures["warm"]))
     return "\n\n".join(parts)
 
 

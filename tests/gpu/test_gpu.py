@@ -5,6 +5,8 @@ NVML decides whether there is one: collecting these tests imports no model libra
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,22 @@ from zoo import results
 REASON = gpu.reason_not_to_run()
 needs_cuda = [pytest.mark.gpu, pytest.mark.timeout(600), pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
+SHOWN = """
+import json, torch
+from broker.meters import Machine
+shown = [f"GPU-{torch.cuda.get_device_properties(n).uuid}" for n in range(torch.cuda.device_count())]
+print(json.dumps([Machine().uuids, shown]))
+"""
+OWN = """
+import json, os, torch
+from benchmarks.gpu import Meter
+meter = Meter()
+before = meter.used_mb()
+kept = torch.ones(256 << 20, dtype=torch.uint8, device="cuda")
+torch.cuda.synchronize()
+print(json.dumps([meter.process_mb(os.getpid()), meter.used_mb() - before]))
+"""
+
 LEFT_MB = 16.0  # NVML counts whole pages, and drivers keep a few of them; a CUDA context alone takes 300 MB and more
 
 
@@ -31,6 +49,27 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestOnTheDevice:
     pytestmark = needs_cuda
+
+    @pytest.mark.parametrize("setting", [None, "0", "whole", "start", "", "-1", "7"])
+    def test_the_broker_sees_the_devices_that_cuda_shows(self, setting: str | None) -> None:
+        uuid = gpu.uuid()
+        setting = {"whole": uuid, "start": uuid[:12]}.get(setting or "", setting)
+        environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
+        if setting is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = setting
+        done = subprocess.run(
+            [sys.executable, "-c", SHOWN], env=environment, stdout=subprocess.PIPE, check=True, text=True
+        )
+        by_broker, by_cuda = json.loads(done.stdout.splitlines()[-1])
+        assert by_broker == by_cuda
+
+    def test_nvml_says_what_a_process_uses(self) -> None:
+        """Else footprints would be learnt from the whole device's rise, which other programs move too."""
+        done = subprocess.run([sys.executable, "-c", OWN], stdout=subprocess.PIPE, check=True, text=True)
+        own, device = json.loads(done.stdout.splitlines()[-1])
+        if own is None:
+            pytest.skip("this driver does not tell a process's memory")
+        assert own == pytest.approx(device, abs=LEFT_MB)
 
     def test_a_killed_worker_leaves_nothing_on_the_device(self, weights: Path) -> None:
         found = gpu.memory_back(weights)
@@ -82,7 +121,7 @@ class TestEveryModel:
         assert footprint.distance(on_the_device[name], on_cpu[name]) <= 1
 
     def test_each_gives_all_of_its_memory_back(self, all_weights: Path) -> None:
-        for name, row in footprint.measure(all_weights, gpu.Meter()).items():
+        for name, row in footprint.measure(all_weights, gpu.Meter())[0].items():
             assert row["left_mb"] <= LEFT_MB, name
             if name in footprint.NETWORKS:
                 assert row["loaded_mb"] > 100, f"{name} was not seen to load: is somebody else using this device?"
@@ -162,6 +201,23 @@ def test_answers_that_agree_are_near_and_others_far() -> None:
     assert footprint.distance(classified(0.7), classified(0.8)) > 1
     assert footprint.distance(results.OcrText(text="A", lines=[], scores=unit[0]),
                               results.OcrText(text="B", lines=[], scores=unit[0])) > 1  # fmt: skip
+
+
+def test_a_part_that_fails_leaves_the_others_their_turn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Path) -> dict[str, float]:
+        raise LookupError("the driver is gone")
+
+    monkeypatch.setattr(gpu, "reason_not_to_run", lambda: None)
+    monkeypatch.setattr(gpu, "describe", dict)
+    monkeypatch.setattr(gpu, "memory_back", fail)
+    monkeypatch.setattr(gpu, "forks", lambda: {"turns": 10, "processes": 9, "wrong": 1})
+    monkeypatch.setattr(swap, "make_weights", lambda where: None)
+    assert gpu.main(["--quick", "--parts", "ab"]) == 1
+    shown = capsys.readouterr()
+    assert "10 / 9 / 1" in shown.out
+    assert "the driver is gone" in shown.err
 
 
 @pytest.mark.skipif(REASON is None, reason="there is a CUDA device")
