@@ -133,6 +133,20 @@ class Requests(Instances):
         where = f" of {model.config.device}" if model.config.device else ""
         return f"{model.name} needs {need:g} MB, the whole budget{where} is {most:g} MB"
 
+    def trouble(self, name: str, now: float) -> str | None:
+        """What a request for the model would be refused for, as far as this machine's own state goes."""
+        model = self.models[name]
+        if not model.config.enabled or not self.is_cold(name):
+            return None
+        if not self._ever_fits(model):
+            return self._too_large(model)
+        if model.failure and model.state in (State.FAILED, State.EVICTING):
+            wait = model.retry_at - now
+            then = f"in {wait:.0f} s" if wait > 0 else "with the next request"
+            lasting = ", though nothing but a change of the model or its files will help" if model.permanent else ""
+            return f"the last load failed ({model.failure}); the next try is possible {then}{lasting}"
+        return None
+
     def _outgrown(self, model: Residency) -> None:
         for request in model.queue.all():
             self._refuse(request, "model_too_large", self._too_large(model))

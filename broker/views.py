@@ -70,7 +70,8 @@ class Views:
         return status
 
     def models(self, config: ZooConfig) -> list[dict[str, Any]]:
-        return [
+        now = time.monotonic()
+        rows = [
             {
                 **catalogue.row(config, model.config),
                 "state": model.state.value,
@@ -80,6 +81,9 @@ class Views:
             }
             for model in self._scheduler.models.values()
         ]
+        for row in rows:
+            row["problem"] = row["problem"] or self._scheduler.trouble(row["name"], now)
+        return rows
 
     def processes(self, workers: Mapping[int, Worker]) -> list[dict[str, Any]]:
         rows = self._scheduler.processes()

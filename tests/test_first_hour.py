@@ -132,3 +132,44 @@ def test_pull_puts_nothing_into_an_installed_package(tmp_path: Path, run: Run) -
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert "zoo init" in err
     assert list(file.parent.iterdir()) == [file]
+
+
+def test_ls_says_why_a_load_failed_what_is_not_importable_and_what_is_too_large(broker: Start, run: Run) -> None:
+    running = broker(
+        [toy("broken", options={"load": "raise"}), toy("typo", adapter="nosuchmodule:X"), toy("large", vram_mb=9000),
+         toy("deep", adapter="tests.nosuch:X"), toy("good")],
+        vram_budget_gb=1.0,
+    )  # fmt: skip
+    assert run("--endpoint", running.endpoint, "load", "broken")[0] == 1
+    status, out, _ = run("--endpoint", running.endpoint, "ls", "--json")
+    problems = {row["name"]: row["problem"] for row in json.loads(out)}
+    assert status == 0
+    assert problems["good"] is None
+    assert "the last load failed (" in problems["broken"]
+    assert "; the next try is possible " in problems["broken"]
+    assert problems["typo"].endswith("cannot be imported: there is no module nosuchmodule")
+    assert problems["deep"].endswith("there is no module tests.nosuch")
+    assert problems["large"] == "large needs 9000 MB, the whole budget is 1024 MB"
+    out = run("--endpoint", running.endpoint, "ls")[1]
+    assert all(problem in out for problem in problems.values() if problem and "last load" not in problem)
+    assert run("check", "--config", running.config_path, "--json")[0] == 1
+    rows = json.loads(run("check", "--config", running.config_path, "--json")[1])
+    stopped = {row["name"]: row["problem"] for row in rows}
+    assert stopped["large"] == problems["large"]
+
+
+def test_ls_without_a_broker_finds_an_adapter_beside_the_configuration(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "beside.py").write_text("raise SystemExit('it is imported')\n")
+    file = tmp_path / "config.toml"
+    file.write_text(config_text([toy(adapter="beside:X"), toy("large", vram_mb=9000)], endpoint=f"ipc://{tmp_path}/b"))
+    monkeypatch.setenv("ZOO_CONFIG", str(file))
+    rows = json.loads(run("ls", "--timeout", "0.1", "--json")[1])
+    assert [row["problem"] for row in rows] == [None, "large needs 9000 MB, the whole budget is 6963.2 MB"]
+
+
+def test_pull_of_a_model_that_is_not_there_suggests_one(tmp_path: Path, run: Run) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(config_text([toy("fashion")]))
+    assert "did you mean 'fashion'?" in run("pull", "fashoin", "--config", file)[2]

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zoo import weights
-from zoo.config import ModelConfig, ZooConfig
+from zoo import adapters, weights
+from zoo.config import MB_PER_GB, ModelConfig, ZooConfig
 from zoo.files import shown
 
 
@@ -57,6 +57,13 @@ def problem(config: ZooConfig, model: ModelConfig) -> str | None:
     return None
 
 
+def too_large(config: ZooConfig, model: ModelConfig) -> str | None:
+    """Whether what is declared is more than the budget, for those who have not measured anything."""
+    budgets = [d.budget_gb for d in config.devices if model.device in ("", d.name)] or [config.broker.vram_budget_gb]
+    most = max(budgets) * MB_PER_GB
+    return f"{model.name} needs {model.vram_mb:g} MB, the whole budget is {most:g} MB" if model.vram_mb > most else None
+
+
 def _missing(config: ZooConfig, model: ModelConfig) -> str:
     lack = f"the weights of {model.name} are missing at {shown(config.weights(model) or '')}"
     if model.published.fetchable:
@@ -68,6 +75,8 @@ def _trouble(config: ZooConfig, model: ModelConfig) -> str | None:
     """The `problem`, or what an adapter of the zoo is going to say: it does not read a pickle unasked."""
     path = config.weights(model)
     found = problem(config, model)
+    if found is None and (lacks := adapters.missing(model.adapter, str(config.base))) is not None:
+        return f"the adapter {model.adapter} cannot be imported: there is no module {lacks}"
     if found or path is None or model.trust_pickle or not model.adapter.startswith("workers.models."):
         return found
     try:

@@ -47,6 +47,8 @@ def rows(config: ZooConfig) -> list[dict[str, Any]]:
         why = wrong.get(model.adapter)
         if model.enabled and why is not None:
             row["problem"] = f"the adapter {model.adapter} cannot be imported: {why}"
+        elif model.enabled and not row["problem"]:
+            row["problem"] = catalogue.too_large(config, model)
         found.append(row)
     return found
 

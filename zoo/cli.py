@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import importlib.metadata
 import io
 import json
@@ -348,7 +349,11 @@ def _configured() -> list[dict[str, Any]]:
 
     config = load_config()
     unknown = {"state": None, "measured_mb": None, "available": False}
-    return [{**catalogue.row(config, m), **unknown, "pinned": m.pinned} for m in config.models]
+    rows = [{**catalogue.row(config, m), **unknown, "pinned": m.pinned} for m in config.models]
+    for row, model in zip(rows, config.models, strict=True):
+        if model.enabled:
+            row["problem"] = row["problem"] or catalogue.too_large(config, model)
+    return rows
 
 
 def _pull(args: argparse.Namespace) -> int:
@@ -361,7 +366,9 @@ def _pull(args: argparse.Namespace) -> int:
         raise Usage("name the models whose weights to fetch, or say --all")
     known = {m.name: m for m in config.models}
     if unknown := [name for name in args.models if name not in known]:
-        raise ModelNotFound(f"there is no model {unknown[0]!r}; `zoo ls` lists the models")
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "`zoo ls` lists the models"
+        raise ModelNotFound(f"there is no model {unknown[0]!r}; {hint}")
     chosen = [m for m in config.models if m.enabled] if args.all else [known[n] for n in dict.fromkeys(args.models)]
     limits = Limits(silence_s=args.timeout) if args.timeout else LIMITS
     bar = Bar()
