@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow storm fuzz bench lint clean
+.PHONY: demo test test-slow node storm fuzz bench lint clean
 
 demo: $(READY)
 	$(BIN)/python -m zoo.demo
@@ -14,6 +14,13 @@ test: $(READY) lint
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=900
+
+# What the client in JavaScript needs, for tests/test_node.py; without it that test is skipped. No scripts run: the
+# package brings its libraries along.
+node:
+	mkdir -p .node
+	cp tests/node/package.json .node/
+	cd .node && npm install --ignore-scripts --no-package-lock --no-audit --no-fund --silent
 
 SEED    ?= 1
 SECONDS ?= 60
@@ -51,4 +58,4 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) .demo demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .demo demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .node

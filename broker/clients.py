@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import zmq
 
+from broker import misread
 from broker.crew import Crew
 from broker.departed import Departed
 from broker.handoff import Line
@@ -148,7 +149,8 @@ class Clients(Crew):
             message = protocol.unpack_from_client(parts[1])
         except ProtocolMismatch as e:
             self._complain("unreadable message from a client: %s", e)
-            self._to_client(identity, protocol.Error(0, e.code, str(e)[: protocol.MAX_TEXT]))
+            rid, code, text = misread.complaint(parts[1] if len(parts) > 1 else b"", e)
+            self._to_client(identity, protocol.Error(rid, code, text[: protocol.MAX_TEXT]))
             return
         if type(message) is protocol.Hello:
             self._hello(identity, message, source)

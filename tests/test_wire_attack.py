@@ -776,3 +776,37 @@ def test_the_last_words_of_a_worker_are_heard_though_it_ended_before_they_were_r
     command = [sys.executable, "-c", STEPPED, str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=env, check=False)
     assert "made of cheese" in done.stdout, done.stderr
+
+
+BAD_FIELDS = [
+    ([2, 5, 7, 1000], "model"),
+    ([2, 5, "toy", "soon"], "timeout_ms"),
+    ([2, 5, "toy", 1000, 2, ["a"]], "arenas"),
+    ([3, 5, "toy", 1000, "yes"], "lease"),
+    ([4, 5, None], "lease"),
+    ([5, 5, {}, 1000], "model"),
+    ([6, 5, "toy", 1], "on"),
+    ([7, 5, []], "idle_seconds"),
+    ([8, 5], ""),
+    ([8, 5, "explain", 1742], "model"),
+    ([13, 5, "toy", "yes"], "forget"),
+]
+
+
+@pytest.mark.parametrize(("header", "field"), BAD_FIELDS)
+def test_a_bad_field_is_answered_under_the_number_of_its_request(target: Target, header: list[Any], field: str) -> None:
+    attacker = target.attached()
+    attacker.say(bytes([protocol.VERSION]) + msgspec.msgpack.encode(header))
+    answer = attacker.hear()
+    assert (answer.rid, answer.code, answer.retryable) == (5, "invalid_input", False)
+    assert answer.message.startswith(f"{field}: " if field else "unreadable")
+
+
+@pytest.mark.parametrize(
+    "header", [[9, 5, "yes"], [99, 5, "x"], [8, True, 1], [8, "5", "status"], [1, 5], {8: 5}, [[], 5]]
+)
+def test_what_is_no_request_with_a_number_is_answered_under_none(target: Target, header: Any) -> None:
+    attacker = target.attached()
+    attacker.say(bytes([protocol.VERSION]) + msgspec.msgpack.encode(header))
+    answer = attacker.hear()
+    assert (answer.rid, answer.code) == (0, "protocol_mismatch")
