@@ -29,6 +29,7 @@ def tour(endpoint: str) -> list[int]:
 
         title("real weights: PP-OCR reads a plate, BRISQUE judges pictures")
         text = ask("paddleocr", "street, whole frame", street)
+        keep(street, "street.png")  # the README reads this one
         keep(text.draw(street), "street-ocr.png")
         (cropped,) = ask("paddleocr", "street, boxes=[plate]", street, boxes=[plate], mode="line")
         wanted = PLATE.replace(" ", "")
