@@ -190,7 +190,9 @@ class Usage:
     # ------------------------------------------------------------ memory that comes back
 
     def due(self, now: float) -> float:
-        """When `tick` has something to do at the latest."""
+        """When `tick` has something to do at the latest; asked at every turn of the loop."""
+        if not self._held and len(self._ending) == len(self._stuck):
+            return now + BACK_LIMIT_S
         soonest = min((held.since + HOLD_S for held in self._held.values()), default=now + BACK_LIMIT_S)
         return min(soonest, now + POLL_S) if len(self._ending) > len(self._stuck) else soonest
 
