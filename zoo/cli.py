@@ -1,7 +1,8 @@
 """`zoo`: the command line. One function per command; each asks one client and prints one answer.
 
-Exit status: 0 done, 1 the zoo said no, 2 wrong usage or configuration, 3 no broker answers, 130 interrupted.
-Answers go to standard output (with `--json` as one JSON document), everything else to standard error.
+Exit status: 0 done, 1 the zoo said no, 2 wrong usage or configuration, 3 no broker answers, 4 the answer could not be
+written, 130 interrupted, 141 the reader of a pipe has gone. Answers go to standard output (with `--json` as one JSON
+document), everything else to standard error (with `--json` an error is one JSON object on one line).
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from zoo import search_path
+from zoo import output, search_path
 from zoo.errors import BrokerUnreachable, ConfigError, InvalidInput, ModelNotFound, ModelUnavailable, ZooError
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from zoo.config import ModelConfig, ZooConfig
     from zoo.transfer import Limits, Watch
 
-OK, REFUSED, USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+OK, REFUSED, USAGE, UNREACHABLE, LOST, INTERRUPTED, CUT_OFF = 0, 1, 2, 3, 4, 130, 141
+_json = False  # errors as well: `--json` was given
 LOOK_S = 3.0  # how long a question waits for an answer
 LIST_S = 1.0  # the one that config.toml can answer as well
 WORK_S = 30.0  # and a load or an inference
@@ -41,13 +43,54 @@ class Usage(Exception):
     """The command line cannot be meant like this."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Its complaints are ours: one line, or JSON."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Usage(f"{message} (`{self.prog} --help` says more)")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse passes over what cannot be written
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and gives its exit status."""
+    global _json
+    given = sys.argv[1:] if argv is None else argv
+    _json = "--json" in given
+    lost = output.open_streams()
     for stream in (sys.stdout, sys.stderr):  # a file's name may hold what UTF-8 cannot say, and is shown all the same
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        status = _run(given, lost)
+        sys.stdout.flush()
+        return status
+    except Usage as e:
+        return _complain("usage", str(e), USAGE)
+    except ConfigError as e:
+        return _complain("configuration", str(e), USAGE, e)
+    except BrokerUnreachable as e:
+        return _complain("no broker", str(e), UNREACHABLE, e)
+    except ZooError as e:
+        return _complain(e.code.replace("_", " "), str(e) + ("" if _json else _hint(e)), REFUSED, e)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough, and lost the rest
+        output.give_up(sys.stdout)
+        return CUT_OFF
+    except OSError as e:
+        output.give_up(sys.stdout)
+        return _complain("output", f"the answer could not be written: {e.strerror or e}", LOST)
+
+
+def _run(given: list[str], lost: bool) -> int:
     parser = _parser()
-    args, rest = parser.parse_known_args(argv)
+    try:
+        args, rest = parser.parse_known_args(given)
+    except SystemExit as e:  # --help, --version
+        sys.stdout.flush()
+        return LOST if lost else int(e.code or 0)
     command: Callable[[argparse.Namespace], int] | None = getattr(args, "run", None)
     if command is None:
         parser.print_help(sys.stderr)
@@ -56,27 +99,19 @@ def main(argv: list[str] | None = None) -> int:
         args.rest = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    elif lost:  # before anything is done
+        return _complain("output", "standard output is closed, so nothing was done; send it to /dev/null", LOST)
+    return command(args)
+
+
+def _complain(what: str, message: str, status: int, cause: Exception | None = None) -> int:
+    line = f"zoo: {what}: {'; '.join(message.splitlines())}"
+    if _json:
+        line = json.dumps(output.error(what, message, status, cause), ensure_ascii=False)
     try:
-        status = command(args)
-        sys.stdout.flush()
-        return status
-    except Usage as e:
-        return _complain("usage", str(e), USAGE)
-    except ConfigError as e:
-        return _complain("configuration", str(e), USAGE)
-    except BrokerUnreachable as e:
-        return _complain("no broker", str(e), UNREACHABLE)
-    except ZooError as e:
-        return _complain(e.code.replace("_", " "), str(e) + _hint(e), REFUSED)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # whoever reads us has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-
-
-def _complain(what: str, message: str, status: int) -> int:
-    print(f"zoo: {what}: {'; '.join(message.splitlines())}", file=sys.stderr)
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        output.give_up(sys.stderr)
     return status
 
 
@@ -90,17 +125,18 @@ def _hint(e: ZooError) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    def common(default: Any) -> argparse.ArgumentParser:
-        parent = argparse.ArgumentParser(add_help=False)
+    def common(default: Any) -> Parser:
+        parent = Parser(add_help=False)
         parent.add_argument("--endpoint", default=default, help="the broker's (default: $ZOO_ENDPOINT, config.toml's)")
         parent.add_argument("--timeout", type=_seconds, default=default, metavar="SECONDS", help="for the answer")
         parent.add_argument("--json", action="store_true", default=default or False, help="print JSON")
         return parent
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="zoo",
         description="More vision models than the GPU can hold, one process each, within one budget.",
-        epilog="Exit status: 0 done, 1 the zoo said no, 2 wrong usage or configuration, 3 no broker answers.",
+        epilog="Exit status: 0 done, 1 the zoo said no, 2 wrong usage or configuration, 3 no broker answers, "
+        "4 the answer could not be written.",
         parents=[common(None)],
     )
     parser.add_argument("--version", action="version", version=f"zoo {importlib.metadata.version('model-zoo')}")
@@ -308,7 +344,7 @@ def _ls(args: argparse.Namespace) -> int:
         _print_json(rows)
     else:
         _print_models(rows)
-    if note:
+    if note and not args.json:
         sys.stdout.flush()
         print(f"zoo: {note}", file=sys.stderr)
     return OK
@@ -384,7 +420,7 @@ def _pull(args: argparse.Namespace) -> int:
                 said = _pull_one(model, path, row, force=args.force, watch=watch, limits=limits)
         except ModelUnavailable as e:
             row |= {"error": str(e), "retryable": e.retryable}
-            _complain("not pulled", str(e) + _hint(e), REFUSED)
+            _complain("not pulled", str(e) + ("" if _json else _hint(e)), REFUSED, e)
         else:
             if not args.json:
                 print(f"{model.name}: {said}", flush=True)

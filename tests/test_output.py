@@ -1,0 +1,72 @@
+"""What the command line does when its output cannot be written, and how `--json` tells errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import ROOT, Running, config_text, toy
+
+COMMANDS = ["ls", "ps", "status", "explain", "footprint", "reload", "load toy", "unload toy", "pin toy", "unpin toy",
+            "check --config CONFIG", "pull toy --config CONFIG", "--help", "ls --help", "--version"]  # fmt: skip
+
+
+def shell(running: Running, command: str, redirect: str) -> subprocess.CompletedProcess[str]:
+    config = running.folder / "checked.toml"
+    config.write_text(config_text([toy()]))
+    line = (
+        f"{sys.executable} -m zoo.cli --endpoint {running.endpoint} {command.replace('CONFIG', str(config))} {redirect}"
+    )
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_answer_that_cannot_be_written_is_one_line_and_a_status_of_its_own(
+    shared_broker: Running, command: str
+) -> None:
+    full = shell(shared_broker, command, ">/dev/full")
+    assert full.returncode == 4
+    assert full.stderr.splitlines()[-1] == "zoo: output: the answer could not be written: No space left on device"
+    assert "Traceback" not in full.stderr
+    closed = shell(shared_broker, command, ">&-")
+    assert closed.returncode == 4
+    assert "Traceback" not in closed.stderr
+
+
+def test_with_standard_error_closed_or_full_the_status_tells(shared_broker: Running) -> None:
+    for redirect in ("2>&-", "2>/dev/full"):
+        done = shell(shared_broker, "load nobody", redirect)
+        assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_the_reader_of_a_pipe_may_go(shared_broker: Running) -> None:
+    for command in ("ls", "status", "status --json"):
+        done = shell(shared_broker, command, "| head -1")
+        assert done.returncode in (0, 141)  # 0: all of it was in the pipe before
+        assert done.stderr == ""
+        assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(("command", "status", "error"), [
+    ("load nobody", 1, "model_not_found"), ("load off", 1, "model_disabled"), ("load broken", 1, "load_failed"),
+    ("sl", 2, "usage"), ("ls --no-such", 2, "usage"), ("infer toy /no/such.jpg", 2, "usage"),
+    ("check --config /no/such.toml", 2, "config_error"), ("pull nobody --config CONFIG", 1, "model_not_found"),
+    ("--endpoint ipc:///tmp/zoo-none/b --timeout 0.1 ps", 3, "broker_unreachable"),
+])  # fmt: skip
+def test_with_json_an_error_is_one_json_object(shared_broker: Running, command: str, status: int, error: str) -> None:
+    done = shell(shared_broker, command + " --json", "")
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.count("\n") == 1
+    said = json.loads(done.stderr)
+    assert (said["error"], said["status"]) == (error, status)
+    assert said["message"]
+    assert said["retryable"] in (True, False)
+    plain = shell(shared_broker, command, "")
+    assert (plain.returncode, plain.stderr.count("\n"), plain.stderr[:5]) == (status, 1, "zoo: ")
