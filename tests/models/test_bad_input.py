@@ -38,6 +38,7 @@ LEAST_SIDE = {"brisque-quality"}  # 32 pixels
 LONGEST = {"depth-anything-v2-small"}  # 8:1
 TOO_LARGE = {  # an 8K frame, and what is named then
     "brisque-quality": "frame",
+    "depth-anything-v2-small": "frame",  # its map of 132 MB is more than `max_inline_mb`
     "segformer-b2-clothes": "frame",
     "vehicle-damage-detection": "max_det",
 }
