@@ -39,25 +39,6 @@ def test_the_readmes_own_model_works_as_written(broker):
         assert len(fenced("python", "class Brightness").splitlines()) <= 10
 
 
-@pytest.mark.models
-def test_the_readmes_client_runs_as_written(broker, tmp_path, monkeypatch):
-    from PIL import Image
-
-    (tmp_path / "demo-out").mkdir()
-    Image.new("RGB", (320, 240), "white").save(tmp_path / "demo-out" / "street-ocr.png")
-    running = broker(
-        '[[models]]\nname = "paddleocr"\nadapter = "workers.models.ocr:PlateReader"\nvram_mb = 100\n'
-        '[[models]]\nname = "brisque-quality"\nadapter = "workers.models.quality:Brisque"\n'
-    )
-    code = fenced("python", "from zoo import Client")
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "ZOO_ENDPOINT": running.endpoint},
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "noisy" in done.stdout
-
-
 @pytest.fixture
 def without_torch(tmp_path) -> list[str]:
     """A Python that sees the project and its base dependencies, and no other package."""
