@@ -7,8 +7,8 @@ import errno
 import os
 import socket
 import stat
-import struct
 
+from zoo import lifeline
 from zoo.errors import ConfigError
 
 Identity = tuple[int, int]  # device, inode
@@ -64,8 +64,7 @@ def listener_of(path: str) -> int | None:
                 if e.errno == errno.EPROTOTYPE:  # it is of the other kind
                     continue
                 return 0  # alive, and its queue is full
-            raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            return int(struct.unpack("3i", raw)[0])
+            return lifeline.peer(probe)[0]
     return 0
 
 

@@ -3,8 +3,8 @@
 By the priority of requests first, but waiting makes urgent: when `OVERTAKEN` more urgent requests have been taken while
 some of a priority wait, it is that priority's turn for one request. So a stream of urgent ones takes eight parts of
 nine, and whichever comes first in its priority's turn is served after `LONGEST` others at most, however urgent these
-are and however many clients send them. Within a priority the clients take turns, one request each, so that whoever has
-queued two hundred does not keep the others waiting for all of them: a newcomer waits for one request of each other
+are and however many clients send them. Within a priority the clients take turns, one request each, so that none that
+has queued two hundred keeps the others waiting for all of them: a newcomer waits for one request of each other
 client at most (and for the batch at work). Within a client's turn the oldest is first.
 """
 

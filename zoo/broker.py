@@ -12,7 +12,6 @@ import contextlib
 import gc
 import logging
 import os
-import resource
 import sys
 
 
@@ -66,7 +65,6 @@ def _serve(args: argparse.Namespace) -> int:
     except OSError as e:
         print(f"the broker cannot be started: {e}", file=sys.stderr)
         return 2
-    _allow_many_clients()
     gc.collect()
     gc.freeze()
     return service.run()
@@ -86,12 +84,6 @@ def _open_standard_streams() -> None:
                 os.close(opened)
         if getattr(sys, name) is None:
             setattr(sys, name, open(fd, "w" if fd else "r", closefd=False, errors="backslashreplace"))  # noqa: SIM115
-
-
-def _allow_many_clients() -> None:
-    """Each client takes about three descriptors; the usual soft limit of 1024 would do for some 300."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

@@ -92,16 +92,19 @@ class Channel:
             ProtocolMismatch: what comes cannot be a message. OSError.
         """
         while (parts := self._parse()) is None:
-            if self._large is not None:
-                count = self.sock.recv_into(self._large.rest())
-                self._large.filled += count
-            else:
-                data = self.sock.recv(RECEIVE_BYTES)
-                self._read += data
-                count = len(data)
-            if not count:
+            if not self._fill():
                 return None
         return parts
+
+    def _fill(self) -> int:
+        """Reads once, straight into a large message where one has begun. Gives the bytes read; 0 at end-of-file."""
+        if self._large is not None:
+            count = self.sock.recv_into(self._large.rest())
+            self._large.filled += count
+            return count
+        data = self.sock.recv(RECEIVE_BYTES)
+        self._read += data
+        return len(data)
 
     def is_quiet(self, seconds: float) -> bool:
         """True when nothing has come for so long."""
@@ -121,13 +124,7 @@ class Channel:
             self.stalled = False
         else:
             try:
-                if self._large is not None:
-                    count = self.sock.recv_into(self._large.rest())
-                    self._large.filled += count
-                else:
-                    data = self.sock.recv(RECEIVE_BYTES)
-                    self._read += data
-                    count = len(data)
+                count = self._fill()
             except (BlockingIOError, InterruptedError):
                 return None
             if not count:
