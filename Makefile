@@ -15,7 +15,7 @@ test: $(READY) lint
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=900
 
-# What the client in JavaScript needs, for tests/test_node.py; without it that test is skipped. No scripts run: the
+# What the client in JavaScript needs, for tests/client/test_node.py; without it that test is skipped. No scripts run: the
 # package brings its libraries along.
 node:
 	mkdir -p .node

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from benchmarks.traces import Event, Trace
-from zoo.config import ModelConfig, ModelPriority
+from zoo.config.schema import ModelConfig, ModelPriority
 
 
 def load_time(

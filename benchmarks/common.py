@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import zoo
-from zoo.smaps import unique_mb
+from zoo.system.smaps import unique_mb
 
 RESULTS = Path(__file__).parent / "results"
 

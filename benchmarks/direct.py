@@ -222,7 +222,7 @@ class OSNet(Torchvision):
     def __init__(self, path: str, options: dict[str, Any]) -> None:
         import torch
 
-        from workers.models.osnet_network import osnet_x0_25
+        from workers.models.shared.osnet_network import osnet_x0_25
 
         state = torch.load(path, weights_only=True)
         super().__init__(osnet_x0_25(), {k: v for k, v in state.items() if not k.startswith("classifier.")})

@@ -64,8 +64,8 @@ class Meter:
     """Device memory in use, by NVML: `Meter()` raises LookupError where there is no CUDA device."""
 
     def __init__(self) -> None:
-        from broker.ledger import Device
-        from broker.meters import open_devices
+        from broker.memory.meters import open_devices
+        from broker.scheduler.capacity.ledger import Device
 
         self._meter = open_devices([Device(DEVICE, "cuda", 0.0)])[DEVICE]
 
@@ -95,7 +95,7 @@ def reason_not_to_run() -> str | None:
 
 def uuid() -> str:
     """Of the first device that CUDA shows."""
-    from broker.meters import Machine
+    from broker.memory.meters import Machine
 
     return Machine().uuids[0]
 

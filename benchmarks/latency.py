@@ -19,7 +19,7 @@ import zmq
 
 import zoo
 from benchmarks import common, floor
-from zoo import payload, protocol
+from zoo.wire import payload, protocol
 
 MODEL = """
 [[models]]

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import zoo
 from benchmarks import common, scene
-from zoo import config as zoo_config
+from zoo.config import schema as zoo_config
 
 SHIPPED = Path(__file__).resolve().parent.parent / "config.toml"
 GOAL, MEMORY_GOAL = 1.10, 1.10

@@ -20,7 +20,7 @@ import msgspec
 from benchmarks import clairvoyant, common, naive, scheduler, traces
 from benchmarks.traces import DAY_S, HOUR_S, Trace
 from benchmarks.world import World
-from zoo.config import ModelConfig, ModelPriority
+from zoo.config.schema import ModelConfig, ModelPriority
 
 SEED = 1
 POLICIES = ("priority", "adaptive")

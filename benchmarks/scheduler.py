@@ -6,10 +6,10 @@ import random
 import statistics
 import time
 
-from broker.ledger import Device
-from broker.scheduler import Scheduler
-from broker.states import Asked, Kind, MemoryBack, Outcome, StartWorker, WorkerDone, WorkerExited, WorkerReady
-from zoo.config import BrokerConfig, ModelConfig
+from broker.scheduler.capacity.ledger import Device
+from broker.scheduler.events import Asked, Kind, MemoryBack, Outcome, StartWorker, WorkerDone, WorkerExited, WorkerReady
+from broker.scheduler.scheduler import Scheduler
+from zoo.config.schema import BrokerConfig, ModelConfig
 
 
 class _Crowd:

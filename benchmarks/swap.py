@@ -28,10 +28,10 @@ import numpy as np
 
 import zoo
 from benchmarks import common
-from broker import states
+from broker.scheduler import events
 from broker.service import Service
-from zoo import config as zoo_config
-from zoo import protocol
+from zoo.config import schema as zoo_config
+from zoo.wire import protocol
 
 GOAL = 15.0
 MODULES = ("workers.runtime", "workers.models.yolo", "workers.models.classify")  # what the nursery imports here
@@ -67,11 +67,11 @@ def frame() -> np.ndarray:
 # ------------------------------------------------------------ the broker, with a stop-watch
 
 MOMENTS = {
-    states.KillWorker: "kill",
-    states.WorkerExited: "exited",
-    states.MemoryBack: "memory",
-    states.StartWorker: "start",
-    states.WorkerReady: "ready",
+    events.KillWorker: "kill",
+    events.WorkerExited: "exited",
+    events.MemoryBack: "memory",
+    events.StartWorker: "start",
+    events.WorkerReady: "ready",
 }
 
 
@@ -81,7 +81,7 @@ class Traced(Service):
     def __init__(self, config: zoo_config.ZooConfig, trace: Path) -> None:
         super().__init__(config)
         self._trace = trace.open("w", buffering=1)
-        for action in (states.KillWorker, states.StartWorker):
+        for action in (events.KillWorker, events.StartWorker):
             self._actions[action] = self._noted(MOMENTS[action], self._actions[action])
 
     def _note(self, moment: str, load_seconds: float = 0.0) -> None:
@@ -94,8 +94,8 @@ class Traced(Service):
 
         return noted
 
-    def _handle(self, event: states.Event) -> None:
-        if type(event) in MOMENTS and type(event) is not states.WorkerReady:
+    def _handle(self, event: events.Event) -> None:
+        if type(event) in MOMENTS and type(event) is not events.WorkerReady:
             self._note(MOMENTS[type(event)])
         super()._handle(event)
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from zoo.config import ModelConfig, ModelPriority, load_config
-from zoo.rules import ANYTHING, Rule
+from zoo.config.rules import ANYTHING, Rule
+from zoo.config.schema import ModelConfig, ModelPriority, load_config
 
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S

@@ -18,7 +18,7 @@ from typing import Any
 
 import zoo
 from benchmarks import common, swap
-from zoo.weights import marker
+from zoo.weights.inventory import marker
 
 MODELS = {
     **swap.MODELS,

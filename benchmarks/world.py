@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from benchmarks.traces import Event, Step, Trace
-from broker.ledger import Device
-from broker.scheduler import Scheduler
-from broker.states import (
+from broker.scheduler.capacity.ledger import Device
+from broker.scheduler.events import (
     Asked,
     Deliver,
     Dispatch,
@@ -32,8 +31,9 @@ from broker.states import (
     WorkerExited,
     WorkerReady,
 )
-from broker.states import Event as Happening
-from zoo.config import BrokerConfig, ModelConfig
+from broker.scheduler.events import Event as Happening
+from broker.scheduler.scheduler import Scheduler
+from zoo.config.schema import BrokerConfig, ModelConfig
 
 KILL_S = 0.03  # until a killed process's memory is seen back (measured by benchmarks.swap)
 EPSILON_S = 1e-9

@@ -18,17 +18,19 @@ from typing import Any
 
 import zmq
 
-from broker import descriptors, endpoint, heap, inline, meters
-from broker.door import Door
+from broker import descriptors, heap
 from broker.ending import Ending
+from broker.front import endpoint, inline
+from broker.front.door import Door
+from broker.front.handoff import Handoff
+from broker.front.keyring import Keyring
 from broker.guard import Guard
-from broker.handoff import Handoff
-from broker.keyring import Keyring
-from broker.ledger import Device
-from broker.scheduler import Scheduler
-from broker.soundness import Unsound
-from broker.states import Action, Event, ShutDown, Stop
-from zoo.config import MB_PER_GB, ZooConfig
+from broker.memory import meters
+from broker.scheduler.capacity.ledger import Device
+from broker.scheduler.events import Action, Event, ShutDown, Stop
+from broker.scheduler.scheduler import Scheduler
+from broker.scheduler.soundness import Unsound
+from zoo.config.schema import MB_PER_GB, ZooConfig
 from zoo.errors import ConfigError
 
 log = logging.getLogger("zoo.broker")

@@ -15,12 +15,12 @@ from prometheus_client.registry import Collector
 
 from broker import logs
 from broker.exposition import Exposition
-from broker.states import State
+from broker.scheduler.events import State
 
 if TYPE_CHECKING:
-    from broker.copies import Copies
     from broker.guard import Guard
-    from broker.scheduler import Scheduler
+    from broker.memory.host_cache import Copies
+    from broker.scheduler.scheduler import Scheduler
 
 LOAD_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 MB = 1 << 20

@@ -21,13 +21,16 @@ from functools import partial
 
 import zmq
 
-from broker import ending, meters, outbox, resident
-from broker.clients import Clients
-from broker.handoff import Ended, Line
-from broker.states import Reconfigured, Resident, ShutDown, Tick, WorkerSaid
-from zoo import changes, protocol, wire
-from zoo.config import MB_PER_GB, ZooConfig, load_config
+from broker import ending
+from broker.front import outbox
+from broker.front.clients import Clients
+from broker.front.handoff import Ended, Line
+from broker.memory import meters, resident
+from broker.scheduler.events import Reconfigured, Resident, ShutDown, Tick, WorkerSaid
+from zoo.config import changes
+from zoo.config.schema import MB_PER_GB, ZooConfig, load_config
 from zoo.errors import ConfigError
+from zoo.wire import multipart, protocol
 
 log = logging.getLogger("zoo.broker")
 
@@ -88,7 +91,7 @@ class Service(Clients):
     def _hear_client(self) -> None:
         parts: list[bytes] = []
         try:
-            parts, source = wire.take(self._front)
+            parts, source = multipart.take(self._front)
             self._from_client(parts, source)
         except Exception as e:
             self.guard.failed("a client's message", e, lambda: self._end_talking(parts))

@@ -16,10 +16,11 @@ import sys
 from collections.abc import Callable
 from typing import Any, get_args
 
-from broker import states
-from broker.scheduler import Scheduler
+from broker.scheduler import events as vocabulary
+from broker.scheduler.scheduler import Scheduler
 from broker.service import Service
-from zoo import broker, lifeline, wire
+from zoo import broker
+from zoo.wire import lifeline, multipart
 
 FAULT = "fault"
 CONTRADICTION = "contradiction"  # instead of a function's name: the scheduler miscounts what runs
@@ -34,8 +35,8 @@ CALLS: dict[str, tuple[Any, str]] = {
     "fcntl.fcntl": (fcntl, "fcntl"),
     "open": (builtins, "open"),
     "lifeline.send": (lifeline, "send"),
-    "wire.send": (wire, "send"),
-    "wire.take": (wire, "take"),
+    "wire.send": (multipart, "send"),
+    "wire.take": (multipart, "take"),
     "next_wakeup": (Scheduler, "next_wakeup"),
 }
 
@@ -54,7 +55,7 @@ def methods() -> list[str]:
 
 def events() -> list[str]:
     """Every handler of the scheduler, by its event's name."""
-    kinds = [kind.__name__ for kind in get_args(states.Event)]
+    kinds = [kind.__name__ for kind in get_args(vocabulary.Event)]
     return [*(f"event {kind}" for kind in kinds), *(f"after {kind}" for kind in kinds)]
 
 

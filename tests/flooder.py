@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from zoo import payload, protocol
+from zoo.wire import payload, protocol
 
 MB = 1 << 20
 MORE, LONG, COMMAND = 1, 2, 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from broker import pool
+from broker.fleet import pool
 from zoo import broker
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import time
 from typing import Any
 
 from workers.models.base import Input, Spec
-from zoo import lifeline, protocol
-from zoo.protocol import Done, Loaded, LoadError, Outcome, Shortage
+from zoo.wire import lifeline, protocol
+from zoo.wire.protocol import Done, Loaded, LoadError, Outcome, Shortage
 
 NAN, INF, HUGE = float("nan"), float("inf"), (1 << 63) - 1
 LOADS: dict[str, protocol.Message] = {  # instead of `Loaded`

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker import meters, oom, usage
+from broker.memory import meters, oom_killer, usage
 from zoo import broker
 
 TOTAL_MB = 100_000.0
@@ -58,6 +58,6 @@ class Meter(meters.HostMeter):
 
 if __name__ == "__main__":
     meters.HostMeter = Meter  # type: ignore[misc]
-    oom.counters = lambda: iter([Path("oom")])
+    oom_killer.counters = lambda: iter([Path("oom")])
     usage.BACK_LIMIT_S = 0.3
     sys.exit(broker.main())

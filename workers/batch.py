@@ -10,10 +10,11 @@ from __future__ import annotations
 import traceback
 
 from workers import inputs
-from workers.models import memory
 from workers.models.base import Input, Model
-from zoo import protocol, results
+from workers.models.shared import memory
+from zoo import results
 from zoo.errors import InferenceFailed, OutOfMemory, ZooError
+from zoo.wire import protocol
 
 MAX_CAUSE = 2000  # characters
 

@@ -6,8 +6,8 @@ that, and pages that it only reads are those of the copy. Pickling is quick, for
 them is not, and goes on a piece at a time, so that requests need not wait for the whole of it.
 
 Some of what adapters hold cannot be pickled although it can well be made again: locks, and functions made inside of
-functions. These are told here, what torch has in `workers/models/tensors.py`. Whoever holds anything else (a session
-of some runtime, pointers) has no copy and is loaded as ever.
+functions. These are told here, what torch has in `workers/models/shared/tensors.py`. An adapter that holds
+anything else (a session of some runtime, pointers) has no copy and is loaded as ever.
 
 Layout, in pairs of little-endian 64-bit numbers: how many buffers there are and the size of the pickle, then offset and
 size of each buffer; then the pickle, then the buffers.
@@ -29,7 +29,7 @@ import types
 from collections import deque
 from typing import Any
 
-from zoo import arena
+from zoo.wire import arena
 
 PIECE_BYTES = 4 << 20  # a few milliseconds
 ALIGNMENT = 64
@@ -136,7 +136,9 @@ def _source(model: object) -> tuple[str, int] | None:
 
 
 def _tensors() -> Any:
-    return importlib.import_module("workers.models.tensors")  # not from here: torch is only for those who have it
+    return importlib.import_module(
+        "workers.models.shared.tensors"
+    )  # not from here: torch is only for those who have it
 
 
 def _function(module: str, code: bytes, name: str, defaults: Any, kwdefaults: Any, cells: tuple[Any, ...]) -> Any:

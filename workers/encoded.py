@@ -14,8 +14,8 @@ import struct
 import numpy as np
 from PIL import Image
 
+from zoo.drawing.picture import upright
 from zoo.errors import InvalidInput
-from zoo.picture import upright
 
 MAX_SIDE = 16384
 MAX_PIXELS = 1 << 26  # of one picture: 67 million; an 8K frame is half of it
@@ -58,7 +58,7 @@ class Encoded:
             raise InvalidInput("frame: the encoded image has 32 bits per channel; 8 and 16 are taken")
 
     def decode(self) -> np.ndarray:
-        """As HxWx3 RGB uint8: see `zoo.picture.upright`. Works once.
+        """As HxWx3 RGB uint8: see `zoo.drawing.picture.upright`. Works once.
 
         Raises:
             InvalidInput: it is cut off, or damaged.

@@ -15,10 +15,10 @@ import numpy as np
 
 from workers import encoded
 from workers.models.base import Input, Spec
-from zoo import arena, payload
-from zoo.boxes import MAX_BOXES, crop_box
 from zoo.errors import InvalidInput
-from zoo.launch import Launch
+from zoo.wire import arena, payload
+from zoo.wire.boxes import MAX_BOXES, crop_box
+from zoo.wire.launch import Launch
 
 
 class Wait(Exception):

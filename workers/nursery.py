@@ -24,7 +24,8 @@ import warnings
 from typing import NoReturn
 
 from workers import process
-from zoo import kernel, launch
+from zoo.system import kernel
+from zoo.wire import launch
 
 WORKER = "workers.runtime"
 

@@ -11,7 +11,7 @@ import select
 import signal
 from types import FrameType
 
-from zoo import kernel
+from zoo.system import kernel
 
 OOM_SCORE_RAISED = 500  # of 1000: the kernel takes a worker before it takes the nursery or the broker
 ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

@@ -27,11 +27,11 @@ import numpy as np
 from workers import copies, encoded, fresh, inputs
 from workers.answers import check
 from workers.batch import MAX_CAUSE, Task, cause, predict
-from workers.models import memory
 from workers.models.base import Model
+from workers.models.shared import memory
 from workers.process import show_device
-from zoo import adapters, arena, lifeline, payload, protocol, results, weights
-from zoo.channel import Channel
+from zoo import results
+from zoo.config import adapters
 from zoo.errors import (
     InferenceFailed,
     InvalidInput,
@@ -41,9 +41,12 @@ from zoo.errors import (
     Quarantined,
     ZooError,
 )
-from zoo.kernel import set_name
-from zoo.launch import Launch, Seat
-from zoo.source import Published
+from zoo.system.kernel import set_name
+from zoo.weights import inventory
+from zoo.weights.source import Published
+from zoo.wire import arena, lifeline, payload, protocol
+from zoo.wire.channel import Channel
+from zoo.wire.launch import Launch, Seat
 
 RESULT_ARENA_BYTES = 32 << 20
 MARGIN_BYTES = 64 << 10  # of a result, for what is not its arrays
@@ -169,8 +172,8 @@ def _import_adapter(adapter: str) -> Any:
 
 def _pull(model: str, published: Published, target: Path) -> None:
     """Fetches missing weights, which config.toml has asked for (`auto_pull`)."""
-    from zoo.pull import pull  # the network's modules: only for those who use it
-    from zoo.transfer import Watch
+    from zoo.weights.pull import pull  # the network's modules: only for those who use it
+    from zoo.weights.transfer import Watch
 
     def note(text: str) -> None:
         print(f"worker: {model}: {text}", file=sys.stderr, flush=True)
@@ -233,12 +236,12 @@ class Worker:
         launch = self._launch
         started = time.perf_counter()
         path = Path(os.fsdecode(launch.path)) if launch.path is not None else None
-        if launch.pull is not None and path is not None and weights.is_missing(path):
+        if launch.pull is not None and path is not None and inventory.is_missing(path):
             _pull(launch.model, launch.pull, path)
         model = self._read_copy() if launch.copied else None
         self._copied = model is not None
         if path is not None:  # the files of a copy have been looked at when it was made
-            self._stand_in = weights.is_stand_in(path, quick=self._copied)
+            self._stand_in = inventory.is_stand_in(path, quick=self._copied)
         if model is None:
             model = _import_adapter(launch.adapter)()
             self._load_weights(model, path)

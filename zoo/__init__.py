@@ -1,7 +1,7 @@
 """Model Zoo: more vision models than the GPU can hold, one process each, within one budget.
 
 `from zoo import Client` is the front door. Names are resolved on first use, so that the broker, which
-imports `zoo.protocol` and `zoo.config`, never pays for numpy or the client.
+imports `zoo.wire.protocol` and `zoo.config`, never pays for numpy or the client.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoo.aio import AsyncClient, AsyncLease
-    from zoo.client import Client, Lease
-    from zoo.config import ModelConfig, ModelPriority, ZooConfig, load_config
+    from zoo.client.aio import AsyncClient, AsyncLease
+    from zoo.client.client import Client, Lease
+    from zoo.client.frames import Frame
+    from zoo.config.schema import ModelConfig, ModelPriority, ZooConfig, load_config
     from zoo.enrichment import Enriched, Enrichment
     from zoo.errors import (
         AccessDenied,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
         WorkerHung,
         ZooError,
     )
-    from zoo.frames import Frame
     from zoo.results import (
         Action,
         Classification,
@@ -50,10 +50,10 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
-    "zoo.client": ("Client", "Lease"),
-    "zoo.aio": ("AsyncClient", "AsyncLease"),
-    "zoo.frames": ("Frame",),
-    "zoo.config": ("ModelConfig", "ModelPriority", "ZooConfig", "load_config"),
+    "zoo.client.client": ("Client", "Lease"),
+    "zoo.client.aio": ("AsyncClient", "AsyncLease"),
+    "zoo.client.frames": ("Frame",),
+    "zoo.config.schema": ("ModelConfig", "ModelPriority", "ZooConfig", "load_config"),
     "zoo.enrichment": ("Enriched", "Enrichment"),
     "zoo.results": (
         "Action", "Classification", "DepthMap", "Detections", "Embedding", "Keypoints", "OcrText", "Quality",

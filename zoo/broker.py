@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo import search_path
+from zoo.system import search_path
 
 if __name__ == "__main__":
     search_path.put_ours_first()
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     from broker.service import Service
-    from zoo.config import endpoint_problem, load_config
+    from zoo.config.schema import endpoint_problem, load_config
     from zoo.errors import ConfigError
 
     try:

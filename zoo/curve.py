@@ -11,7 +11,7 @@ pin, unload, clean up and reload. `zoo reload`, or SIGHUP, reads both folders ag
 
 from __future__ import annotations
 
-from zoo import search_path
+from zoo.system import search_path
 
 if __name__ == "__main__":
     search_path.put_ours_first()
@@ -28,7 +28,7 @@ import zmq
 import zmq.auth
 from zmq.utils import z85
 
-from zoo.files import read_regular
+from zoo.system.files import read_regular
 
 MAX_KEY_FILE = 64 << 10
 

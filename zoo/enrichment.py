@@ -91,9 +91,9 @@ class Enrichment(msgspec.Struct, kw_only=True, eq=False):
     def draw(self, frame: Any, *, color: str = "rgb") -> np.ndarray:
         """A copy of `frame`, HxWx3 uint8, with the detections and what was found on them painted on it.
 
-        See `zoo.draw.draw`; of several frames, it is the last.
+        See `zoo.drawing.draw.draw`; of several frames, it is the last.
         """
-        from zoo import draw
+        from zoo.drawing import draw
 
         return draw.draw(self, frame, color=color)
 

@@ -49,8 +49,8 @@ class Result(msgspec.Struct, array_like=True, eq=False, kw_only=True):
         return self
 
     def draw(self, frame: Any, *, color: str = "rgb") -> np.ndarray:
-        """A copy of `frame` with this result painted on it, HxWx3 uint8: see `zoo.draw.draw`."""
-        from zoo import draw
+        """A copy of `frame` with this result painted on it, HxWx3 uint8: see `zoo.drawing.draw.draw`."""
+        from zoo.drawing import draw
 
         return draw.draw(self, frame, color=color)
 

@@ -13,8 +13,8 @@ import msgspec
 from tests.fuzz import samples
 from tests.fuzz.mutate import message
 from workers.models.base import Input, Spec
-from zoo import lifeline, protocol
-from zoo.channel import Channel
+from zoo.wire import lifeline, protocol
+from zoo.wire.channel import Channel
 
 
 class Liar:

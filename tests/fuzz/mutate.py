@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from zoo import protocol
+from zoo.wire import protocol
 
 CASES = int(os.environ.get("ZOO_FUZZ_CASES", "3000"))  # per target; `make fuzz CASES=1000000` for a long run
 SEED = int(os.environ.get("ZOO_FUZZ_SEED", "1"))

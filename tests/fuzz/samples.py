@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from zoo import payload, protocol, results
+from zoo import results
+from zoo.wire import payload, protocol
 
 FROM_CLIENT: list[protocol.Message] = [
     protocol.Infer(7, "toy", 900, 2, ()),

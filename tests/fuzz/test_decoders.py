@@ -14,9 +14,9 @@ import pytest
 from tests.fuzz import samples
 from tests.fuzz.mutate import CASES, SEED, flipped, message
 from workers import inputs
-from zoo import payload, protocol
-from zoo.channel import Channel
 from zoo.errors import InvalidInput, ProtocolMismatch
+from zoo.wire import payload, protocol
+from zoo.wire.channel import Channel
 
 DECODERS: list[tuple[Callable[[bytes], Any], list[protocol.Message]]] = [
     (protocol.unpack_from_client, [samples.HELLO, *samples.FROM_CLIENT]),

@@ -17,7 +17,7 @@ import zmq
 from tests.fuzz import samples
 from tests.fuzz.mutate import CASES, SEED, message
 from tests.support import Running, toy, wait_until
-from zoo import arena, lifeline, payload, protocol
+from zoo.wire import arena, lifeline, payload, protocol
 
 FRAME = np.full((8, 8, 3), 7, np.uint8)
 Start = Callable[..., Running]

@@ -23,7 +23,7 @@ needs_cuda = [pytest.mark.gpu, pytest.mark.timeout(600), pytest.mark.skipif(REAS
 
 SHOWN = """
 import json, torch
-from broker.meters import Machine
+from broker.memory.meters import Machine
 shown = [f"GPU-{torch.cuda.get_device_properties(n).uuid}" for n in range(torch.cuda.device_count())]
 print(json.dumps([Machine().uuids, shown]))
 """

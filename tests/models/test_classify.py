@@ -20,8 +20,9 @@ from transformers import (  # noqa: E402
     ViTImageProcessor,
 )
 
-from workers.models import pictures, standins  # noqa: E402
+from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
+from workers.models.shared import pictures  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed  # noqa: E402
 
 pytestmark = pytest.mark.models

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from torch.nn.functional import normalize  # noqa: E402
 from transformers import CLIPModel, CLIPProcessor  # noqa: E402
 
-from workers.models import pictures, prompts, standins  # noqa: E402
+from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
+from workers.models.shared import pictures, prompts  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
 from zoo.results import Classification, Embedding  # noqa: E402
 

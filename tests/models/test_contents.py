@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from tests.support import ROOT
 from workers.models import standins
 from workers.models.base import Input, Spec
-from zoo import catalogue, load_config
-from zoo.config import BrokerConfig, ModelConfig, ZooConfig
+from zoo import load_config
+from zoo.config.schema import BrokerConfig, ModelConfig, ZooConfig
 from zoo.errors import LoadFailed, ModelUnavailable
+from zoo.weights import catalogue
 
 pytestmark = pytest.mark.models
 

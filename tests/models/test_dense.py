@@ -17,8 +17,9 @@ from ultralytics.utils import ASSETS
 
 from workers.models import standins
 from workers.models.base import Input, Spec
-from zoo import load_config, weights
+from zoo import load_config
 from zoo.errors import InvalidInput, LoadFailed
+from zoo.weights import inventory
 
 pytestmark = pytest.mark.models
 
@@ -142,7 +143,7 @@ def test_a_checkpoint_without_its_head_is_not_served_with_a_random_one(name, cop
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_standin_is_marked_and_always_the_same(name, folders, tmp_path):
-    assert weights.is_stand_in(folders[name])
+    assert inventory.is_stand_in(folders[name])
     again = load_file(standins.make(name, tmp_path) / "model.safetensors")
     first = load_file(folders[name] / "model.safetensors")
     assert all(torch.equal(first[k], again[k]) for k in first.keys() | again.keys())

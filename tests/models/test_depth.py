@@ -17,8 +17,8 @@ from transformers import AutoImageProcessor, AutoModelForDepthEstimation  # noqa
 
 from workers import inputs  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
-from zoo import payload  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed  # noqa: E402
+from zoo.wire import payload  # noqa: E402
 
 pytestmark = pytest.mark.models
 

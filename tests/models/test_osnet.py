@@ -14,7 +14,7 @@ from torchvision import transforms  # noqa: E402
 from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers.models.base import Input, Spec  # noqa: E402
-from workers.models.osnet_network import osnet_x0_25  # noqa: E402
+from workers.models.shared.osnet_network import osnet_x0_25  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
 from zoo.results import Embedding  # noqa: E402
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.cli.test_examples import Example, examples
 from tests.support import ROOT, Running
-from tests.test_examples import Example, examples
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from workers.models.keypoints import COCO, spelled, unnamed
-from workers.models.posture import POSTURES, posture
+from workers.models.shared.keypoints import COCO, spelled, unnamed
+from workers.models.shared.posture import POSTURES, posture
 
 SIDES = ("left", "right")
 Point = tuple[float, float]

@@ -16,10 +16,10 @@ from transformers import AutoImageProcessor, VitPoseForPoseEstimation  # noqa: E
 from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers import inputs  # noqa: E402
-from workers.models import keypoints  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
-from workers.models.posture import posture  # noqa: E402
-from zoo import payload  # noqa: E402
+from workers.models.shared import keypoints  # noqa: E402
+from workers.models.shared.posture import posture  # noqa: E402
+from zoo.wire import payload  # noqa: E402
 
 pytestmark = pytest.mark.models
 

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, CLIPTextModelWithProjection  # noqa: E40
 from ultralytics import YOLO, YOLOWorld  # noqa: E402
 
 from workers.models.base import Input, Spec  # noqa: E402
-from zoo import weights as weights_of  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
 from zoo.results import Detections  # noqa: E402
+from zoo.weights import inventory as weights_of  # noqa: E402
 
 pytestmark = pytest.mark.models
 

@@ -8,13 +8,13 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given, settings
 
-from broker.adaptive import choose, order, use, worth
-from broker.eviction import Candidate
-from broker.habits import AHEAD, HALF_LIFE_S, Habits
-from broker.ledger import EPSILON_MB
-from broker.states import State
+from broker.scheduler.capacity.adaptive import choose, order, use, worth
+from broker.scheduler.capacity.eviction import Candidate
+from broker.scheduler.capacity.habits import AHEAD, HALF_LIFE_S, Habits
+from broker.scheduler.capacity.ledger import EPSILON_MB
+from broker.scheduler.events import State
 from tests.scheduler.world import World, model
-from zoo.config import ModelPriority as P
+from zoo.config.schema import ModelPriority as P
 
 
 def c(name: str, mb: float, seconds: float, priority: P = P.MEDIUM, last_used: float = 0.0) -> Candidate:

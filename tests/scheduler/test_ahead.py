@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.states import KillWorker, State
+from broker.scheduler.events import KillWorker, State
 from tests.scheduler.world import World, model
 
 FOUR = [model("plate", 100), model("text", 100), model("big", 800), model("other", 300)]

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.ledger import Device
-from broker.scheduler import Scheduler
-from broker.states import (
+from broker.scheduler.capacity.ledger import Device
+from broker.scheduler.events import (
     TRANSITIONS,
     Asked,
     Deliver,
@@ -31,8 +30,9 @@ from broker.states import (
     WorkerDone,
     WorkerReady,
 )
+from broker.scheduler.scheduler import Scheduler
 from tests.scheduler.world import World, model
-from zoo.config import BrokerConfig
+from zoo.config.schema import BrokerConfig
 
 # ---------------------------------------------------------------- loading
 

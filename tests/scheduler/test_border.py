@@ -16,10 +16,8 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from broker.ledger import Device
-from broker.residency import Peak
-from broker.scheduler import Scheduler
-from broker.states import (
+from broker.scheduler.capacity.ledger import Device
+from broker.scheduler.events import (
     Answer,
     Asked,
     Deliver,
@@ -53,8 +51,10 @@ from broker.states import (
     WorkerReady,
     WorkerSaid,
 )
+from broker.scheduler.residency import Peak
+from broker.scheduler.scheduler import Scheduler
 from tests.scheduler.world import model
-from zoo.config import BrokerConfig, ModelPriority
+from zoo.config.schema import BrokerConfig, ModelPriority
 
 ODD = [math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-300, 1e300, 5.0, 100.0, 400.0, 1e9]
 KINDS = [

@@ -7,9 +7,9 @@ import itertools
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from broker.eviction import Candidate, choose, order
-from broker.ledger import EPSILON_MB
-from zoo.config import ModelPriority as P
+from broker.scheduler.capacity.eviction import Candidate, choose, order
+from broker.scheduler.capacity.ledger import EPSILON_MB
+from zoo.config.schema import ModelPriority as P
 
 
 def c(name: str, mb: float, priority: P = P.MEDIUM, last_used: float = 0.0) -> Candidate:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from broker.residency import Peak
-from broker.states import Forgotten, Remembered, State
+from broker.scheduler.events import Forgotten, Remembered, State
+from broker.scheduler.residency import Peak
 from tests.scheduler.world import World, model
-from zoo.config import ModelConfig
+from zoo.config.schema import ModelConfig
 
 
 def world(models: list[ModelConfig], *budgets: float, **more: object) -> World:

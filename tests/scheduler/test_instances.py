@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from broker.states import Dispatch, State
+from broker.scheduler.events import Dispatch, State
 from tests.scheduler.world import World, model
 
 HOT = model("hot", 300, max_instances=2)

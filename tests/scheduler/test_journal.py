@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker import journal
-from broker.states import Asked, Deliver, Kind
+from broker.scheduler import journal
+from broker.scheduler.events import Asked, Deliver, Kind
 from tests.scheduler.world import World, model
 
 

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from broker.ledger import Device, Ledger, OverBudget
+from broker.scheduler.capacity.ledger import Device, Ledger, OverBudget
 
 
 def ledger(*budgets: float) -> Ledger:

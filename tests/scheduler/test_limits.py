@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from broker.ledger import Device
-from broker.scheduler import Scheduler
-from broker.states import Asked, Kind, Refuse, SessionClosed, State, Tick, Withdrawn, WorkerReady
+from broker.scheduler.capacity.ledger import Device
+from broker.scheduler.events import Asked, Kind, Refuse, SessionClosed, State, Tick, Withdrawn, WorkerReady
+from broker.scheduler.scheduler import Scheduler
 from tests.scheduler.world import World, model
-from zoo.config import BrokerConfig
+from zoo.config.schema import BrokerConfig
 
 
 def working(seconds: float = 0.5, **how: Any) -> World:

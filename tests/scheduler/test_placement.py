@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from broker.placement import choose
-from broker.states import State
+from broker.scheduler.capacity.placement import choose
+from broker.scheduler.events import State
 from tests.scheduler.world import World, model
 
 

@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from broker.states import (
+from broker.scheduler.events import (
     Deliver,
     Kind,
     MemoryBack,
@@ -33,7 +33,7 @@ from broker.states import (
     WorkerReady,
 )
 from tests.scheduler.world import World, model
-from zoo.config import ModelPriority
+from zoo.config.schema import ModelPriority
 
 CLIENTS = st.sampled_from([b"c1", b"c2", b"c3"])
 TIMEOUTS = st.sampled_from([500.0, 500.0, 500.0, 500.0, 20.0, 3.0, 0.5, 0.0])

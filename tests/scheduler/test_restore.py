@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.states import Resident, State
+from broker.scheduler.events import Resident, State
 from tests.scheduler.world import World, model
 
 

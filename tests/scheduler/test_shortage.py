@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from broker.shortage import BATCHES_FIRST
-from broker.states import KillWorker, State
+from broker.scheduler.events import KillWorker, State
+from broker.scheduler.shortage import BATCHES_FIRST
 from tests.scheduler.world import World, model
-from zoo.config import ModelConfig
+from zoo.config.schema import ModelConfig
 
 
 def world(models: list[ModelConfig], *budgets: float, **more: object) -> World:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from broker.soundness import Unsound
-from broker.states import State
-from broker.timers import Due
+from broker.scheduler.events import State
+from broker.scheduler.soundness import Unsound
+from broker.scheduler.timers import Due
 from tests.scheduler.world import World, model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.story import Line
+from broker.scheduler.story import Line
 from tests.scheduler.world import World, model
 
 

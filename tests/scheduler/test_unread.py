@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.states import Deliver, DeviceUnread, Refuse
+from broker.scheduler.events import Deliver, DeviceUnread, Refuse
 from tests.scheduler.world import World, model
 
 GPU = "gpu0"

@@ -13,11 +13,9 @@ from typing import Any
 
 import msgspec
 
-from broker import batches
-from broker.ledger import Device
-from broker.residency import Residency
-from broker.scheduler import Scheduler
-from broker.states import (
+from broker.scheduler import batches
+from broker.scheduler.capacity.ledger import Device
+from broker.scheduler.events import (
     Action,
     Answer,
     Asked,
@@ -53,7 +51,9 @@ from broker.states import (
     WorkerReady,
     WorkerSaid,
 )
-from zoo.config import BrokerConfig, ModelConfig, ModelPriority
+from broker.scheduler.residency import Residency
+from broker.scheduler.scheduler import Scheduler
+from zoo.config.schema import BrokerConfig, ModelConfig, ModelPriority
 
 EPSILON = 1e-6
 AWAY = (State.UNLOADED, State.FAILED, State.EVICTING)  # states in which waiting work makes a model wanted

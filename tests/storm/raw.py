@@ -12,8 +12,8 @@ from typing import Any
 
 import zmq
 
-from zoo import payload, protocol
-from zoo.payload import Frame, InferBody
+from zoo.wire import payload, protocol
+from zoo.wire.payload import Frame, InferBody
 
 TIMEOUT_S = 4.0
 GRACE_S = 20.0  # past its deadline, in a storm

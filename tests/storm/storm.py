@@ -11,8 +11,8 @@ nonsense. Then it calms down, and two things are looked at:
 
 Each start of the broker draws its surroundings anew (`surroundings.py`).
 
-The bounds in time are wide, because the storm starves the machine on purpose. `tests/test_deadlines.py` has the narrow
-ones.
+The bounds in time are wide, because the storm starves the machine on purpose. `tests/client/test_deadlines.py` has the
+narrow ones.
 """
 
 from __future__ import annotations

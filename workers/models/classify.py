@@ -26,9 +26,9 @@ import transformers.models.vit.image_processing_vit
 import transformers.models.vit.modeling_vit  # noqa: F401
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
 
-from workers.models import folder, timm_vit
 from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
-from workers.models.pictures import preprocess
+from workers.models.shared import folder, timm_vit
+from workers.models.shared.pictures import preprocess
 from zoo.results import Classification
 
 WHAT = "an image classifier"

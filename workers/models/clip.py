@@ -20,10 +20,11 @@ import transformers.models.clip.modeling_clip  # noqa: F401
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, CLIPModel, CLIPVisionModelWithProjection
 
-from workers.models import folder, openclip
+from workers.models import openclip
 from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
-from workers.models.pictures import preprocess
-from workers.models.prompts import PromptOptions, TextEncoder, configured_features, read_prompt_options
+from workers.models.shared import folder
+from workers.models.shared.pictures import preprocess
+from workers.models.shared.prompts import PromptOptions, TextEncoder, configured_features, read_prompt_options
 from zoo.results import Classification, Embedding
 
 WHAT = "CLIP"

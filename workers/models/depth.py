@@ -23,9 +23,9 @@ from transformers.modeling_outputs import DepthEstimatorOutput
 from transformers.models.depth_anything.modeling_depth_anything import DepthAnythingForDepthEstimation
 from transformers.models.dpt.image_processing_dpt import DPTImageProcessor
 
-from workers.models import folder
 from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
-from workers.models.pictures import preprocess
+from workers.models.shared import folder
+from workers.models.shared.pictures import preprocess
 from zoo.errors import InvalidInput, LoadFailed
 from zoo.results import DepthMap
 

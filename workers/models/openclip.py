@@ -19,10 +19,10 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch.nn.functional import normalize
 
-from workers.models import contents, folder
 from workers.models.base import Spec, require_trust
-from workers.models.pictures import middle
-from workers.models.prompts import PER_PASS, Kept, check_length, check_vocabulary, require_tokenizer
+from workers.models.shared import contents, folder
+from workers.models.shared.pictures import middle
+from workers.models.shared.prompts import PER_PASS, Kept, check_length, check_vocabulary, require_tokenizer
 from zoo.errors import LoadFailed, ModelUnavailable
 
 WHAT = "an open_clip model"

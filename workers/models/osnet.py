@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from workers.models import state_dict
 from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
-from workers.models.imagenet import squeezed
-from workers.models.osnet_network import osnet_x0_25
+from workers.models.shared import state_dict
+from workers.models.shared.imagenet import squeezed
+from workers.models.shared.osnet_network import osnet_x0_25
 from zoo.errors import ModelUnavailable
 from zoo.results import Embedding
 

@@ -19,9 +19,9 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.segformer.image_processing_segformer import SegformerImageProcessor
 from transformers.models.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
-from workers.models import folder
 from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
-from workers.models.pictures import preprocess
+from workers.models.shared import folder
+from workers.models.shared.pictures import preprocess
 from zoo.errors import InvalidInput, LoadFailed
 from zoo.results import Segmentation
 

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torchvision.models import resnet50
 
-from workers.models import state_dict
 from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
-from workers.models.imagenet import squeezed
-from zoo import files
+from workers.models.shared import state_dict
+from workers.models.shared.imagenet import squeezed
 from zoo.errors import LoadFailed, ModelUnavailable
 from zoo.results import Classification
+from zoo.system import files
 
 SIDE = 224
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

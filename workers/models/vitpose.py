@@ -28,9 +28,9 @@ from transformers.models.vitpose.image_processing_vitpose import (
 )
 from transformers.models.vitpose.modeling_vitpose import VitPoseEstimatorOutput, VitPoseForPoseEstimation
 
-from workers.models import folder, keypoints
 from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
-from workers.models.posture import SEEN, posture
+from workers.models.shared import folder, keypoints
+from workers.models.shared.posture import SEEN, posture
 from zoo.results import Keypoints
 
 WHAT = "a ViTPose model"

@@ -22,10 +22,10 @@ import transformers.models.x_clip.modeling_x_clip  # noqa: F401
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, XCLIPModel
 
-from workers.models import folder
 from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, require_numbers
-from workers.models.pictures import preprocess
-from workers.models.prompts import PromptOptions, TextEncoder, configured_features, read_prompt_options
+from workers.models.shared import folder
+from workers.models.shared.pictures import preprocess
+from workers.models.shared.prompts import PromptOptions, TextEncoder, configured_features, read_prompt_options
 from zoo.results import Action
 
 WHAT = "X-CLIP"

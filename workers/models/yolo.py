@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from workers.models import keypoints
 from workers.models.base import AnyResult, Input, Spec, images, load_options, read_options
-from workers.models.predictor import Network, Settings, rows_of, served
+from workers.models.shared import keypoints
+from workers.models.shared.predictor import Network, Settings, rows_of, served
 from zoo.errors import InvalidInput, LoadFailed
 from zoo.results import Detections, Keypoints
 

@@ -27,13 +27,13 @@ import transformers.models.clip.modeling_clip  # noqa: F401
 from torch.nn.functional import normalize
 from transformers import CLIPTextModelWithProjection
 
-from workers.models import folder
 from workers.models.base import AnyResult, Input, Spec, images, load_options, read_options
-from workers.models.predictor import Network, Settings, Share, rows_of, served
-from workers.models.prompts import Kept, Prompts, TextEncoder
-from zoo import weights
+from workers.models.shared import folder
+from workers.models.shared.predictor import Network, Settings, Share, rows_of, served
+from workers.models.shared.prompts import Kept, Prompts, TextEncoder
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
 from zoo.results import Detections
+from zoo.weights import inventory
 
 WHAT = "CLIP's text half"
 FOLDER, FILE = "text_encoder", "embeddings.npz"
@@ -133,7 +133,7 @@ class _TextHalf(TextEncoder):
 def _open_encoder(spec: Spec, path: Path, width: int, device: Any, *, half: bool) -> TextEncoder:
     """Raises LoadFailed if the folder lacks something, is another model's, or is a stand-in and the weights are not."""
     assert spec.path is not None
-    if weights.is_stand_in(path, quick=True) and not weights.is_stand_in(spec.path, quick=True):
+    if inventory.is_stand_in(path, quick=True) and not inventory.is_stand_in(spec.path, quick=True):
         raise LoadFailed(
             f"{spec.name}: {path} is a stand-in, and the weights are not: what they answered would mean nothing; "
             f"remove it, or put {WHAT} there (see docs/models.md)",

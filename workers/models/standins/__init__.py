@@ -20,8 +20,8 @@ from pathlib import Path
 
 from workers.models.standins import classify, clip, dense, osnet, vehicle, yolo
 from workers.models.standins.common import Builder
-from zoo import weights
 from zoo.errors import ZooError
+from zoo.weights import inventory
 
 # Paths are those of config.toml. Labels are the catalogue's description of the published models; their exact spelling
 # in the published checkpoints may differ, which is why no code anywhere may depend on it.
@@ -41,7 +41,7 @@ def place(builder: Builder, target: Path, name: str, seed: int = 0) -> Path:
     Raises:
         ZooError: something is there already that is not a stand-in.
     """
-    if not weights.is_missing(target) and not weights.is_stand_in(target):
+    if not inventory.is_missing(target) and not inventory.is_stand_in(target):
         raise ZooError(f"{name}: {target} is not a stand-in and is left alone; remove it first to have one there")
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the last step is a rename within one file system.
@@ -50,13 +50,13 @@ def place(builder: Builder, target: Path, name: str, seed: int = 0) -> Path:
         builder(fresh, seed)
         for file in filter(Path.is_file, Path(scratch).rglob("*")):
             file.chmod(0o644)  # safetensors writes for the owner alone; the server may be another user
-        marker = weights.mark_stand_in(fresh, name)
+        marker = inventory.mark_stand_in(fresh, name)
         if target.suffix:
             for beside in sorted({*Path(scratch).iterdir()} - {fresh, marker}):
                 if not (target.parent / beside.name).exists():  # somebody's own is left alone
                     os.replace(beside, target.parent / beside.name)
             # The marker first: a crash between the two must not leave unmarked random weights.
-            os.replace(marker, weights.marker(target))
+            os.replace(marker, inventory.marker(target))
         elif target.exists():
             os.replace(target, Path(scratch) / "old")
         os.replace(fresh, target)

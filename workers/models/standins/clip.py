@@ -39,7 +39,7 @@ def clip(projection_dim: int, vision: Mapping[str, Any] = SMALL_VISION, text: Ma
 
     def build(target: Path, seed: int) -> None:
         # Through the adapters' common room, which sets the environment that the library reads at import.
-        transformers: Any = import_module("workers.models.folder").transformers
+        transformers: Any = import_module("workers.models.shared.folder").transformers
 
         config = transformers.CLIPConfig(
             projection_dim=projection_dim,
@@ -70,7 +70,7 @@ def xclip(
     """
 
     def build(target: Path, seed: int) -> None:
-        transformers: Any = import_module("workers.models.folder").transformers
+        transformers: Any = import_module("workers.models.shared.folder").transformers
 
         config = transformers.XCLIPConfig(
             projection_dim=projection_dim,

@@ -42,7 +42,7 @@ def vitpose(backbone: Mapping[str, Any] = SMALL_VITPOSE) -> Builder:
         import torch
 
         adapter: Any = import_module("workers.models.vitpose")
-        transformers: Any = import_module("workers.models.folder").transformers
+        transformers: Any = import_module("workers.models.shared.folder").transformers
 
         config = transformers.VitPoseConfig(
             backbone_config=transformers.VitPoseBackboneConfig(num_experts=6, **backbone),
@@ -75,7 +75,7 @@ def depth_anything(backbone: Mapping[str, Any] = SMALL_DINOV2, head: Mapping[str
         import torch
 
         adapter: Any = import_module("workers.models.depth")
-        transformers: Any = import_module("workers.models.folder").transformers
+        transformers: Any = import_module("workers.models.shared.folder").transformers
 
         dinov2 = transformers.Dinov2Config(
             image_size=518, patch_size=14, apply_layernorm=True, reshape_hidden_states=False, **backbone
@@ -109,7 +109,7 @@ def segformer(size: Mapping[str, Any] = SMALL_SEGFORMER) -> Builder:
         import torch
 
         adapter: Any = import_module("workers.models.segformer")
-        transformers: Any = import_module("workers.models.folder").transformers
+        transformers: Any = import_module("workers.models.shared.folder").transformers
 
         config = transformers.SegformerConfig(**size, **_named(CLOTHES))
         processor = adapter.SegformerImageProcessor()

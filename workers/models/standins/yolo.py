@@ -9,7 +9,7 @@ from typing import Any
 
 from workers.models.standins import clip
 from workers.models.standins.common import SMALL, Builder, photos, repeatable, settle
-from zoo import weights
+from zoo.weights import inventory
 
 
 def yolo(architecture: str, labels: Sequence[str]) -> Builder:
@@ -17,7 +17,7 @@ def yolo(architecture: str, labels: Sequence[str]) -> Builder:
 
     def build(target: Path, seed: int) -> None:
         # Through the adapter, which sets the environment that the library reads at import.
-        YOLO: Any = import_module("workers.models.predictor").ultralytics.YOLO  # noqa: N806
+        YOLO: Any = import_module("workers.models.shared.predictor").ultralytics.YOLO  # noqa: N806
 
         with repeatable(seed):
             whole = YOLO(architecture)
@@ -39,8 +39,8 @@ def world(architecture: str) -> Builder:
     def build(target: Path, seed: int) -> None:
         import torch
 
-        library: Any = import_module("workers.models.predictor").ultralytics
-        transformers: Any = import_module("workers.models.folder").transformers
+        library: Any = import_module("workers.models.shared.predictor").ultralytics
+        transformers: Any = import_module("workers.models.shared.folder").transformers
 
         encoder = target.parent / "text_encoder"
         with repeatable(seed):
@@ -48,7 +48,7 @@ def world(architecture: str) -> Builder:
             text = transformers.CLIPTextModelWithProjection(config).eval()
             text.save_pretrained(encoder)
             clip.write_tokenizer(encoder)
-            weights.mark_stand_in(encoder, "yolo-world-s")
+            inventory.mark_stand_in(encoder, "yolo-world-s")
             whole = library.YOLOWorld(architecture)
             tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
             names = library.utils.YAML.load(library.utils.ROOT / "cfg/datasets/coco8.yaml")["names"]

@@ -1,0 +1,1 @@
+"""The workers as processes: started, spoken to, killed."""

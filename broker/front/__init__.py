@@ -1,0 +1,1 @@
+"""The side of the broker that clients reach: who may connect, what they ask, what they are answered."""

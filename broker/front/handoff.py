@@ -1,0 +1,297 @@
+"""The Unix socket on which processes hand over arenas, and whose connections are their lifelines.
+
+Keeps who is connected, which arenas exist, whose they are and who was given them. Never looks inside one.
+All sockets are non-blocking; a peer that does not read its own is cut off rather than waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from broker.descriptors import UNDIVIDED, Shares
+from broker.front import listening
+from zoo.errors import ProtocolMismatch, QueueFull
+from zoo.wire import arena, lifeline, protocol
+
+BACKLOG = 256
+BURST = 64  # connections, or packets of one line, taken before others have their turn
+ATTACH_CROWDED_S = 0.3  # the same while others wait for its place
+ATTACH_S = 10.0  # a connection that has not said who it is by then is closed
+MAX_UNSENT = 4096
+
+
+class Ended(ConnectionError):
+    """The other side has closed its end, or is gone."""
+
+
+class Line:
+    """One connection. `key` is empty until the other side has said who it is.
+
+    Attributes:
+        cut: a client does not read what it is sent, and its session is to end.
+        departed: its session has ended; see `departed.py`.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.pid, self.uid = lifeline.peer(sock)
+        self.role = ""
+        self.key = b""
+        self.arenas: set[int] = set()  # its own
+        self.given: set[int] = set()  # of others, that it was handed
+        self.since = time.monotonic()
+        self.unsent: deque[protocol.Message] = deque()
+        self.cut = False
+        self.departed = False
+
+    def depart(self) -> None:
+        """Nothing is sent any more, and the other side sees an end; what it gives back is still heard."""
+        self.departed = True
+        self.unsent.clear()
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def send(self, message: protocol.Message, fd: int | None = None) -> bool:
+        """False when the other side is gone, or when it does not read and cannot be given a descriptor now.
+
+        Messages without a descriptor wait for it (see `flush`), up to a limit past which it is cut off.
+        """
+        if self.cut or self.departed:
+            return False
+        try:
+            if fd is None and self.unsent:
+                raise BlockingIOError
+            lifeline.send(self.sock, message, fd)
+        except BlockingIOError:
+            if fd is not None:
+                return False
+            self.unsent.append(message)
+            if len(self.unsent) > MAX_UNSENT:
+                self.cut = self.role == "client"  # its results are not free yet: see `departed.py`
+                with contextlib.suppress(OSError):
+                    how = socket.SHUT_WR if self.cut else socket.SHUT_RDWR  # the loop then meets its end-of-file
+                    self.sock.shutdown(how)
+                return False
+        except OSError:
+            return False
+        return True
+
+    def flush(self) -> None:
+        """Sends what had to wait."""
+        try:
+            while self.unsent:
+                lifeline.send(self.sock, self.unsent[0])
+                self.unsent.popleft()
+        except OSError:
+            pass  # still not read, or gone: its end-of-file says so
+
+
+class Arena:
+    """A registered arena; `owner` is the key of the line it came by."""
+
+    __slots__ = ("fd", "id", "owner", "readers", "size")
+
+    def __init__(self, id: int, fd: int, size: int, owner: bytes) -> None:
+        self.id = id
+        self.fd = fd
+        self.size = size
+        self.owner = owner
+        self.readers: set[bytes] = set()
+
+
+class Handoff:
+    """The listening socket, the lines and the arenas."""
+
+    def __init__(
+        self,
+        path: str,
+        arena_limit_bytes: int,
+        listen: Callable[[str], socket.socket] | None = None,
+        shares: Shares = UNDIVIDED,
+        admits: Callable[[socket.socket], bool] = lifeline.is_own,
+    ) -> None:
+        self.path = path
+        self.limit = arena_limit_bytes
+        self._shares = shares
+        self._nameless: dict[int, Line] = {}
+        self._spare_arenas = 0  # of clients, beyond the first of each, which has a place of its own
+        self.lines: dict[int, Line] = {}  # by file descriptor
+        self.by_key: dict[bytes, Line] = {}
+        self.arenas: dict[int, Arena] = {}
+        self._ids = itertools.count(1)
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._admits = admits
+        self._listen = listen or (lambda path: listening.listen(path, socket.SOCK_SEQPACKET, BACKLOG))
+        self._listener = self._listen(path)
+
+    def listen_again(self) -> None:
+        """Its file was removed: a new one. Lines that are connected stay so. Raises OSError."""
+        made = self._listen(self.path)
+        self._listener.close()
+        self._listener = made
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
+    def accept(self) -> Iterator[Line]:
+        """New connections, of the processes of this user, of root, and of those that `admits` lets in."""
+        for _ in range(BURST):
+            if self.is_crowded:
+                return
+            try:
+                sock, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as e:
+                if e.errno not in (errno.EMFILE, errno.ENFILE):
+                    return
+                self._turn_away()
+                continue
+            sock.setblocking(False)
+            line = Line(sock)
+            if not self._admits(sock):
+                line.send(protocol.LifelineRefused("access_denied", "this broker serves another user"))
+                sock.close()
+                continue
+            self.lines[line.fd] = self._nameless[line.fd] = line
+            yield line
+
+    @property
+    def is_crowded(self) -> bool:
+        """No more are accepted until some have said who they are, or have gone."""
+        return len(self._nameless) >= self._shares.nameless
+
+    def _turn_away(self) -> None:
+        """Out of descriptors: what waits is hung up on, or the listener would stay ready and the loop spin."""
+        os.close(self._spare)
+        with contextlib.suppress(OSError):
+            self._listener.accept()[0].close()
+        with contextlib.suppress(OSError):
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def flush(self) -> None:
+        """Called now and then: sends what had to wait for slow readers."""
+        for line in self.lines.values():
+            if line.unsent:
+                line.flush()
+
+    def nameless(self, now: float) -> list[Line]:
+        """Connections that should have said by now who they are."""
+        patience = ATTACH_CROWDED_S if self.is_crowded else ATTACH_S
+        return [line for line in self._nameless.values() if now - line.since > patience]
+
+    def receive(self, line: Line) -> Iterator[tuple[protocol.LifelineMessage, int | None]]:
+        """Packets that are there, not too many at once. Raises Ended at the end, ConnectionError for
+        nonsense."""
+        for _ in range(BURST):
+            try:
+                packet = lifeline.receive(line.sock, socket.MSG_DONTWAIT)
+            except (BlockingIOError, InterruptedError):
+                return
+            except ProtocolMismatch as e:
+                line.send(protocol.LifelineRefused(e.code, str(e)))
+                raise ConnectionError(str(e)) from None
+            except OSError as e:
+                raise Ended(str(e)) from None
+            if packet is None:
+                raise Ended("end of file")
+            yield packet
+
+    def attach(self, line: Line, message: protocol.LifelineAttach) -> bool:
+        """The first packet: False when it is not acceptable (the line should then be closed)."""
+        if line.key or not 1 <= len(message.key) <= 64 or message.key in self.by_key:
+            line.send(protocol.LifelineRefused("access_denied", "that name is taken or not allowed"))
+            return False
+        line.role, line.key = message.role, message.key
+        self._nameless.pop(line.fd, None)
+        self.by_key[line.key] = line
+        return True
+
+    def offer(self, line: Line, fd: int | None) -> int | None:
+        """Takes an arena. Its new id, or None (and the other side is told why)."""
+        try:
+            if fd is None:
+                raise arena.ArenaRefused("the packet carried no descriptor")
+            if len(line.arenas) >= protocol.MAX_ARENAS:
+                raise arena.ArenaRefused(f"one process may share {protocol.MAX_ARENAS} arenas")
+            if line.role == "client" and line.arenas:
+                most = self._shares.arenas - self._shares.sessions
+                if self._spare_arenas >= most:
+                    raise QueueFull(self._shares.full("arenas beyond the first of each client", most))
+            size = arena.check_sealed(fd, self.limit)
+        except (arena.ArenaRefused, QueueFull) as e:
+            if fd is not None:
+                os.close(fd)
+            code = e.code if isinstance(e, QueueFull) else "access_denied"
+            line.send(protocol.LifelineRefused(code, f"arena refused: {e}"))
+            return None
+        self._spare_arenas += line.role == "client" and bool(line.arenas)
+        made = Arena(next(self._ids), fd, size, line.key)
+        self.arenas[made.id] = made
+        line.arenas.add(made.id)
+        return made.id
+
+    def share(self, number: int, line: Line) -> bool:
+        """Sees to it that `line` has the arena; False when it cannot be sent."""
+        if number in line.given:
+            return True
+        found = self.arenas.get(number)
+        if found is None or not line.send(protocol.LifelineArena(number), found.fd):
+            return False
+        line.given.add(number)
+        found.readers.add(line.key)
+        return True
+
+    def owned_by(self, number: int, key: bytes) -> bool:
+        found = self.arenas.get(number)
+        return found is not None and found.owner == key
+
+    def cut_off(self) -> list[Line]:
+        """Lines of clients that do not read, whose sessions are to end."""
+        return [line for line in self.lines.values() if line.cut and not line.departed]
+
+    def disown(self, line: Line, still_read: Callable[[bytes, int], bool]) -> None:
+        """Forgets the line's own arenas; the peers that map one are told that it will not be referred to again."""
+        if line.role == "client":
+            self._spare_arenas -= max(0, len(line.arenas) - 1)
+        while line.arenas:
+            number = line.arenas.pop()
+            gone = self.arenas.pop(number)
+            os.close(gone.fd)
+            for key in gone.readers:
+                reader = self.by_key.get(key)
+                if reader is not None and reader is not line:
+                    reader.given.discard(number)
+                    if not still_read(key, number):
+                        reader.send(protocol.LifelineGone(number))
+
+    def close(self, line: Line, still_read: Callable[[bytes, int], bool] = lambda _key, _arena: False) -> None:
+        """Forgets a line and its arenas; the peers that map one are told that it will not be referred to again.
+
+        Args:
+            still_read: whether that line was sent something in that arena that it has not given back yet;
+                it is told when it has.
+        """
+        self._nameless.pop(line.fd, None)
+        self.disown(line, still_read)
+        for number in line.given:
+            if number in self.arenas:
+                self.arenas[number].readers.discard(line.key)
+        if self.by_key.get(line.key) is line:
+            del self.by_key[line.key]
+        self.lines.pop(line.fd, None)
+        line.sock.close()
+
+    def shut(self) -> None:
+        for line in list(self.lines.values()):
+            self.close(line)
+        self._listener.close()
+        os.close(self._spare)

@@ -1,0 +1,97 @@
+"""Unix sockets that are private from their first moment, and that only their maker removes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+
+from zoo.errors import ConfigError
+from zoo.wire import lifeline
+
+Identity = tuple[int, int]  # device, inode
+
+
+def identity(path: str) -> Identity | None:
+    """Which file lies there (a link is itself); None when there is none that can be looked at."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def listen(path: str, kind: int, backlog: int, group: int | None = None) -> socket.socket:
+    """A listening socket, close-on-exec and non-blocking, at a path where nothing lies.
+
+    Linux gives a socket's file the mode of the socket itself, less the umask: set before `bind`, there is no moment
+    at which another user could connect. With `group`, that group may connect too, once the file belongs to it.
+
+    Raises:
+        OSError: it cannot be made there; nothing is left.
+    """
+    made = socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
+    bound = False
+    try:
+        os.fchmod(made.fileno(), 0o600)
+        made.bind(path)
+        bound = True
+        if group is not None:
+            os.chown(path, -1, group, follow_symlinks=False)
+            os.chmod(path, 0o660)
+        made.listen(backlog)
+        made.setblocking(False)
+    except BaseException:
+        made.close()
+        if bound:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        raise
+    return made
+
+
+def listener_of(path: str) -> int | None:
+    """The process that listens at a socket's file, 0 when it cannot be told which; None when no process does."""
+    for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+        with socket.socket(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as probe:
+            try:
+                probe.connect(path)
+            except OSError as e:
+                if e.errno in (errno.ECONNREFUSED, errno.ENOENT):
+                    return None
+                if e.errno == errno.EPROTOTYPE:  # it is of the other kind
+                    continue
+                return 0  # alive, and its queue is full
+            return lifeline.peer(probe)[0]
+    return 0
+
+
+def clear(path: str, endpoint: str) -> None:
+    """Removes the socket, or the link to one, that a broker left which was killed.
+
+    Raises:
+        ConfigError: what lies there is no socket, or another user's, or a process listens at it.
+    """
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise ConfigError(f"the endpoint {endpoint} cannot be used: {e}") from None
+    if not stat.S_ISSOCK(found.st_mode) and not stat.S_ISLNK(found.st_mode):
+        raise ConfigError(f"{path} is not a socket; move it away, or choose another endpoint than {endpoint}")
+    if found.st_uid != os.geteuid():
+        raise ConfigError(f"{path} belongs to user {found.st_uid}; choose another endpoint than {endpoint}")
+    holder = listener_of(path)
+    if holder is not None:
+        raise ConfigError(f"a broker (process {holder or 'unknown'}) serves {endpoint} already; its lock was removed")
+    remove(path, (found.st_dev, found.st_ino))
+
+
+def remove(path: str, own: Identity | None) -> None:
+    """Unlinks a file if it is still the one that it was."""
+    if own is not None and identity(path) == own:
+        with contextlib.suppress(OSError):
+            os.unlink(path)

@@ -1,0 +1,368 @@
+"""Frames on the client's side: what can be sent, and the memory it lies in while somebody reads it."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from zoo.client.frame_arena import FrameArena
+from zoo.errors import InvalidInput, OutOfMemory
+from zoo.wire import payload, protocol
+
+COLORS = ("rgb", "bgr")
+TURNED = (5, 6, 7, 8)  # orientations of EXIF by which width and height change places; there are 1 to 8
+Boxes = Sequence[Sequence[float]] | np.ndarray
+Corners = tuple[tuple[float, float, float, float], ...]
+
+
+class Frame:
+    """A frame in shared memory, to be filled once and sent as often as you like.
+
+    `with zoo.frame((1080, 1920, 3)) as f: camera.read(f.array); zoo.infer("yolo11-face", f)`
+
+    Its memory goes back at the end of the block; without one, when neither the frame nor its array is there any more.
+
+    Attributes:
+        array: writable until the `with` block ends. Do not write while a request with this frame is under way.
+    """
+
+    def __init__(self, slot: Slot) -> None:
+        self.array = slot.writable()
+        self._slot: Slot | None = slot
+
+    @property
+    def slot(self) -> Slot:
+        """Raises InvalidInput after the `with` block."""
+        if self._slot is None:
+            raise InvalidInput("frame: its `with` block has ended, its memory belongs to others now")
+        if self._slot.arena is not None and self._slot.arena.forked:
+            raise InvalidInput("frame: it belongs to the process that this one was forked from; make one here")
+        return self._slot
+
+    def close(self) -> None:
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            slot.drop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class Slot:
+    """A piece of the arena, and who needs it: the `with` block, and each request under way.
+
+    It goes back when it is not needed, or when it is garbage: a signal handler that raises may undo any bookkeeping.
+    """
+
+    __slots__ = ("__weakref__", "_needs", "arena", "buffer", "home", "ready", "shape", "typestr")
+
+    def __init__(self, shared: FrameArena | None, shape: tuple[int, ...], typestr: str, buffer: Any = None) -> None:
+        self.arena = shared
+        self.home: list[tuple[int, int]] = []  # see `FrameArena.place`
+        self.buffer = buffer  # the array's memory where it is not shared
+        self.shape = shape
+        self.typestr = typestr
+        self.ready: dict[tuple[str, int], bytes] = {}  # (colour, arena's id) → the request for just this frame
+        self._needs: list[None] = [None]  # lists, since their methods cannot be interrupted
+
+    @property
+    def offset(self) -> int:
+        return self.home[0][0]
+
+    def pixels(self) -> np.ndarray:
+        """The array over its memory, which the caller must not keep."""
+        if self.arena is None:
+            array: np.ndarray = self.buffer
+            return array
+        return np.frombuffer(self.arena.memory, self.typestr, math.prod(self.shape), self.offset).reshape(self.shape)
+
+    def writable(self) -> np.ndarray:
+        """An array to be kept: as long as it is there, so is the slot, unless that was given back by word."""
+        return self.pixels() if self.arena is None else np.asarray(_Lent(self))
+
+    def keep(self) -> None:
+        self._needs.append(None)
+
+    def drop(self) -> None:
+        try:
+            self._needs.pop()
+        except IndexError:
+            return
+        if not self._needs:
+            self.ready.clear()
+            self._go_back()
+
+    def _go_back(self) -> None:
+        if self.arena is not None:
+            self.arena.return_from(self)
+
+    def __del__(self) -> None:
+        try:
+            self._go_back()
+        except AttributeError:
+            pass  # it was not even made
+
+
+class _Lent:
+    __slots__ = ("__array_interface__", "_slot")
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+        pixels = slot.pixels()
+        self.__array_interface__ = {**pixels.__array_interface__, "shape": slot.shape, "version": 3}
+
+
+class Outgoing:
+    """A request's body and everything that must stay in place until it is settled."""
+
+    __slots__ = ("body", "buffers", "shared", "slots")
+
+    def __init__(self, body: bytes, buffers: list[Any], slots: list[Slot], shared: FrameArena | None) -> None:
+        self.body = body
+        self.buffers = buffers
+        self.slots = slots
+        self.shared = shared
+
+    @property
+    def arenas(self) -> tuple[int, ...]:
+        return (self.shared.id,) if self.shared is not None else ()
+
+    def check(self, limit: int) -> None:
+        """Raises InvalidInput when the message has more than `limit` bytes."""
+        size = len(self.body) + sum(buffer.nbytes for buffer in self.buffers)
+        if size > limit:
+            field = "frame" if self.buffers else "options"
+            raise InvalidInput(
+                f"{field}: {size / (1 << 20):.1f} MB in one message; the broker takes {limit >> 20} MB of what is "
+                "not in shared memory: send less at once, an encoded image, or raise max_inline_mb in its config.toml"
+            )
+
+    def keep(self) -> None:
+        for slot in self.slots:
+            slot.keep()
+
+    def drop(self) -> None:
+        for slot in self.slots:
+            slot.drop()
+
+
+class Placed(NamedTuple):
+    """A frame in its place, and how its bytes are to be read: "rgb", "bgr" or "encoded"."""
+
+    slot: Slot
+    color: str
+
+
+class NoRoom(Exception):
+    """The arena has no free slot now."""
+
+
+class Store:
+    """Places frames. `shared` is the arena, or None where memory cannot be shared and bytes travel inline."""
+
+    def __init__(self, shared: FrameArena | None) -> None:
+        self.shared = shared
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Slot:
+        """An uninitialised slot.
+
+        Raises:
+            InvalidInput: no such array, or it is larger than the whole arena. NoRoom.
+        """
+        kind = payload.check_dtype(dtype)
+        if len(shape) > payload.MAX_NDIM or any(not 0 <= n < 1 << 63 for n in shape):
+            raise InvalidInput(f"shape: {payload.shown(shape)} is not one an array can have")
+        nbytes = math.prod(shape) * kind.itemsize
+        if self.shared is None or self.shared.is_interrupted():
+            if nbytes > protocol.MAX_MESSAGE_BYTES // 2:
+                raise InvalidInput(f"frame: {nbytes >> 20} MB are too much for one message")
+            return Slot(None, shape, kind.str, _new(shape, kind))
+        if nbytes > self.shared.size:
+            raise InvalidInput(
+                f"frame: {payload.shown(shape)} {kind} takes {min(nbytes, 1 << 80) / (1 << 20):.1f} MB, the arena has "
+                f"{self.shared.size >> 20} MB; make the client with a larger arena_mb"
+            )
+        if 0 in shape:
+            _new(shape, kind)  # a side that numpy cannot count
+        slot = Slot(self.shared, shape, kind.str)
+        if not self.shared.place(slot, nbytes):
+            raise NoRoom
+        return slot
+
+    def outgoing(self, frame: Any, boxes: Boxes | None, color: str, options: dict[str, Any]) -> Outgoing:
+        """Everything a request carries, its frames in place.
+
+        Raises:
+            InvalidInput: naming the argument that is wrong. NoRoom: nothing was taken.
+        """
+        shared = self.shared
+        plain = shared is not None and type(frame) is Frame and boxes is None and not options
+        if plain and shared is not None and type(color) is str:
+            slot = frame.slot
+            ready = slot.ready.get((color, shared.id)) if slot.arena is shared else None
+            if ready is not None:
+                slot.keep()
+                return Outgoing(ready, [], [slot], shared)
+        corners = check_boxes(boxes)
+        placed = self.place(frame, color)
+        try:
+            made = self.compose(placed, corners, options)
+        except BaseException:
+            for one in placed:
+                one.slot.drop()
+            raise
+        slot = placed[0].slot
+        if plain and slot.arena is not None:
+            slot.ready[color, slot.arena.id] = made.body
+        return made
+
+    def place(self, frame: Any, color: str) -> list[Placed]:
+        """A frame, or each of a list of them, where its readers will find it. The caller drops every slot.
+
+        Raises:
+            InvalidInput: naming the argument that is wrong. NoRoom: nothing was taken.
+        """
+        if not isinstance(color, str) or color not in COLORS:
+            raise InvalidInput(f"color: {payload.shown(color)} is not one of {', '.join(COLORS)}")
+        color = str(color)
+        placed: list[Placed] = []
+        try:
+            placed.extend(self._place(part, color) for part in check_frames(frame))
+        except BaseException:
+            for one in placed:
+                one.slot.drop()
+            raise
+        return placed
+
+    def compose(self, placed: Sequence[Placed], boxes: Corners | None, options: dict[str, Any]) -> Outgoing:
+        """A request about frames that are in place. It takes no slot of its own: see `Outgoing.keep`.
+
+        Raises:
+            InvalidInput: an option is not a JSON-like value, or all of them are too large to be sent.
+        """
+        described: list[payload.Frame] = []
+        buffers: list[Any] = []
+        for slot, color in placed:
+            if slot.arena is None:
+                described.append(payload.Frame(-1, len(buffers), slot.shape, slot.typestr, color))
+                buffers.append(np.ascontiguousarray(slot.buffer).data)
+            else:
+                described.append(payload.Frame(slot.arena.id, slot.offset, slot.shape, slot.typestr, color))
+        body = payload.pack_request(payload.InferBody(tuple(described), boxes, options))
+        size = len(body) + sum(buffer.nbytes for buffer in buffers)
+        if size > protocol.MAX_MESSAGE_BYTES // 2:
+            what = "options" if size < 2 * len(body) else "frame"
+            raise InvalidInput(
+                f"{what}: {size / (1 << 20):.0f} MB are too much for one message, which takes "
+                f"{protocol.MAX_MESSAGE_BYTES >> 21} MB"
+            )
+        return Outgoing(body, buffers, [one.slot for one in placed], self.shared)
+
+    def _place(self, part: Any, color: str) -> Placed:
+        if isinstance(part, Frame):
+            slot = part.slot
+            if slot.arena is not self.shared and slot.arena is not None:
+                raise InvalidInput("frame: it belongs to another client")
+            slot.keep()
+            return Placed(slot, color)
+        value, how = check_frame(part), color
+        if isinstance(part, bytes | bytearray | memoryview):
+            how = "encoded"
+        slot = self.empty(value.shape, value.dtype.str)
+        try:
+            np.copyto(slot.pixels(), value)
+        except MemoryError:
+            slot.drop()
+            raise OutOfMemory("this process has no memory left to place the frame with") from None
+        except BaseException:
+            slot.drop()
+            raise
+        return Placed(slot, how)
+
+
+def _new(shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
+    try:
+        return np.empty(shape, kind)
+    except (ValueError, OverflowError, MemoryError) as e:
+        raise InvalidInput(f"shape: {payload.shown(shape)} is not one an array can have ({e})") from None
+
+
+def check_frames(frame: Any) -> list[Any]:
+    """What was given as a frame, as a list: of one, or of all frames of a video."""
+    parts = list(frame) if isinstance(frame, list | tuple) else [frame]
+    if not parts:
+        raise InvalidInput("frame: an empty list")
+    if len(parts) > protocol.MAX_FRAMES:
+        raise InvalidInput(f"frame: {len(parts)} frames, at most {protocol.MAX_FRAMES} go into one request")
+    return parts
+
+
+def check_frame(part: Any) -> np.ndarray:
+    """One frame as the array that travels; of encoded bytes, the bytes."""
+    if isinstance(part, bytes | bytearray | memoryview):
+        try:
+            raw = np.frombuffer(part, np.uint8)
+        except (ValueError, BufferError, TypeError) as e:
+            raise InvalidInput(f"frame: no plain bytes ({e})") from None
+        if not raw.size:
+            raise InvalidInput("frame: no bytes")
+        return raw
+    value = part if isinstance(part, np.ndarray) else _as_array(part)
+    if value.size == 0:
+        raise InvalidInput(f"frame: it is empty, shape {value.shape}")
+    payload.check_dtype(value.dtype.str)
+    return value
+
+
+def size_of(part: Any) -> tuple[float, float]:
+    """Width and height of one frame in pixels, upright as a worker sees it; infinite where only a decoder can tell.
+
+    Raises:
+        InvalidInput: it is no picture.
+    """
+    shape = part.array.shape if isinstance(part, Frame) else check_frame(part).shape
+    if isinstance(part, bytes | bytearray | memoryview):
+        try:
+            with Image.open(io.BytesIO(part)) as image:
+                # Of a TIFF, Pillow gives the size as it is going to be.
+                turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in TURNED
+                return (image.height, image.width) if turned else image.size
+        except Exception:  # damaged data leads Pillow's plugins anywhere; what it means, the worker says
+            return math.inf, math.inf
+    if len(shape) < 2:
+        raise InvalidInput(f"frame: nothing can be cut out of shape {shape}")
+    return shape[1], shape[0]
+
+
+def _as_array(part: Any) -> np.ndarray:
+    try:
+        value = np.asarray(part)
+    except payload.ODD as e:
+        raise InvalidInput(f"frame: cannot be read as an array: {e}") from None
+    if value.dtype.kind not in payload.KINDS:
+        raise InvalidInput(f"frame: a {type(part).__name__}; send an array, a Frame, a list of them, or JPEG/PNG bytes")
+    return value
+
+
+def check_boxes(boxes: Boxes | None) -> Corners | None:
+    """(n, 4) numbers as tuples. Whether they are finite and in the frame, the worker says."""
+    if boxes is None:
+        return None
+    try:
+        array = np.asarray(boxes, dtype=np.float64)
+    except payload.ODD as e:
+        raise InvalidInput(f"boxes: {e!s:.200}") from None
+    if array.size == 0:
+        return ()
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise InvalidInput(f"boxes: expected (n, 4) numbers (x1, y1, x2, y2), got shape {array.shape}")
+    return tuple(tuple(row) for row in array.tolist())

@@ -1,0 +1,284 @@
+"""What both clients share: opening a link (see `zoo/client/link.py`), and reading what comes.
+
+A link is opened with `Hello` and, where memory can be shared, a lifeline (`open_link`; nothing else here waits on
+ZeroMQ). Late answers, to requests that were given up, go through `Reader.late`, so that slots and leases are given
+back and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import zmq
+
+from zoo.client import peers
+from zoo.client.frame_arena import FrameArena
+from zoo.client.link import Link, Loan
+from zoo.config.address import Address
+from zoo.curve import read_key
+from zoo.errors import AccessDenied, BrokerUnreachable, OutOfMemory, ProtocolMismatch, QueueFull, ZooError
+from zoo.wire import multipart, payload, protocol
+
+GRACE_S = 0.6  # past its deadline, a request's answer is still waited for this long
+LAST_S = 0.8  # past its deadline, no call waits for anything any more
+MAX_SOCKETS = 32768  # of a process: one for each thread of each client
+HELLO_S = 1.0  # an unanswered Hello is said again: the broker that took it may be gone
+BYE_MS = 300  # how long a closing client tries to say so, where no lifeline says it
+POLL_MS = 100  # how often a waiting client looks whether its broker is still there
+
+
+class Reader:
+    """Reads answers out of one socket's inbox."""
+
+    def __init__(self, link: Link, inbox: multipart.Inbox) -> None:
+        self._link = link
+        self._inbox = inbox
+        self._loan: Loan | None = None
+        self._decode = payload.result_decoder(self._look_up)
+
+    def _look_up(self, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        if self._loan is None:
+            raise ProtocolMismatch("a result refers to an arena, and does not say to which")
+        return self._loan.view(offset, shape, dtype)
+
+    def outcome(self, message: protocol.FromBroker, parts: list[bytes]) -> Any:
+        """What the caller gets; an exception object when the request failed."""
+        if isinstance(message, protocol.Error):
+            if message.message == protocol.UNKNOWN_SESSION and not self._link.shares_memory:
+                self._link.dead = True  # there is no lifeline to tell; the next call says Hello again
+            return message.exception()
+        if isinstance(message, protocol.Value):
+            return message.value
+        if not isinstance(message, protocol.Result):
+            return ProtocolMismatch(f"the broker answered with a {type(message).__name__}")
+        try:
+            if message.arena:
+                if self._inbox.kept is None:
+                    self._inbox.kept = self._link.lend(message.arena)
+                self._loan = self._inbox.kept
+            body = self._decode(parts[1] if len(parts) > 1 else b"")
+        except ZooError as e:
+            return e
+        except MemoryError as e:
+            return OutOfMemory(f"this process has no memory left for the result ({e})")
+        finally:
+            self._loan = None
+        return body.results if body.many else body.results[0]
+
+    def late(self, message: protocol.FromBroker, parts: list[bytes]) -> protocol.Message | None:
+        """Deals with what no call waits for any more; gives a message to be sent because of it, or None.
+
+        Raises:
+            ZooError: it is about no request at all; the broker could not read something that we sent.
+        """
+        if isinstance(message, protocol.Welcome):
+            return None
+        if isinstance(message, protocol.Error) and not message.rid:
+            raise message.exception()
+        link, rid = self._link, message.rid
+        for rids in list(link.fences.values()):
+            rids.discard(rid)
+        if isinstance(message, protocol.Error) and message.held:
+            return None  # `LifelineSettled` follows
+        self.outcome(message, parts)  # once decoded and dropped, a result's slots go back
+        link.settle(rid)
+        for unknown in link.fences.pop(rid, ()):
+            link.settle(unknown)
+        if rid in link.unwanted:
+            link.unwanted.discard(rid)
+            if isinstance(message, protocol.Value):
+                return protocol.Release(0, message.value)
+        return None
+
+
+# ---------------------------------------------------------------- opening
+
+_contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}  # by process id: a fork's child has one of its own
+
+
+def context() -> zmq.Context[zmq.Socket[bytes]]:
+    """This process's own, for as many sockets as it has descriptors; ZeroMQ's default is 1,023."""
+    pid = os.getpid()
+    found = _contexts.get(pid)
+    if found is None:
+        found = zmq.Context()
+        found.set(zmq.MAX_SOCKETS, min(MAX_SOCKETS, found.get(zmq.SOCKET_LIMIT)))
+        found = _contexts.setdefault(pid, found)
+    return found
+
+
+def open_socket(key: bytes, number: int, endpoint: str) -> zmq.Socket[bytes]:
+    """A connected socket of the session. Raises BrokerUnreachable when this process cannot have one."""
+    sock: zmq.Socket[bytes] | None = None
+    try:
+        sock = context().socket(zmq.DEALER)
+        configure(sock, routing_id(key, number), endpoint)
+        sock.setsockopt(zmq.RCVTIMEO, POLL_MS)
+        sock.connect(endpoint)
+    except (OSError, MemoryError) as e:  # zmq.ZMQError is not an OSError: see below
+        close_quietly(sock)
+        raise no_socket(endpoint, e) from None
+    except zmq.ZMQError as e:
+        close_quietly(sock)
+        raise no_socket(endpoint, e) from None
+    except BaseException:
+        close_quietly(sock)
+        raise
+    return sock
+
+
+def no_socket(endpoint: str, why: BaseException) -> BrokerUnreachable:
+    return BrokerUnreachable(
+        f"this process cannot open a connection to {endpoint} ({why}); close clients or end threads that used one, or "
+        "raise its limit of descriptors (ulimit -n)"
+    )
+
+
+def open_link(address: Address, seconds: float, deadline: float, gone: Flag) -> tuple[Link, zmq.Socket[bytes]]:
+    """Says Hello and waits, within the deadline, for the broker at the endpoint. The socket is the session's first.
+
+    Raises:
+        BrokerUnreachable: no broker answered in time, or `gone` was set. AccessDenied, ProtocolMismatch.
+    """
+    while True:
+        try:
+            endpoint = peers.find_server(address, deadline, gone)
+        except OSError as e:
+            if e.errno is None:
+                raise  # a signal handler's own
+            raise no_socket(address, e) from None
+        if endpoint is None:
+            raise unreachable(address, seconds)
+        key = new_key()
+        sock = open_socket(key, 0, endpoint)
+        try:
+            welcome = _welcome(sock, key, address, seconds, deadline, gone)
+            return Link(key, welcome, endpoint, address.owners, deadline), sock
+        except BrokerUnreachable:  # perhaps it went away between two steps, and another one comes
+            close_quietly(sock)
+            if time.monotonic() + POLL_MS / 1000 > deadline or gone.wait(POLL_MS / 1000):
+                raise
+        except BaseException:
+            close_quietly(sock)
+            raise
+
+
+def _welcome(
+    sock: zmq.Socket[bytes], key: bytes, address: Address, seconds: float, deadline: float, gone: Flag
+) -> protocol.Welcome:
+    said = -math.inf
+    while True:
+        if time.monotonic() > said + HELLO_S:
+            with contextlib.suppress(zmq.Again):
+                sock.send(hello(key), zmq.NOBLOCK)
+            said = time.monotonic()
+        try:
+            parts = sock.recv_multipart()
+        except zmq.Again:
+            if gone.up or time.monotonic() > deadline:
+                raise unreachable(address, seconds) from None
+            continue
+        message = protocol.unpack_from_broker(parts[0])
+        if isinstance(message, protocol.Error):
+            raise message.exception()
+        if isinstance(message, protocol.Welcome):
+            return message
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def new_key() -> bytes:
+    return secrets.token_bytes(protocol.SESSION_BYTES)
+
+
+def routing_id(key: bytes, number: int) -> bytes:
+    return key + number.to_bytes(4, "big")
+
+
+def hello(key: bytes) -> bytes:
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    name = name[:80].encode(errors="replace").decode()  # a file name may be no text
+    return protocol.pack(protocol.Hello(key, os.getpid(), name))
+
+
+class Flag:
+    """May be raised anywhere, in a destructor or a signal handler too."""
+
+    def __init__(self) -> None:
+        self.up = False
+
+    def wait(self, seconds: float) -> bool:
+        """Sleeps; whether it is up then. (Not sooner: a caller that waits minds no milliseconds.)"""
+        if not self.up:
+            time.sleep(seconds)
+        return self.up
+
+
+def remaining_ms(deadline: float) -> int:
+    return max(1, int((deadline - time.monotonic()) * 1000))
+
+
+def configure(sock: Any, identity: bytes, endpoint: str) -> None:
+    """Options that every client socket has."""
+    sock.setsockopt(zmq.ROUTING_ID, identity)
+    sock.setsockopt(zmq.LINGER, 0)
+    sock.setsockopt(zmq.SNDHWM, 1000)
+    sock.setsockopt(zmq.RCVHWM, 1000)
+    sock.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE_BYTES)
+    sock.setsockopt(zmq.RECONNECT_IVL, 20)
+    sock.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
+    if endpoint.startswith("tcp://"):
+        folder = os.environ.get("ZOO_CURVE_DIR")
+        if not folder:
+            raise AccessDenied("tcp:// needs CURVE keys: set ZOO_CURVE_DIR (see `python -m zoo.curve --help`)")
+        try:
+            server, _ = read_key(os.path.join(folder, "server.key"))
+            public, secret = read_key(os.path.join(folder, "client.key_secret"))
+        except (OSError, ValueError) as e:
+            raise AccessDenied(f"the CURVE keys in {folder} cannot be used: {e}") from None
+        if secret is None:
+            raise AccessDenied(f"{folder}/client.key_secret holds no secret key")
+        sock.curve_serverkey, sock.curve_publickey, sock.curve_secretkey = server, public, secret
+
+
+def say(link: Link, message: protocol.Message) -> None:
+    """Says something that has no answer, over a socket of its own: in a destructor too, in any thread. Never waits."""
+    try:
+        sock = open_socket(link.key, next(link.sockets), link.endpoint)
+        sock.setsockopt(zmq.LINGER, BYE_MS)
+        sock.send(protocol.pack(message), zmq.NOBLOCK)
+        sock.close()
+    except (ZooError, zmq.ZMQError):
+        pass  # then the end of the session says it
+
+
+def give_back_lease(link: Link, number: int) -> None:
+    """Of a lease that is garbage."""
+    if not link.dead and not sys.is_finalizing():
+        say(link, protocol.Release(0, number))
+
+
+def unreachable(endpoint: Address, timeout: float) -> BrokerUnreachable:
+    text = f"no broker answers at {endpoint} ({endpoint.how}) within {timeout:g} s; start one with `zoo serve`"
+    if endpoint.startswith("tcp://"):
+        text += ", or see whether it knows this client's CURVE key"
+    return BrokerUnreachable(text)
+
+
+def arena_full(own: FrameArena | None) -> QueueFull:
+    size = own.size >> 20 if own is not None else 0
+    return QueueFull(f"every slot of this client's {size} MB arena is in use; wait for answers, or raise arena_mb")
+
+
+def close_quietly(sock: Any) -> None:
+    if sock is not None:
+        with contextlib.suppress(zmq.ZMQError):
+            sock.close(0)

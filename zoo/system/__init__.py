@@ -1,0 +1,1 @@
+"""What the zoo asks of the kernel and of the file system."""

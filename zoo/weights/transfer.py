@@ -1,0 +1,254 @@
+"""One file from a server onto this disk: what the server says of it, and then its bytes, however often they break off.
+
+Bytes are appended to a part file. What is there of it is gone on with only while it is certain to be of the same file:
+because a SHA-256 will tell, or because the server promises by the ETag (If-Range) that it still has the same one.
+Whatever announces a length, digest or range and then does not keep to it is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from zoo.weights import inventory
+from zoo.system.files import no_link
+from zoo.weights.web import Answer, Refused, Transient, ask, whole_number
+
+LONGEST_WAIT_S = 60.0  # before another attempt, whatever the server asks for
+NO_HEAD = (403, 405, 501)  # what servers say that do not answer a HEAD
+NOT_FOUND = (404, 410)
+TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How patient a transfer is.
+
+    Attributes:
+        silence_s: until the first byte, and between any two.
+        slowest: bytes per second; less than that for `silence_s` is a stall.
+        attempts: in a row, without `progress_bytes` in between.
+        back_off_s: before the second attempt; doubled before each further one.
+    """
+
+    silence_s: float = 30.0
+    slowest: float = 1024.0
+    attempts: int = 5
+    progress_bytes: int = 1 << 20
+    back_off_s: float = 0.5
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told what happens. `progress`: file, bytes so far, bytes in all where known. `note`: a line for people."""
+
+    progress: Callable[[str, int, int | None], None] = lambda *_: None
+    note: Callable[[str], None] = lambda _: None
+
+
+LIMITS, NOBODY = Limits(), Watch()
+
+
+@dataclass
+class Remote:
+    """A file as its server announces it.
+
+    Attributes:
+        commit: of the repository, where it is one.
+        etag: only one that stands for these very bytes (a strong one).
+    """
+
+    name: str
+    url: str
+    commit: str | None = None
+    size: int | None = None
+    sha256: str | None = None
+    etag: str | None = None
+
+
+class Transfer:
+    """Questions to one server and the answers' bytes, with the token of the hub at `hub`."""
+
+    def __init__(self, hub: str, watch: Watch = NOBODY, limits: Limits = LIMITS) -> None:
+        self._hub = hub
+        self._token = os.environ.get("HF_TOKEN", "").strip()
+        self._watch = watch
+        self._limits = limits
+
+    def look(self, name: str, url: str, *, needed: bool = True, pinned: str | None = None) -> Remote | None:
+        """What the server says of the file; None when it is not there and not needed.
+
+        Args:
+            pinned: the SHA-256 that it has to have.
+
+        Raises:
+            Refused: it is not to be had.
+        """
+
+        def attempt() -> Remote | None:
+            with self._ask("HEAD", url) as answer:
+                if answer.status not in NO_HEAD:
+                    return self._announced(answer, name, url, needed, pinned)
+            with self._ask("GET", url) as answer:
+                return self._announced(answer, name, url, needed, pinned)
+
+        return self._retry(name, attempt)
+
+    def fetch(self, remote: Remote, part: Path) -> None:
+        """The whole file, verified, at `part`. Afterwards `remote` has its size and SHA-256.
+
+        Raises:
+            Refused: after as many attempts as `Limits` allow, or at once where no further one could help. What did
+                come stays at `part`, unless it is known to be wrong.
+        """
+        self._retry(remote.name, lambda: self._complete(remote, part), lambda: size_of(part))
+
+    # ------------------------------------------------------------ attempts
+
+    def _retry(self, name: str, attempt: Callable[[], T], come: Callable[[], int] = lambda: 0) -> T:
+        failures = 0
+        while True:
+            before = come()
+            try:
+                return attempt()
+            except Transient as e:
+                failures = 1 if come() - before >= self._limits.progress_bytes else failures + 1
+                if failures >= self._limits.attempts:
+                    raise Refused(f"{name}: {e}; {failures} attempts in vain", retryable=True) from e
+                wait_s = min(max(e.wait_s, self._limits.back_off_s * 2 ** (failures - 1)), LONGEST_WAIT_S)
+                self._watch.note(f"{name}: {e}; trying again in {wait_s:g} s")
+            except Refused as e:
+                raise Refused(f"{name}: {e}", retryable=e.retryable) from e
+            time.sleep(wait_s)
+
+    def _ask(self, method: str, url: str, headers: dict[str, str] | None = None) -> Answer:
+        return ask(method, url, headers or {}, silence_s=self._limits.silence_s, token=self._token, token_for=self._hub)
+
+    # ------------------------------------------------------------ what the server says
+
+    def _announced(self, answer: Answer, name: str, url: str, needed: bool, pinned: str | None) -> Remote | None:
+        if answer.status in NOT_FOUND and not needed and answer.header("X-Error-Code") in (None, "EntryNotFound"):
+            return None
+        _require_success(answer)
+        linked = (answer.passed.get("x-linked-etag") or "").strip('"')
+        sha256 = linked if re.fullmatch(r"[0-9a-f]{64}", linked) else None
+        if pinned and sha256 not in (None, pinned):
+            raise Refused(f"config.toml pins SHA-256 {pinned}, {answer.host} has {sha256}")
+        commit = answer.passed.get("x-repo-commit", "")
+        arrived = answer.status == 200  # and not stopped at the door of where the bytes are stored
+        return Remote(
+            name=name,
+            url=url,
+            commit=commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None,
+            size=whole_number(answer.passed.get("x-linked-size")) or (answer.length if arrived else None),
+            sha256=pinned or sha256,
+            etag=_strong(answer) if arrived else None,
+        )
+
+    # ------------------------------------------------------------ bytes
+
+    def _complete(self, remote: Remote, part: Path) -> None:
+        have = size_of(part)
+        if (remote.sha256 or remote.etag) is None or (remote.size is not None and have > remote.size):
+            have = 0
+        if have == 0 or have != remote.size:
+            self._append(remote, part, have)
+        digest = inventory.digest(part)
+        if remote.sha256 not in (None, digest):
+            part.unlink()
+            if have:
+                raise Transient("what came earlier does not belong to it; starting over")
+            raise Refused(f"its SHA-256 is {digest}, published is {remote.sha256}; it was thrown away")
+        remote.size, remote.sha256 = size_of(part), digest
+
+    def _append(self, remote: Remote, part: Path, have: int) -> None:
+        """Asks for what is missing after `have` bytes, and writes what comes."""
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        if have and remote.etag:
+            headers["If-Range"] = remote.etag
+        with self._ask("GET", remote.url, headers) as answer:
+            if answer.status == 416:
+                part.unlink()
+                raise Transient(f"{answer.host} has no byte {have:,}; starting over")
+            _require_success(answer)
+            if answer.status != 206:
+                have = 0  # it does not do ranges, or has another file by now
+            elif not (answer.header("Content-Range") or "").startswith(f"bytes {have}-"):
+                raise Refused(f"{answer.host} sends another range than was asked for")
+            self._compare(remote, answer, part, have)
+            self._write(remote, answer, part, have)
+
+    def _compare(self, remote: Remote, answer: Answer, part: Path, have: int) -> None:
+        """What is about to come with what was announced."""
+        etag = _strong(answer)
+        if None not in (etag, remote.etag) and etag != remote.etag:
+            remote.etag, remote.size = etag, None
+            if have:
+                part.unlink()
+                raise Transient(f"it has changed on {answer.host}; starting over")
+        if (encoding := answer.header("Content-Encoding") or "identity") != "identity":
+            raise Refused(f"{answer.host} sends it in an encoding that was not asked for ({encoding})")
+        if answer.length is not None:
+            whole = have + answer.length
+            if remote.size not in (None, whole):
+                raise Refused(f"{answer.host} announced {remote.size:,} bytes, and then {whole:,}")
+            remote.size = whole
+        elif not answer.is_framed and remote.sha256 is None:
+            raise Refused(f"{answer.host} does not say how long it is; pin its sha256 in config.toml")
+        require_room(part.parent, (remote.size or have) - have)
+
+    def _write(self, remote: Remote, answer: Answer, part: Path, have: int) -> None:
+        with open(part, "ab" if have else "wb", opener=no_link) as file:
+            for chunk in answer.chunks(self._limits.slowest):
+                have += len(chunk)
+                if remote.size is not None and have > remote.size:
+                    raise Refused(f"{answer.host} sends more than the {remote.size:,} bytes it announced")
+                file.write(chunk)
+                self._watch.progress(remote.name, have, remote.size)
+            file.flush()
+            os.fsync(file.fileno())
+        if remote.size is not None and have < remote.size:
+            raise Transient(f"{answer.host} broke off after {have:,} of {remote.size:,} bytes")
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """Raises Refused when the disk has less free."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise Refused(f"{needed:,} bytes are needed in {folder}, and {free:,} are free", retryable=True)
+
+
+def size_of(file: Path) -> int:
+    """Bytes; 0 where there is no file."""
+    with contextlib.suppress(FileNotFoundError):
+        return file.stat().st_size
+    return 0
+
+
+def _require_success(answer: Answer) -> None:
+    status, host = answer.status, answer.host
+    if status in (200, 206, 301, 302, 303, 307, 308):  # a redirect that was not followed: see `zoo.weights.web.ask`
+        return
+    if status in TRANSIENT:
+        raise Transient(f"{host} answers {status}", whole_number(answer.header("Retry-After")) or 0)
+    code = answer.header("X-Error-Code")  # the hub's, such as RevisionNotFound
+    said = f"{host} answers {status}{f' ({code})' if code else ''}"
+    if status in (401, 403):
+        raise Refused(f"{said}: private, gated or not there; accept its terms where it has some, and set HF_TOKEN")
+    if status in NOT_FOUND:
+        raise Refused(f"{said}: not there; see source, revision and files in config.toml")
+    raise Refused(said)
+
+
+def _strong(answer: Answer) -> str | None:
+    etag = answer.header("ETag")
+    return etag if etag and etag.startswith('"') else None

@@ -1,0 +1,160 @@
+"""What a new worker is told, and what broker and nursery say to each other about starting one.
+
+This is all that broker and workers share about processes; neither imports the other. Broker and nursery speak over an
+inherited pair of SEQPACKET sockets: one packet is one message, with the descriptors that belong to it.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from zoo.weights.source import Published
+
+NURSERY = "import sys; sys.path[:] = sys.argv[2:]; from workers.nursery import main; main(int(sys.argv[1]))"
+PACKET_BYTES = 64 << 10
+MARK = "ZOO_NURSERY_OF"  # in the environment of nursery and workers: which broker they belong to
+_MAX_FDS = 4
+_ANCILLARY = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
+
+
+class Seat(msgspec.Struct, frozen=True):
+    """What a process is forked with, whatever it will load. `key`: its name on the lifeline. Unguessable."""
+
+    key: bytes
+    handoff: str
+    arena_limit_bytes: int
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """The first message on a worker's channel: what to load.
+
+    `path`: of the weights, as the file system has it: not every name is UTF-8, which text in a message has to be.
+    `pull`: where to fetch the weights from if they are missing; None when that is not wanted.
+    `visible`: the CUDA device that the process may see, by UUID, "" for none; `device` counts from there.
+    `inline_bytes`: the most that an answer may have in the message itself; all of one batch may have twice as much.
+    `copied`: a copy of the model comes on the lifeline. `copy_bytes`: the largest copy that is wanted; 0 for none.
+    """
+
+    model: str
+    adapter: str
+    path: bytes | None
+    category: str
+    options: dict[str, Any]
+    trust_pickle: bool
+    device: str
+    threads: int
+    pull: Published | None = None
+    copied: bool = False
+    copy_bytes: int = 0
+    visible: str = ""
+    inline_bytes: int = 32 << 20
+
+
+# ---------------------------------------------------------------- broker to nursery
+
+
+class Prepare(msgspec.Struct, frozen=True, tag=True):
+    """First: what to import. With the read end of a pipe whose only writer is the broker, and a folder to work in."""
+
+    modules: tuple[str, ...]
+
+
+class Fork(msgspec.Struct, frozen=True, tag=True):
+    """With the read end of a pipe whose only writer is the broker, and the write end of one for what is printed."""
+
+    seat: Seat
+
+
+# ---------------------------------------------------------------- nursery to broker
+
+
+class Importing(msgspec.Struct, frozen=True, tag=True):
+    """Said before each module is imported, so that what an import does to the nursery can be laid at its door."""
+
+    module: str
+
+
+class Unfit(msgspec.Struct, frozen=True, tag=True):
+    """The module must not be imported in the nursery, which ends now."""
+
+    module: str
+    why: str
+
+
+class Prepared(msgspec.Struct, frozen=True, tag=True):
+    """All imports are done; from now on forks are answered at once."""
+
+
+class Forked(msgspec.Struct, frozen=True, tag=True):
+    """With a pidfd, unless there was no descriptor left for one."""
+
+    key: bytes
+    pid: int
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """No process could be forked for this seat."""
+
+    key: bytes
+    why: str
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """A worker has ended and is reaped. `status`: negative for the signal that ended it."""
+
+    pid: int
+    status: int
+
+
+ToNursery = Prepare | Fork
+FromNursery = Importing | Unfit | Prepared | Forked | Refused | Ended
+_read_order: msgspec.msgpack.Decoder[ToNursery] = msgspec.msgpack.Decoder(ToNursery)
+_read_report: msgspec.msgpack.Decoder[FromNursery] = msgspec.msgpack.Decoder(FromNursery)
+
+
+def send(sock: socket.socket, message: ToNursery | FromNursery, fds: Sequence[int] = ()) -> None:
+    """Sends one message. The descriptors stay the caller's to close.
+
+    Raises:
+        BlockingIOError: the other side does not read (non-blocking sockets only). OSError: it is gone.
+    """
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    sock.sendmsg([msgspec.msgpack.encode(message)], rights, socket.MSG_NOSIGNAL)
+
+
+def take_order(sock: socket.socket) -> tuple[ToNursery, list[int]] | None:
+    """What the broker wants, with its descriptors, fewer if there was no room for all; None when it is gone."""
+    packet = _receive(sock)
+    return None if packet is None else (_read_order.decode(packet[0]), packet[1])
+
+
+def take_report(sock: socket.socket) -> tuple[FromNursery, list[int]] | None:
+    """What the nursery says, with its descriptors; None when it is gone.
+
+    Raises:
+        BlockingIOError: nothing there. OSError: it is gone. msgspec.DecodeError: it is not a message.
+    """
+    packet = _receive(sock)
+    if packet is None:
+        return None
+    try:
+        return _read_report.decode(packet[0]), packet[1]
+    except msgspec.DecodeError:
+        for fd in packet[1]:
+            os.close(fd)
+        raise
+
+
+def _receive(sock: socket.socket) -> tuple[bytes, list[int]] | None:
+    data, ancillary, _, _ = sock.recvmsg(PACKET_BYTES, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    return (data, list(fds)) if data else None
