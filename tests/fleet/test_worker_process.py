@@ -248,7 +248,7 @@ import os, resource, select, sys, time
 from pathlib import Path
 from broker import pool
 from broker.fleet.environment import of_workers
-from zoo.config import BrokerConfig
+from zoo.config.schema import BrokerConfig
 from zoo.wire.launch import Seat
 
 def until(kind):
