@@ -37,7 +37,7 @@ def config(models: int) -> str:
 
 def messages() -> tuple[list[bytes], list[bytes]]:
     """A request and an answer of exactly the zoo's sizes."""
-    body = payload.InferBody((payload.Frame(1, 1 << 20, SHAPE, "|u1"),))
+    body = payload.InferBody((payload.FrameRef(1, 1 << 20, SHAPE, "|u1"),))
     request = [protocol.pack(protocol.Infer(100_000, "peek", 30_000, 2, (1,))), payload.pack_request(body)]
     result, _ = payload.pack_result(payload.ResultBody([{"value": 1.5}]), lambda _: None)
     return request, [protocol.pack(protocol.Result(100_000)), result]

@@ -47,7 +47,7 @@ class Service(Clients):
     def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
         super().__init__(config, endpoint_given)
         self._housekeeping_at = 0.0
-        self.resident = resident.Resident(config.state)
+        self.resident = resident.ResidentFile(config.state)
         self._line_waits = False
         self._add(self.handoff.fileno(), self._accept)
         self._add(self._wake_read, self._woken)

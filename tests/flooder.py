@@ -121,7 +121,7 @@ def endless_after_hello(path: str, count: int) -> Held:
 
 def unread(path: str, count: int) -> Held:
     """Requests whose answers of 8 MB are never read, by `count` connections."""
-    body = payload.pack_request(payload.InferBody((payload.Frame(-1, 0, (1,), "|u1"),), None, {"do": "large"}))
+    body = payload.pack_request(payload.InferBody((payload.FrameRef(-1, 0, (1,), "|u1"),), None, {"do": "large"}))
     held = []
     for _ in range(count):
         with contextlib.suppress(OSError):
@@ -136,7 +136,7 @@ def unread(path: str, count: int) -> Held:
 def waiting(path: str, count: int) -> Held:
     """Inline requests of 30 MB, `count` of them, for a model that is busy."""
     body = payload.pack_request(
-        payload.InferBody((payload.Frame(-1, 0, (1,), "|u1"),), None, {"do": "sleep", "seconds": 0.1})
+        payload.InferBody((payload.FrameRef(-1, 0, (1,), "|u1"),), None, {"do": "sleep", "seconds": 0.1})
     )
     large = frame(bytes(30 * MB))
     held = []

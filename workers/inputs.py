@@ -120,7 +120,7 @@ def read(
     return Given(items, corners)
 
 
-def _frame(frame: payload.Frame, buffers: list[bytes], find: Callable[[int], arena.MappedArena]) -> np.ndarray:
+def _frame(frame: payload.FrameRef, buffers: list[bytes], find: Callable[[int], arena.MappedArena]) -> np.ndarray:
     if frame.arena < 0:
         if not 0 <= frame.offset < len(buffers):
             raise InvalidInput(f"frame: the message has {len(buffers)} buffers, not a number {frame.offset}")

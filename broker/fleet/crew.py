@@ -111,7 +111,7 @@ class Crew(Loop):
         self.copies = Copies(int(config.broker.host_cache_mb * meters.MB))
         self.oom_killer = OomKiller()
         self.editions = Editions()
-        self._footprints = footprints.Store(config.state) if self._measures else None
+        self._footprints = footprints.FootprintFile(config.state) if self._measures else None
         self._learnt = 0
         self._workers: dict[int, Worker] = {}
         self._by_key: dict[bytes, Worker] = {}

@@ -28,6 +28,7 @@ import zmq
 
 from broker.front.gate import Gate
 from broker.front.pressure import Pressure
+from zoo.system.peer import credentials
 
 log = logging.getLogger("zoo.broker")
 
@@ -40,7 +41,6 @@ IDLE_MS, RISING_MS = 50, 5
 GATE_TRIES_S = 2.0
 LAST_FREE = 16  # descriptors that no connection may take, should the shares of the others not have been kept to
 _EVENTS = zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
-_PEERCRED = struct.Struct("3i")
 
 
 class Peer:
@@ -276,7 +276,7 @@ class Door:
             peer.pid = -1
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(peer.fd)) as sock:
                 if sock.family == socket.AF_UNIX:
-                    peer.pid = _PEERCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+                    peer.pid = credentials(sock).pid
         return peer.pid > 0 and self.is_known(peer.pid)
 
     def cut(self, peer: Peer) -> bool:

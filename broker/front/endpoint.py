@@ -24,7 +24,7 @@ from broker.front.signpost import Signpost
 from zoo.config.address import user_id
 from zoo.config.schema import default_endpoint, default_endpoints
 from zoo.errors import ConfigError
-from zoo.wire import lifeline
+from zoo.system import peer
 
 log = logging.getLogger("zoo.broker")
 
@@ -60,7 +60,7 @@ class Place:
 
     def admits(self, sock: socket.socket) -> bool:
         """Whether the process at the other end of a Unix socket may be a client."""
-        return lifeline.is_own(sock) or (self.gid is not None and lifeline.is_in_group(sock, self.gid))
+        return peer.is_own(sock) or (self.gid is not None and peer.is_in_group(sock, self.gid))
 
     def hide(self) -> None:
         """Takes the front socket's name away: who is connected stays so, others wait until `reveal`."""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from broker.descriptors import UNDIVIDED, Shares
 from broker.front import listening
 from zoo.errors import ProtocolMismatch, QueueFull
+from zoo.system import peer
 from zoo.wire import arena, lifeline, protocol
 
 BACKLOG = 256
@@ -42,7 +43,7 @@ class Line:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.fd = sock.fileno()
-        self.pid, self.uid = lifeline.peer(sock)
+        self.pid, self.uid, _ = peer.credentials(sock)
         self.role = ""
         self.key = b""
         self.arenas: set[int] = set()  # its own
@@ -116,7 +117,7 @@ class Handoff:
         arena_limit_bytes: int,
         listen: Callable[[str], socket.socket] | None = None,
         shares: Shares = UNDIVIDED,
-        admits: Callable[[socket.socket], bool] = lifeline.is_own,
+        admits: Callable[[socket.socket], bool] = peer.is_own,
     ) -> None:
         self.path = path
         self.limit = arena_limit_bytes

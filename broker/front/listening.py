@@ -9,7 +9,7 @@ import socket
 import stat
 
 from zoo.errors import ConfigError
-from zoo.wire import lifeline
+from zoo.system import peer
 
 Identity = tuple[int, int]  # device, inode
 
@@ -64,7 +64,7 @@ def listener_of(path: str) -> int | None:
                 if e.errno == errno.EPROTOTYPE:  # it is of the other kind
                     continue
                 return 0  # alive, and its queue is full
-            return lifeline.peer(probe)[0]
+            return peer.credentials(probe).pid
     return 0
 
 

@@ -71,7 +71,7 @@ def _found(path: Path) -> Iterator[files.Found]:
     return files.tree(path) if stat.S_ISDIR(seen.st_mode) else iter([files.Found(str(path), seen)])
 
 
-class Store:
+class FootprintFile:
     """`known`: what the file says, and what has been learnt since; `save` writes it down."""
 
     def __init__(self, folder: Path) -> None:

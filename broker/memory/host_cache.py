@@ -17,7 +17,7 @@ import msgspec
 from zoo.wire import arena
 
 
-class Kept(msgspec.Struct, frozen=True):
+class ModelCopy(msgspec.Struct, frozen=True):
     """`version`: of weights, adapter and options, as in `footprints.version`."""
 
     version: str
@@ -30,7 +30,7 @@ class Copies:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self._kept: OrderedDict[tuple[str, str], Kept] = OrderedDict()  # not used for longest first
+        self._kept: OrderedDict[tuple[str, str], ModelCopy] = OrderedDict()  # not used for longest first
         self._none: dict[tuple[str, str], str] = {}  # the version of which no copy can be made
 
     @property
@@ -73,7 +73,7 @@ class Copies:
             os.close(fd)
             raise
         self.drop(model, device)
-        self._kept[model, device] = Kept(version, fd, size)
+        self._kept[model, device] = ModelCopy(version, fd, size)
         self.resize(self.limit_bytes)
         return size
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import msgspec
 
 from broker.memory.container import Container
-from broker.memory.nvml import Session, Unavailable, visible, words
+from broker.memory.nvml import Nvml, Unavailable, visible, words
 from broker.scheduler.capacity.ledger import Device
 from zoo.system.smaps import unique_mb
 
@@ -94,7 +94,7 @@ class HostMeter:
 class CudaMeter:
     """One CUDA device, through NVML. `cuda`: its UUID."""
 
-    def __init__(self, session: Session, uuid: str) -> None:
+    def __init__(self, session: Nvml, uuid: str) -> None:
         self.cuda: str | None = uuid
         self._uuid = uuid
         self._session = session
@@ -176,13 +176,13 @@ class Machine:
 
     def __init__(self) -> None:
         self._setting = os.environ.get("CUDA_VISIBLE_DEVICES")
-        self._session: Session | None = None
+        self._session: Nvml | None = None
         self._why_none = ""
 
     @functools.cached_property
     def uuids(self) -> list[str]:
         try:
-            self._session = Session()
+            self._session = Nvml()
             gpus = self._session.gpus()
         except Unavailable as e:
             self._why_none = str(e)

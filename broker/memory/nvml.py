@@ -29,7 +29,7 @@ def words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-class Session:
+class Nvml:
     """NVML, initialised. May be used by several threads.
 
     Raises:

@@ -17,7 +17,7 @@ MAX_BYTES = 1 << 20
 AGAIN_S = 60.0  # the order of use alone is written down so often
 
 
-class Resident:
+class ResidentFile:
     """`note` is told what is loaded, the last used first; `earlier` is what the broker before noted last."""
 
     def __init__(self, folder: Path) -> None:

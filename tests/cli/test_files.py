@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import zoo
-from broker.memory.footprints import FILE, Known, Store, version
+from broker.memory.footprints import FILE, FootprintFile, Known, version
 from broker.scheduler.residency import Peak
 from tests.support import Running, toy
 from zoo.config.schema import BrokerConfig, ModelConfig, ZooConfig, load_config
@@ -108,7 +108,7 @@ def test_a_configuration_that_is_no_file_is_a_mistake_in_it(tmp_path: Path, odd:
 
 def test_measurements_that_are_no_file_are_learnt_anew(tmp_path: Path, odd: Callable[[Path], None]) -> None:
     odd(tmp_path / FILE)
-    store = in_time(lambda: Store(tmp_path))
+    store = in_time(lambda: FootprintFile(tmp_path))
     assert store.known == {}
     store.known["a"] = Known("v", {"cpu": Peak(1.0)})
     in_time(store.save)

@@ -347,7 +347,7 @@ def test_a_client_that_reads_late_gets_every_answer(watched: Callable[..., Watch
     raw = Raw(target.running.endpoint)
     raw.sock.setsockopt(zmq.RCVHWM, 1)
     raw.hello()
-    body = payload.pack_request(payload.InferBody((payload.Frame(-1, 0, (1,), "|u1"),), None, {"do": "large"}))
+    body = payload.pack_request(payload.InferBody((payload.FrameRef(-1, 0, (1,), "|u1"),), None, {"do": "large"}))
     for rid in range(1, 7):
         raw.say(protocol.Infer(rid, "toy", 10_000), body, b"x")
     wait_until(lambda: target.good.get_status()["requests"] == 0, 10.0, "all are done")

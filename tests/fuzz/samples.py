@@ -57,9 +57,11 @@ LIFELINE: list[protocol.Message] = [
     protocol.LifelineCopy("why"),
 ]
 REQUESTS = [
-    payload.InferBody((payload.Frame(-1, 0, (4, 4, 3), "|u1"),), None, {"nonce": 1}),
-    payload.InferBody((payload.Frame(-1, 0, (4, 4, 3), "|u1", "bgr"),), ((0.0, 0.0, 2.0, 2.0), (1.0, 1.0, 4.0, 4.0))),
-    payload.InferBody((payload.Frame(1, 64, (2, 2), "<f4"), payload.Frame(-1, 1, (48,), "|u1", "encoded"))),
+    payload.InferBody((payload.FrameRef(-1, 0, (4, 4, 3), "|u1"),), None, {"nonce": 1}),
+    payload.InferBody(
+        (payload.FrameRef(-1, 0, (4, 4, 3), "|u1", "bgr"),), ((0.0, 0.0, 2.0, 2.0), (1.0, 1.0, 4.0, 4.0))
+    ),
+    payload.InferBody((payload.FrameRef(1, 64, (2, 2), "<f4"), payload.FrameRef(-1, 1, (48,), "|u1", "encoded"))),
 ]
 RESULTS = [
     payload.ResultBody([{"a": 1, "map": np.ones((3, 4), np.float32)}]),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.memory.footprints import FILE, Known, Store, version
+from broker.memory.footprints import FILE, FootprintFile, Known, version
 from broker.scheduler.residency import Peak
 from zoo.config.schema import BrokerConfig, ModelConfig, ZooConfig
 
@@ -16,11 +16,11 @@ PEAKS = {"cuda:0": Peak(812.0, True, (500.0, 812.0)), "cpu": Peak(20.0)}
 
 
 def test_what_is_saved_is_there_for_the_next(tmp_path: Path) -> None:
-    store = Store(tmp_path / "new" / "folder")
+    store = FootprintFile(tmp_path / "new" / "folder")
     assert store.known == {}
     store.known["a"] = Known("v1", PEAKS)
     store.save()
-    again = Store(tmp_path / "new" / "folder")
+    again = FootprintFile(tmp_path / "new" / "folder")
     assert again.recall("a", "v1") == PEAKS
     assert again.recall("a", "v2") == {}
     assert again.recall("b", "v1") == {}
@@ -39,19 +39,19 @@ def test_a_file_that_cannot_be_used_is_set_aside_with_a_warning(
 ) -> None:
     (tmp_path / FILE).write_bytes(text)
     with caplog.at_level(logging.WARNING):
-        store = Store(tmp_path)
+        store = FootprintFile(tmp_path)
     assert store.known == {}
     assert "set aside" in caplog.text or "is now" in caplog.text
     assert (tmp_path / f"{FILE}.aside").read_bytes() == text
     store.known["a"] = Known("v1", PEAKS)
     store.save()
-    assert Store(tmp_path).recall("a", "v1") == PEAKS
+    assert FootprintFile(tmp_path).recall("a", "v1") == PEAKS
 
 
 def test_a_folder_that_cannot_be_used_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
-        store = Store(tmp_path / "file" / "folder")
+        store = FootprintFile(tmp_path / "file" / "folder")
         caplog.clear()
         store.save()
         store.save()
@@ -79,4 +79,4 @@ def test_what_an_earlier_release_wrote_is_taken_over(tmp_path: Path) -> None:
     """And it reads what this one writes: it knows no lives, and passes them over."""
     old = b'{"format": 1, "models": {"a": {"weights": "v", "peaks": {"cpu": {"mb": 300.0, "worked": true}}}}}'
     (tmp_path / FILE).write_bytes(old)
-    assert Store(tmp_path).recall("a", "v") == {"cpu": Peak(300.0, True)}
+    assert FootprintFile(tmp_path).recall("a", "v") == {"cpu": Peak(300.0, True)}

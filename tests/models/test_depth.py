@@ -44,7 +44,7 @@ def estimator(folder):
 
 def cut(frame: np.ndarray, boxes, **options) -> inputs.Given:
     """Inputs as the runtime makes them."""
-    described = payload.Frame(-1, 0, frame.shape, "|u1")
+    described = payload.FrameRef(-1, 0, frame.shape, "|u1")
     return inputs.read(payload.InferBody((described,), tuple(boxes), options), [frame.tobytes()], lambda _: None)
 
 

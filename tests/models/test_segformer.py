@@ -116,7 +116,7 @@ def test_min_coverage(segmenter, bus):
 
 
 def test_crops_say_where_they_were(segmenter, folder, bus):
-    described = payload.Frame(-1, 0, bus.shape, "|u1")
+    described = payload.FrameRef(-1, 0, bus.shape, "|u1")
     given = inputs.read(payload.InferBody((described,), tuple(PEOPLE), {}), [bus.tobytes()], lambda _: None)
     answers = [a.moved(*corner) for a, corner in zip(segmenter.predict(given.items), given.corners, strict=True)]
     for answer, (x1, y1, x2, y2) in zip(answers, PEOPLE, strict=True):

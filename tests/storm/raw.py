@@ -13,7 +13,7 @@ from typing import Any
 import zmq
 
 from zoo.wire import payload, protocol
-from zoo.wire.payload import Frame, InferBody
+from zoo.wire.payload import FrameRef, InferBody
 
 TIMEOUT_S = 4.0
 GRACE_S = 20.0  # past its deadline, in a storm
@@ -60,7 +60,7 @@ class RawCustomer:
                 said = now
             if boot and not self._over.is_set() and len(self._open) < 50:
                 rid += 1
-                body = payload.pack_request(InferBody((Frame(-1, 0, (4, 4, 3), "|u1"),), None, {"nonce": rid}))
+                body = payload.pack_request(InferBody((FrameRef(-1, 0, (4, 4, 3), "|u1"),), None, {"nonce": rid}))
                 model, rank = self._dice.choice(self._models), self._dice.randrange(4)
                 if self._put(sock, protocol.Infer(rid, model, int(TIMEOUT_S * 1000), rank), body, bytes(48)):
                     self._open[rid] = now

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from zoo import results
 from zoo.errors import InvalidInput, ProtocolMismatch
 from zoo.wire import payload
-from zoo.wire.payload import Frame, InferBody, ResultBody
+from zoo.wire.payload import FrameRef, InferBody, ResultBody
 
 wire_ints = st.integers(-(1 << 63), (1 << 64) - 1) | st.integers(-4, 40)
 dtypes = st.sampled_from(["|u1", "<f4", ">i2", "<c16", "|b1", "<f2", "|O", "|V8", "<U3", "<M8[s]"]) | st.text(
@@ -70,7 +70,7 @@ bodies = st.builds(
     InferBody,
     st.lists(
         st.builds(
-            Frame, st.integers(-1, 9), wire_ints, st.lists(wire_ints, max_size=4).map(tuple), st.text(), st.text()
+            FrameRef, st.integers(-1, 9), wire_ints, st.lists(wire_ints, max_size=4).map(tuple), st.text(), st.text()
         ),
         max_size=3,
     ).map(tuple),
@@ -262,4 +262,4 @@ def test_a_damaged_result_is_a_protocol_mismatch_or_another_result(answers: list
 
 
 def test_nbytes() -> None:
-    assert Frame(1, 0, (2, 3, 4), "<f4").nbytes == math.prod((2, 3, 4)) * 4
+    assert FrameRef(1, 0, (2, 3, 4), "<f4").nbytes == math.prod((2, 3, 4)) * 4

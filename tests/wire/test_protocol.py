@@ -227,7 +227,7 @@ def test_every_typed_result_is_documented_field_by_field(kind: type[results.Resu
     assert documented(kind) in DOC, f"docs/protocol.md lacks the row\n{documented(kind)}"
 
 
-@pytest.mark.parametrize("kind", [payload.Frame, payload.InferBody], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("kind", [payload.FrameRef, payload.InferBody], ids=lambda k: k.__name__)
 def test_the_request_body_is_documented_field_by_field(kind: type[msgspec.Struct]) -> None:
     assert f"| `{kind.__name__}` | {fields_of(kind)} |" in DOC, fields_of(kind)
 
@@ -271,7 +271,7 @@ def test_the_fields_of_status_models_and_ps_are_documented(shared_broker: Runnin
 NAMES: dict[str, Any] = {
     **{k.__name__: k for k, _ in KINDS},
     **{k.__name__: k for k in RESULTS},
-    "Frame": payload.Frame,
+    "FrameRef": payload.FrameRef,
     "InferBody": payload.InferBody,
     "ResultBody": payload.ResultBody,
     "f32": lambda *v: np.array(v, np.float32),

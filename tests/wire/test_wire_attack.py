@@ -33,7 +33,7 @@ from tests import support
 from tests.support import Running, toy, wait_until
 from zoo import Client
 from zoo.wire import arena, lifeline, payload, protocol
-from zoo.wire.payload import Frame, InferBody
+from zoo.wire.payload import FrameRef, InferBody
 
 FRAME = np.full((8, 8, 3), 7, np.uint8)
 ARENA_LIMIT_MB = 16
@@ -249,7 +249,7 @@ def test_garbage_is_answered_with_protocol_mismatch(target: Target) -> None:
         assert isinstance(answer, protocol.Error)
         assert (answer.rid, answer.code) == (0, "protocol_mismatch")
     attacker.attach()  # and it may still behave
-    assert attacker.infer(InferBody((Frame(-1, 0, (1,), "|u1"),)), b"x").rid == 1
+    assert attacker.infer(InferBody((FrameRef(-1, 0, (1,), "|u1"),)), b"x").rid == 1
 
 
 @pytest.mark.parametrize("version", [0, protocol.VERSION + 1, 255])
@@ -285,7 +285,7 @@ def test_a_session_key_must_begin_the_routing_id(target: Target, key: bytes) -> 
 
 def test_a_request_id_in_use_is_refused_and_the_first_is_answered(target: Target) -> None:
     attacker = target.attached()
-    body = payload.pack_request(InferBody((Frame(-1, 0, (1,), "|u1"),), None, {"do": "sleep", "seconds": 0.2}))
+    body = payload.pack_request(InferBody((FrameRef(-1, 0, (1,), "|u1"),), None, {"do": "sleep", "seconds": 0.2}))
     for _ in range(2):
         attacker.say(protocol.Infer(1, "toy", 5000), body, b"x")
     answers = [attacker.hear(), attacker.hear()]
@@ -563,7 +563,7 @@ def test_frames_that_lie_about_where_they_are(target: Target) -> None:
     ids = (own.id,)
     size, big = own.size, 1 << 62
 
-    def ask(*frames: Frame, **more: Any) -> str:
+    def ask(*frames: FrameRef, **more: Any) -> str:
         return attacker.refused(InferBody(frames, **more), arenas=ids)
 
     for offset, shape, dtype in (
@@ -574,16 +574,16 @@ def test_frames_that_lie_about_where_they_are(target: Target) -> None:
         (0, (1,), "|O"), (0, (1,), "|V8"), (0, (1,), "<U4"), (0, (1,), "f4,f4"), (0, (1,), "nonsense"), (0, (1,), ""),
         (0, (1,), "<M8[s]"), (0, (1,), "x" * 10_000), (0, (1,), "|u0"), (0, (1, 16385, 1), "|u1"),
     ):  # fmt: skip
-        assert ask(Frame(own.id, offset, shape, dtype)).split(":")[0] in ("frame", "shape", "dtype")
+        assert ask(FrameRef(own.id, offset, shape, dtype)).split(":")[0] in ("frame", "shape", "dtype")
     for color in ("", "cmyk", "RGB", "x" * 10_000):
-        assert ask(Frame(own.id, 0, (4, 4, 3), "|u1", color)).startswith("color")
+        assert ask(FrameRef(own.id, 0, (4, 4, 3), "|u1", color)).startswith("color")
     for number in (-1, 1, 64, big):
-        assert "buffers" in ask(Frame(-1, number, (1,), "|u1"))
+        assert "buffers" in ask(FrameRef(-1, number, (1,), "|u1"))
     assert "none" in ask()
-    fine = Frame(own.id, 0, (4, 4, 3), "|u1")
+    fine = FrameRef(own.id, 0, (4, 4, 3), "|u1")
     assert isinstance(attacker.infer(InferBody((fine,)), arenas=ids), protocol.Result)
     own.memory[:4] = b"\xff\xd8\xff\xe0"  # begins like a JPEG
-    for data in (Frame(own.id, 0, (100,), "|u1", "encoded"), Frame(own.id, 8, (100,), "|u1", "encoded")):
+    for data in (FrameRef(own.id, 0, (100,), "|u1", "encoded"), FrameRef(own.id, 8, (100,), "|u1", "encoded")):
         assert "not an image" in ask(data)
 
 
@@ -591,7 +591,7 @@ def test_nobody_sees_an_arena_that_is_not_his(target: Target) -> None:
     victim, attacker = target.attached(), target.attached()
     secret = victim.share(4)
     secret.memory[:48] = b"s" * 48
-    seen = Frame(secret.id, 0, (4, 4, 3), "|u1")
+    seen = FrameRef(secret.id, 0, (4, 4, 3), "|u1")
     assert isinstance(victim.infer(InferBody((seen,)), arenas=(secret.id,)), protocol.Result)  # the worker has it
     own = attacker.share(4)
     began = time.monotonic()
@@ -600,7 +600,7 @@ def test_nobody_sees_an_arena_that_is_not_his(target: Target) -> None:
     assert "names" in attacker.refused(InferBody((seen,)))
     assert "names" in attacker.refused(InferBody((seen,)), arenas=(own.id,))
     for number in (0, 10**6, 1 << 63):
-        assert "names" in attacker.refused(InferBody((Frame(number, 0, (1,), "|u1"),)))
+        assert "names" in attacker.refused(InferBody((FrameRef(number, 0, (1,), "|u1"),)))
     assert time.monotonic() - began < 4.0, "the worker was made to wait for what never comes"
 
 
@@ -621,10 +621,10 @@ def test_garbled_bodies_are_invalid_inputs(target: Target) -> None:
 def test_boxes_that_are_none(target: Target) -> None:
     attacker = target.attached()
     own = attacker.share(4)
-    frame = Frame(own.id, 0, (10, 10, 3), "|u1")
+    frame = FrameRef(own.id, 0, (10, 10, 3), "|u1")
     nan, inf = float("nan"), float("inf")
 
-    def ask(*boxes: tuple[float, float, float, float], frames: tuple[Frame, ...] = (frame,)) -> str:
+    def ask(*boxes: tuple[float, float, float, float], frames: tuple[FrameRef, ...] = (frame,)) -> str:
         return attacker.refused(InferBody(frames, boxes), arenas=(own.id,))
 
     for box in ((nan, 0, 1, 1), (0, 0, inf, 1), (-inf, 0, 1, 1), (5, 5, 5, 6), (6, 5, 5, 6), (20, 20, 30, 30),
@@ -633,16 +633,16 @@ def test_boxes_that_are_none(target: Target) -> None:
         assert ask((0, 0, 1, 1), box).startswith("boxes[1]")
     assert "at most" in ask(*[(0.0, 0.0, 1.0, 1.0)] * 5000)
     assert "single frame" in ask((0, 0, 1, 1), frames=(frame, frame))
-    assert "cropped" in ask((0, 0, 1, 1), frames=(Frame(own.id, 0, (10,), "|u1"),))
+    assert "cropped" in ask((0, 0, 1, 1), frames=(FrameRef(own.id, 0, (10,), "|u1"),))
     huge = InferBody((frame,), ((-1e308, -1e308, 1e308, 1e308),))
     assert isinstance(attacker.infer(huge, arenas=(own.id,)), protocol.Result)
 
 
 def test_huge_options_are_carried_or_refused(target: Target) -> None:
     attacker = target.attached()
-    body = InferBody((Frame(-1, 0, (1,), "|u1"),), None, {"x": "y" * (20 << 20), "z": list(range(100_000))})
+    body = InferBody((FrameRef(-1, 0, (1,), "|u1"),), None, {"x": "y" * (20 << 20), "z": list(range(100_000))})
     assert isinstance(attacker.infer(body, b"x"), protocol.Result)
-    many = InferBody(tuple(Frame(-1, i, (1,), "|u1") for i in range(protocol.MAX_FRAMES)))
+    many = InferBody(tuple(FrameRef(-1, i, (1,), "|u1") for i in range(protocol.MAX_FRAMES)))
     assert isinstance(attacker.infer(many, *[b"x"] * protocol.MAX_FRAMES), protocol.Result)
 
 
@@ -650,7 +650,7 @@ def test_huge_options_are_carried_or_refused(target: Target) -> None:
 
 
 def test_a_client_that_never_reads_its_answers_holds_nobody_up(target: Target) -> None:
-    large = InferBody((Frame(-1, 0, (1,), "|u1"),), None, {"do": "large", "height": 200})  # 1.5 MB
+    large = InferBody((FrameRef(-1, 0, (1,), "|u1"),), None, {"do": "large", "height": 200})  # 1.5 MB
     attacker, other = target.attached(), target.attached()
     attacker.sock.setsockopt(zmq.RCVHWM, 1)
     assert other.infer(large, b"x").arena
@@ -667,14 +667,14 @@ def test_a_client_that_never_reads_its_answers_holds_nobody_up(target: Target) -
 
 
 def test_sixty_four_clients_that_connect_and_die_leave_nothing(target: Target) -> None:
-    body = InferBody((Frame(-1, 0, (1,), "|u1"),), None, {"do": "sleep", "seconds": 0.002})
+    body = InferBody((FrameRef(-1, 0, (1,), "|u1"),), None, {"do": "sleep", "seconds": 0.002})
     for i in range(64):
         dying = Raw(target.endpoint)
         dying.attach()
         own = dying.share(2)
         dying.say(protocol.Load(1, "toy", 5000, True))
         dying.say(protocol.Infer(2, "toy", 5000), payload.pack_request(body), b"x")
-        shared = InferBody((Frame(own.id, 0, (4, 4, 3), "|u1"),))
+        shared = InferBody((FrameRef(own.id, 0, (4, 4, 3), "|u1"),))
         dying.say(protocol.Infer(3, "toy", 5000, 2, (own.id,)), payload.pack_request(shared))
         if i % 2:
             dying.hear()

@@ -153,7 +153,7 @@ LARGE = saved("PNG", Image.new("1", (8192, 8192)))
 
 
 def request(*pictures: bytes, boxes: Any = None) -> tuple[payload.InferBody, list[bytes]]:
-    frames = tuple(payload.Frame(-1, i, (len(raw),), "|u1", "encoded") for i, raw in enumerate(pictures))
+    frames = tuple(payload.FrameRef(-1, i, (len(raw),), "|u1", "encoded") for i, raw in enumerate(pictures))
     return payload.InferBody(frames, boxes), list(pictures)
 
 
@@ -190,7 +190,7 @@ def test_boxes_are_counted_before_anything_is_decoded() -> None:
 def test_all_crops_of_a_request_are_bounded_together() -> None:
     """A model copies what it scales: a thousand boxes over all of a large frame would be gigabytes."""
     frame = np.zeros((4320, 7680, 3), np.uint8)
-    body = payload.InferBody((payload.Frame(-1, 0, frame.shape, "|u1"),), ((0.0, 0.0, 7680.0, 4320.0),) * 5)
+    body = payload.InferBody((payload.FrameRef(-1, 0, frame.shape, "|u1"),), ((0.0, 0.0, 7680.0, 4320.0),) * 5)
     with pytest.raises(InvalidInput, match=r"boxes: the first 5 have 165888000 pixels together; at most 134217728"):
         inputs.read(body, [frame.tobytes()], no_arena)
     few = payload.InferBody(body.frames, ((0.0, 0.0, 7680.0, 4320.0),) * 4)

@@ -21,7 +21,7 @@ FRAME = np.arange(40 * 60 * 3, dtype=np.uint32).astype(np.uint8).reshape(40, 60,
 
 
 def read(*boxes: tuple[float, float, float, float], color: str = "rgb", **options) -> inputs.Given:
-    frame = payload.Frame(-1, 0, FRAME.shape, "|u1", color)
+    frame = payload.FrameRef(-1, 0, FRAME.shape, "|u1", color)
     return inputs.read(payload.InferBody((frame,), boxes or None, options), [FRAME.tobytes()], no_arena)
 
 
@@ -53,7 +53,7 @@ def test_crops_are_views_of_one_frame(color):
 
 
 def test_no_boxes_at_all_are_no_items():
-    frame = payload.Frame(-1, 0, FRAME.shape, "|u1")
+    frame = payload.FrameRef(-1, 0, FRAME.shape, "|u1")
     assert inputs.read(payload.InferBody((frame,), ()), [FRAME.tobytes()], no_arena) == ([], [])
 
 
@@ -84,7 +84,7 @@ def test_a_fingerprint_covers_whatever_a_model_can_see():
     assert told["crop"] == runtime.fingerprint(read(box))
     around = FRAME.copy()
     around[0, 0] += 1
-    frame = payload.Frame(-1, 0, FRAME.shape, "|u1")
+    frame = payload.FrameRef(-1, 0, FRAME.shape, "|u1")
     given = inputs.read(payload.InferBody((frame,), (box,)), [around.tobytes()], no_arena)
     assert runtime.fingerprint(given) != told["crop"]
 

@@ -249,14 +249,14 @@ class Store:
         Raises:
             InvalidInput: an option is not a JSON-like value, or all of them are too large to be sent.
         """
-        described: list[payload.Frame] = []
+        described: list[payload.FrameRef] = []
         buffers: list[Any] = []
         for slot, color in placed:
             if slot.arena is None:
-                described.append(payload.Frame(-1, len(buffers), slot.shape, slot.typestr, color))
+                described.append(payload.FrameRef(-1, len(buffers), slot.shape, slot.typestr, color))
                 buffers.append(np.ascontiguousarray(slot.buffer).data)
             else:
-                described.append(payload.Frame(slot.arena.id, slot.offset, slot.shape, slot.typestr, color))
+                described.append(payload.FrameRef(slot.arena.id, slot.offset, slot.shape, slot.typestr, color))
         body = payload.pack_request(payload.InferBody(tuple(described), boxes, options))
         size = len(body) + sum(buffer.nbytes for buffer in buffers)
         if size > protocol.MAX_MESSAGE_BYTES // 2:

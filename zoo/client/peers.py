@@ -13,12 +13,12 @@ import os
 import pwd
 import socket
 import stat
-import struct
 import time
 from typing import Protocol
 
 from zoo.config.address import SERVER_USER, Address
 from zoo.errors import AccessDenied
+from zoo.system.peer import credentials
 
 LOOK_S = 0.02
 SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # says nothing of whose it is
@@ -109,8 +109,7 @@ def _probe(path: str, owners: frozenset[int]) -> str | None:
 def check_server(sock: socket.socket, owners: frozenset[int], path: str) -> None:
     """Raises AccessDenied when the process behind a connected Unix socket is not one of the owners'."""
     if hasattr(socket, "SO_PEERCRED"):
-        raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        _check_owner(struct.unpack("3i", raw)[1], owners, f"{path} is served by")
+        _check_owner(credentials(sock).uid, owners, f"{path} is served by")
 
 
 def _check_owner(uid: int, owners: frozenset[int], what: str) -> None:

@@ -7,10 +7,8 @@ in excess are closed, never leaked.
 from __future__ import annotations
 
 import array
-import contextlib
 import os
 import socket
-import struct
 from collections import deque
 from typing import Any
 
@@ -20,8 +18,6 @@ from zoo.wire import protocol
 Raw = tuple[bytes, list[tuple[int, int, bytes]], int, Any]  # what `recvmsg` gives
 PACKET_BYTES = 4096
 _MAX_FDS = 4
-_SO_PEERGROUPS = 59  # Linux; the socket module does not name it
-_MOST_GROUPS = 256  # of one process: `getsockopt` gives at most 1,024 bytes
 _ANCILLARY = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 # Linux: the received descriptors are close-on-exec from the start.
 _FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
@@ -79,29 +75,6 @@ def parse(packet: Raw) -> tuple[protocol.LifelineMessage, int | None] | None:
     for extra in fds[1:]:
         os.close(extra)
     return message, (fds[0] if fds else None)
-
-
-def peer(sock: socket.socket) -> tuple[int, int]:
-    """Process id and user id of the other end, as the kernel knows them."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid, uid, _ = struct.unpack("3i", raw)
-    return pid, uid
-
-
-def is_own(sock: socket.socket) -> bool:
-    """Whether the other end is a process of this user's, or of root's."""
-    return peer(sock)[1] in (os.geteuid(), 0)
-
-
-def is_in_group(sock: socket.socket, gid: int) -> bool:
-    """Whether the process at the other end was in the group, by its first one or by the others, when it connected."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    if struct.unpack("3i", raw)[2] == gid:
-        return True
-    groups = array.array("I")
-    with contextlib.suppress(OSError):  # in more groups than this has room for
-        groups.frombytes(sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_GROUPS * groups.itemsize))
-    return gid in groups
 
 
 def connect(path: str, timeout: float) -> socket.socket:

@@ -36,7 +36,7 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__}"
 
 
-class Frame(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class FrameRef(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Where one frame's bytes are and how to look at them.
 
     Attributes:
@@ -61,7 +61,7 @@ class Frame(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class InferBody(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """`boxes`: xyxy in pixels of the frame, one answer each; None answers for the whole frame."""
 
-    frames: tuple[Frame, ...]
+    frames: tuple[FrameRef, ...]
     boxes: tuple[tuple[float, float, float, float], ...] | None = None
     options: dict[str, Any] = {}
 
