@@ -14,6 +14,8 @@ import logging
 import os
 import sys
 
+from zoo.system import streams
+
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 after SIGTERM or SIGINT, 2 when configuration, endpoint or machine cannot be used.
@@ -27,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--log-format", default="text", choices=["text", "json"], help="json: one object per line")
     parser.add_argument("--debug", action="store_true", help="check every invariant of the scheduler after each event")
     args = parser.parse_args(argv)
-    _open_standard_streams()
+    streams.open_streams()
 
     from broker import logs
 
@@ -68,22 +70,6 @@ def _serve(args: argparse.Namespace) -> int:
     gc.collect()
     gc.freeze()
     return service.run()
-
-
-def _open_standard_streams() -> None:
-    """Gives descriptors 0 to 2 to /dev/null where they were closed, or the next file or socket would get them, and with
-    it whatever a library prints.
-    """
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(fd)
-        except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != fd:  # something got there first
-                os.dup2(opened, fd)
-                os.close(opened)
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False, errors="backslashreplace"))  # noqa: SIM115
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from PIL import Image
 from tests.support import ROOT, Running, config_text, tables, toy, wait_until
 from zoo import Client, curve
 from zoo.cli import main
+from zoo.cli.summary import summary
 from zoo.results import (
     Action,
     Classification,
@@ -76,7 +77,9 @@ def test_alone_it_prints_help_and_wrong_usage_is_status_2(run: Run, here: Runnin
     assert status == 2
     assert "COMMAND" in err
     assert run("sl")[0] == 2
-    assert "invalid choice" in run("sl")[2]
+    assert run("sl")[2] == "zoo: usage: there is no command 'sl'; `zoo --help` lists the commands\n"
+    assert run("staus")[2] == "zoo: usage: there is no command 'staus'; did you mean 'status'?\n"
+    assert json.loads(run("--json")[2])["error"] == "usage"
     assert run("ps", "--jsno")[0] == 2
     assert run("ps", "--timeout", "-1")[0] == 2
     assert run("infer", "toy", tmp_path / "none.jpg")[0] == 2
@@ -229,6 +232,8 @@ def test_a_picture_is_drawn_upright(run: Run, broker: Start, picture: Path, tmp_
     painted = np.array(Image.open(out))
     assert painted.shape == (64, 48, 3)
     assert len(np.unique(painted.reshape(-1, 3), axis=0)) > 1
+    status, said, _ = run("--endpoint", running.endpoint, "infer", "toy", picture, "--option", "n=30")
+    assert (said.count("thing"), said.splitlines()[-1]) == (20, "  and 10 more (--json has them all)")
 
 
 def stand_in_weights(folder: Path) -> Path:
@@ -357,9 +362,10 @@ class Finder:
     def load(self, spec, device):
         pass
     def predict(self, inputs):
-        box = np.array([[5, 10, 40, 60]], np.float32)
-        return [Detections(boxes=box, scores=np.array([0.9], np.float32), class_ids=np.zeros(1, np.int32),
-                           labels=["thing"]) for _ in inputs]
+        n = inputs[0].options.get("n", 1)
+        box = np.array([[5, 10, 40, 60]] * n, np.float32)
+        return [Detections(boxes=box, scores=np.full(n, 0.9, np.float32), class_ids=np.zeros(n, np.int32),
+                           labels=["thing"] * n) for _ in inputs]
 """
 
 
@@ -380,12 +386,10 @@ def test_every_result_has_a_summary() -> None:
         {},
     ]
     for result in given:
-        lines = main.summary(result)
+        lines = summary(result)
         assert lines
         assert all(line and len(line) < 250 for line in lines)
-    assert main.summary(given[2]) == ["a  0.900", "b  0.100"]
-    many = Classification(labels=["x"] * 99, scores=np.zeros(99, np.float32))
-    assert main.summary(many)[-1].startswith("and 79 more")
+    assert summary(given[2]) == ["a  0.900", "b  0.100"]
 
 
 # ---------------------------------------------------------------- as a process

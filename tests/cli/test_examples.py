@@ -18,7 +18,7 @@ import pytest
 
 from tests import support
 from tests.support import ROOT, Running
-from zoo.cli import main
+from zoo.cli import parser
 from zoo.config import schema
 
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
@@ -78,9 +78,9 @@ def test_commands_are_those_that_there_are(example: Example) -> None:
             case ["zoo", "standins", "weights"]:
                 pass
             case ["zoo", ("load" | "unload" | "pin" | "unpin") as word]:
-                main._parser().parse_args([word, "paddleocr"])
+                parser.build().parse_args([word, "paddleocr"])
             case ["zoo", *rest]:
-                main._parser().parse_args(rest)  # raises SystemExit
+                parser.build().parse_args(rest)  # raises SystemExit
             case _:
                 pytest.fail(f"{words}: neither zoo nor make")
 

@@ -9,12 +9,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
-from typing import Any
 
 from zoo.config.schema import ZooConfig
 from zoo.system.search_path import ROOT
-from zoo.weights import catalogue
 
 IMPORT_S = 120.0  # for all imports of one process
 OURS = ("zoo", "broker", "workers")
@@ -37,25 +34,9 @@ os._exit(0)
 """
 
 
-def rows(config: ZooConfig) -> list[dict[str, Any]]:
-    """The rows of `zoo ls`, with adapters that do not import among the problems."""
-    adapters = {m.adapter for m in config.models if m.enabled and m.adapter}
-    wrong = unimportable(adapters, config)
-    found = []
-    for model in config.models:
-        row = catalogue.row(config, model)
-        why = wrong.get(model.adapter)
-        if model.enabled and why is not None:
-            row["problem"] = f"the adapter {model.adapter} cannot be imported: {why}"
-        elif model.enabled and not row["problem"]:
-            row["problem"] = catalogue.too_large(config, model)
-        found.append(row)
-    return found
-
-
-def unimportable(adapters: Iterable[str], config: ZooConfig) -> dict[str, str]:
-    """Why each of these adapters cannot be used; those that can are left out."""
-    left, wrong = sorted(set(adapters)), {}
+def unimportable(config: ZooConfig) -> dict[str, str]:
+    """Why adapters of enabled models cannot be used; those that can are left out."""
+    left, wrong = sorted({m.adapter for m in config.models if m.enabled and m.adapter}), {}
     path = [p for p in map(os.path.abspath, filter(None, sys.path)) if p != os.getcwd() or p == ROOT]
     path += [str(config.base)] if str(config.base) not in path else []
     while left:

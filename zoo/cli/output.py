@@ -1,50 +1,90 @@
-"""The command line's standard streams: closed, full, or with a reader that has gone."""
+"""What the command line writes: a command's answer, remarks, errors; and what becomes of it when it cannot be written.
+
+An answer goes to standard output, as lines or, with `--json`, as one JSON document. Remarks and errors go to standard
+error, an error as one line or, with `--json`, as one JSON object on one line.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import difflib
+import json
 import os
 import sys
+from argparse import Namespace
+from collections.abc import Iterable
 from typing import Any
 
 from zoo.errors import ZooError
 
+OK, REFUSED, USAGE, UNREACHABLE, LOST, INTERRUPTED, CUT_OFF = 0, 1, 2, 3, 4, 130, 141  # exit statuses
+STATUS = {"usage": USAGE, "config_error": USAGE, "broker_unreachable": UNREACHABLE, "output": LOST}  # else REFUSED
+WORDS = {"config_error": "configuration", "broker_unreachable": "no broker"}  # else the code
 
-def open_streams() -> bool:
-    """Gives closed descriptors 0 to 2 to /dev/null, or the next file or socket would get them. True: standard output
-    was closed, so what is printed is lost.
-    """
-    lost = sys.stdout is None
-    for fd, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(fd)
-        except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != fd:
-                os.dup2(opened, fd)
-                os.close(opened)
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False))  # noqa: SIM115
-    return lost
+
+class WrongUsage(ZooError):
+    """The command line asks for something that cannot be done as it is written."""
+
+    code = "usage"
+
+
+class OutputLost(ZooError):
+    """The answer could not be written."""
+
+    code = "output"
+
+
+def say(args: Namespace, value: Any, lines: Iterable[str]) -> int:
+    """Prints the answer of a command: `value` with `--json`, else `lines`. Gives the exit status 0."""
+    if args.json:
+        json.dump(value, sys.stdout, ensure_ascii=False, indent=2, default=lambda array: array.tolist())
+        print()
+    else:
+        for line in lines:
+            print(line)
+    return OK
+
+
+def remark(text: str) -> None:
+    """A line about the answer, after what was printed of it so far."""
+    sys.stdout.flush()
+    print(f"zoo: {text}", file=sys.stderr, flush=True)
+
+
+def complain(e: ZooError, as_json: bool, what: str = "") -> int:
+    """Writes an error and gives its exit status. `what`: how the line begins, instead of the error's own words."""
+    status = STATUS.get(e.code, REFUSED)
+    if as_json:
+        line = json.dumps(
+            {"error": e.code, "message": str(e), "status": status, "retryable": e.retryable,
+             "retry_after": e.retry_after, "request": e.request or None}, ensure_ascii=False,
+        )  # fmt: skip
+    else:
+        what = what or WORDS.get(e.code) or e.code.replace("_", " ")
+        line = f"zoo: {what}: {'; '.join(str(e).splitlines())}{_hint(e) if status == REFUSED else ''}"
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        give_up(sys.stderr)
+    return status
+
+
+def _hint(e: ZooError) -> str:
+    hints = [f"trying again{f' in {e.retry_after:.1f} s' if e.retry_after else ''} may help"] if e.retryable else []
+    hints += [f"`zoo explain {e.request}` tells its story"] if e.request else []
+    return f" ({'; '.join(hints)})" if hints else ""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], otherwise: str) -> str:
+    """Says that there is no such name, and which may have been meant."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"there is no {kind} {name!r}; {f'did you mean {near[0]!r}?' if near else otherwise}"
 
 
 def give_up(stream: Any) -> None:
-    """What it still holds is lost: the interpreter must not fail on it once more when it ends."""
+    """Drops what a stream still holds, so that the interpreter does not fail on it once more when it ends."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
         stream.flush()
-
-
-def error(kind: str, message: str, status: int, cause: Exception | None = None) -> dict[str, Any]:
-    """An error as `--json` prints it."""
-    known = cause if isinstance(cause, ZooError) else ZooError()
-    return {
-        "error": known.code if known is cause else kind.replace(" ", "_"),
-        "message": message,
-        "status": status,
-        "retryable": known.retryable,
-        "retry_after": known.retry_after,
-        "request": known.request or None,
-    }

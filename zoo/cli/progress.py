@@ -6,6 +6,8 @@ import shutil
 import sys
 import time
 
+from zoo.cli.output import remark
+
 EVERY_S = 0.1
 BAR = 24  # characters
 
@@ -32,7 +34,7 @@ class Bar:
 
     def note(self, text: str) -> None:
         self.close()
-        print(f"zoo: {text}", file=sys.stderr, flush=True)
+        remark(text)
 
     def close(self) -> None:
         """Leaves the line empty, for others to write."""

@@ -5,22 +5,32 @@ Looks at names and sizes, never into a checkpoint, so that the broker can afford
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from zoo.config import adapters
-from zoo.weights import inventory
 from zoo.config.schema import MB_PER_GB, ModelConfig, ZooConfig
 from zoo.system.files import shown
+from zoo.weights import inventory
+
+
+def rows(config: ZooConfig, wrong: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The models as `zoo ls` lists them while no broker runs. `wrong`: why an adapter cannot be imported."""
+    found = []
+    for model in config.models:
+        line = row(config, model) | {"state": None, "measured_mb": None, "available": False, "pinned": model.pinned}
+        if model.enabled and model.adapter in wrong:
+            line["problem"] = f"the adapter {model.adapter} cannot be imported: {wrong[model.adapter]}"
+        elif model.enabled and not line["problem"]:
+            line["problem"] = _too_large(config, model)
+        found.append(line)
+    return found
 
 
 def row(config: ZooConfig, model: ModelConfig) -> dict[str, Any]:
     """A model's line in `zoo ls`: what is the same whether a broker runs or not."""
-    path = config.weights(model)
-    try:
-        state = inventory.state(path)
-    except (OSError, ValueError):
-        state = "unreadable"  # `problem` says more
+    state = weights(config, model)
     return {
         "name": model.name,
         "category": model.category,
@@ -30,10 +40,19 @@ def row(config: ZooConfig, model: ModelConfig) -> dict[str, Any]:
         "adapter": model.adapter,
         "path": model.path,
         "source": model.source,
-        "weights": "in package" if path is None and model.source else state,
+        "weights": state,
         "stand_in": state == "stand-in",
         "problem": _trouble(config, model) if model.enabled else "enabled = false in config.toml",
     }
+
+
+def weights(config: ZooConfig, model: ModelConfig) -> str:
+    """As `inventory.state`, or "in package" (an adapter's library brings them), or "unreadable" (`problem` says why)."""
+    path = config.weights(model)
+    try:
+        return "in package" if path is None and model.source else inventory.state(path)
+    except (OSError, ValueError):
+        return "unreadable"
 
 
 def problem(config: ZooConfig, model: ModelConfig) -> str | None:
@@ -45,47 +64,45 @@ def problem(config: ZooConfig, model: ModelConfig) -> str | None:
         return None
     try:
         if inventory.is_missing(path):
-            return None if config.broker.auto_pull and model.published.fetchable else _missing(config, model)
+            return None if config.broker.auto_pull and model.published.fetchable else _missing(path, model)
         damage = inventory.damage(path)
-        stands_in = damage is not None and inventory.is_stand_in(path, quick=True)
+        if damage is None or inventory.is_stand_in(path, quick=True):
+            return None
     except (OSError, ValueError) as e:
         return _unreadable(model, path, e)
-    if damage is not None and not stands_in:
-        return (
-            f"the weights of {model.name} are not as they were pulled: {damage}; `zoo pull {model.name}` mends them "
-            f"(if the change is yours, remove {inventory.RECORD} there)"
-        )
-    return None
+    return (
+        f"the weights of {model.name} are not as they were pulled: {damage}; `zoo pull {model.name}` mends them "
+        f"(if the change is yours, remove {inventory.RECORD} there)"
+    )
 
 
-def too_large(config: ZooConfig, model: ModelConfig) -> str | None:
-    """Whether what is declared is more than the budget, for those who have not measured anything."""
+def _trouble(config: ZooConfig, model: ModelConfig) -> str | None:
+    """The `problem`, or what a load is going to say: a module is not there, or a pickle is not read unasked."""
+    path = config.weights(model)
+    found = problem(config, model)
+    if found is None and (lacks := adapters.missing(model.adapter, str(config.base))) is not None:
+        return f"the adapter {model.adapter} cannot be imported: there is no module {lacks}"
+    if found or path is None or model.trust_pickle or not model.adapter.startswith(adapters.OURS):
+        return found
+    try:
+        pickled = inventory.is_pickled(path)
+    except (OSError, ValueError) as e:
+        return _unreadable(model, path, e)
+    return f"{shown(path)} is a pickle: it is not read without trust_pickle = true" if pickled else None
+
+
+def _too_large(config: ZooConfig, model: ModelConfig) -> str | None:
+    """Whether what is declared is more than the budget, where nothing measured is at hand."""
     budgets = [d.budget_gb for d in config.devices if model.device in ("", d.name)] or [config.broker.vram_budget_gb]
     most = max(budgets) * MB_PER_GB
     return f"{model.name} needs {model.vram_mb:g} MB, the whole budget is {most:g} MB" if model.vram_mb > most else None
 
 
-def _missing(config: ZooConfig, model: ModelConfig) -> str:
-    lack = f"the weights of {model.name} are missing at {shown(config.weights(model) or '')}"
+def _missing(path: Path, model: ModelConfig) -> str:
+    lack = f"the weights of {model.name} are missing at {shown(path)}"
     if model.published.fetchable:
         return f"{lack}: `zoo pull {model.name}` fetches them"
     return f"{lack}: put them there by hand" + (f" ({model.source})" if model.source else "")
-
-
-def _trouble(config: ZooConfig, model: ModelConfig) -> str | None:
-    """The `problem`, or what an adapter of the zoo is going to say: it does not read a pickle unasked."""
-    path = config.weights(model)
-    found = problem(config, model)
-    if found is None and (lacks := adapters.missing(model.adapter, str(config.base))) is not None:
-        return f"the adapter {model.adapter} cannot be imported: there is no module {lacks}"
-    if found or path is None or model.trust_pickle or not model.adapter.startswith("workers.models."):
-        return found
-    try:
-        if inventory.is_pickled(path):
-            return f"{shown(path)} is a pickle: it is not read without trust_pickle = true"
-    except (OSError, ValueError) as e:
-        return _unreadable(model, path, e)
-    return None
 
 
 def _unreadable(model: ModelConfig, path: Path, error: OSError | ValueError) -> str:

@@ -52,6 +52,12 @@ class Report(NamedTuple):
         """Of the repository; None where there is none, or it does not say."""
         return next((file.commit for file in self.files.values()), None)
 
+    def __str__(self) -> str:
+        count = len(self.files)
+        done = f"fetched {len(self.fetched)} of" if self.fetched else "here and verified:"
+        at = f", commit {self.commit}" if self.commit else ""
+        return f"{done} {count} file{'s' * (count != 1)}, {self.size / 1e6:,.1f} MB{at}"
+
 
 def pull(
     name: str,

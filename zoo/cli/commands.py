@@ -1,0 +1,172 @@
+"""The commands without pictures and downloads. Each asks once and says the answer.
+
+Those with a `zoo` get an open client (see `zoo.cli.parser`); each gives the exit status.
+"""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from zoo.cli import show
+from zoo.cli.output import OK, REFUSED, remark, say
+from zoo.errors import BrokerUnreachable
+
+if TYPE_CHECKING:
+    from zoo.client.client import Client
+
+
+# ---------------------------------------------------------------- without a broker
+
+
+def serve(args: Namespace, rest: list[str]) -> int:
+    """Run the broker in the foreground."""
+    return _become("zoo.broker", [*rest, *(("--endpoint", args.endpoint) if args.endpoint else ())])
+
+
+def standins(args: Namespace, rest: list[str]) -> int:
+    """Write small random checkpoints for models without weights."""
+    return _become("workers.models.standins", rest)
+
+
+def _become(module: str, arguments: list[str]) -> int:
+    from zoo.system import search_path
+
+    search_path.run(module, arguments)
+    return OK
+
+
+def init(args: Namespace) -> int:
+    """Write a config.toml to begin with, and its folders.
+
+    What is there is never replaced.
+    """
+    from zoo.cli import init
+
+    file = init.write(args.folder)
+    next_steps = f"next: describe your models in it, then `zoo check` and `zoo serve` in {file.parent}"
+    return say(args, {"config": str(file.resolve())}, [f"wrote {file}; {next_steps}"])
+
+
+def check(args: Namespace) -> int:
+    """Read a configuration and say what keeps models from being served.
+
+    Imports the adapters, and serves nothing. Exit status 1: an enabled model cannot be served. 2: the file is not
+    valid.
+    """
+    from zoo.cli import check
+    from zoo.config.schema import load_config
+    from zoo.weights import catalogue
+
+    config = load_config(args.config)
+    rows = catalogue.rows(config, check.unimportable(config))
+    say(args, rows, show.models(rows))
+    bad = [row for row in rows if row["enabled"] and row["problem"]]
+    for row in bad if not args.json else ():
+        remark(f"{row['name']}: {row['problem']}")
+    where = config.file or "no config.toml: the defaults"
+    remark(f"{where}: {len(rows) - len(bad)} of {len(rows)} models are as they should be")
+    return REFUSED if bad else OK
+
+
+# ---------------------------------------------------------------- questions
+
+
+def ls(args: Namespace, zoo: Client) -> int:
+    """List the models.
+
+    Without a broker: those of config.toml.
+    """
+    try:
+        rows, note = zoo.models(), ""
+    except BrokerUnreachable:
+        from zoo.config.schema import load_config
+        from zoo.weights import catalogue
+
+        rows = catalogue.rows(load_config(), {})
+        note = "no broker runs (`zoo serve` starts one); this is what config.toml lists"
+    say(args, rows, show.models(rows))
+    if note and not args.json:
+        remark(note)
+    return OK
+
+
+def ps(args: Namespace, zoo: Client) -> int:
+    """List the processes: one per loaded model, or more."""
+    rows = zoo.processes()
+    return say(args, rows, show.processes(rows))
+
+
+def status(args: Namespace, zoo: Client) -> int:
+    """Show the budget and what uses it."""
+    found = zoo.get_status()
+    return say(args, found, show.status(found))
+
+
+def footprint(args: Namespace, zoo: Client) -> int:
+    """Show what was measured of the models' memory.
+
+    A model is charged the most of its last eight lives in which a request ran.
+    """
+    rows = zoo.footprint(args.model, forget=args.forget)
+    return say(args, rows, show.footprints(rows))
+
+
+def explain(args: Namespace, zoo: Client) -> int:
+    """Tell the last decisions: loads, evictions, refusals, and why.
+
+    Of a MODEL also its last requests that had to wait. Of a REQUEST, by its number, all that it went through.
+    """
+    lines = zoo.explain(args.about)
+    return say(args, lines, lines or ["nothing has happened yet"])
+
+
+# ---------------------------------------------------------------- what changes something
+
+
+def reload(args: Namespace, zoo: Client) -> int:
+    """Have the broker read its config.toml again, and tell what has changed.
+
+    A file that is not valid changes nothing. A model that is in use goes on until it is let go. CURVE keys in
+    curve_dir are read again as well.
+    """
+    lines = zoo.reload()
+    return say(args, lines, lines or ["nothing has changed"])
+
+
+def load(args: Namespace, zoo: Client) -> int:
+    """Load a model.
+
+    It stays until its room is needed or it is idle for long. A lease would end with this command: to keep a model,
+    pin it (--pin), or hold a lease in your program (`with zoo.load(name)`).
+    """
+    started = time.monotonic()
+    zoo.get_model(args.model)
+    if args.pin:
+        zoo.pin(args.model)
+    seconds = time.monotonic() - started
+    done = f"is loaded{' and pinned' if args.pin else ''} ({seconds:.2f} s)"
+    return _done(args, done, loaded=True, pinned=args.pin, seconds=round(seconds, 3))
+
+
+def unload(args: Namespace, zoo: Client) -> int:
+    """End a model's process and give its memory back."""
+    was = zoo.unload(args.model)
+    return _done(args, "is unloaded" if was else "was not loaded", unloaded=was)
+
+
+def pin(args: Namespace, zoo: Client) -> int:
+    """Keep a model from being evicted."""
+    zoo.pin(args.model)
+    return _done(args, "is pinned", pinned=True)
+
+
+def unpin(args: Namespace, zoo: Client) -> int:
+    """Let a model be evicted again."""
+    zoo.unpin(args.model)
+    return _done(args, "is not pinned any more", pinned=False)
+
+
+def _done(args: Namespace, what: str, **values: Any) -> int:
+    return say(args, {"model": args.model, **values}, [f"{args.model} {what}"])

@@ -1,0 +1,204 @@
+"""The commands of `zoo` as a table, of which `build` makes the parser.
+
+A command's name is that of its function; its docstring is what `--help` says of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from zoo.cli import commands, output, pictures, weights
+from zoo.cli.output import WrongUsage
+
+LIST_S = 1.0  # `zoo ls`: without a broker config.toml answers
+LOOK_S = 3.0  # how long a question waits for an answer
+WORK_S = 30.0  # a load or an inference
+
+
+Argument = tuple[tuple[str, ...], dict[str, Any]]  # what `ArgumentParser.add_argument` gets
+
+
+class Command(NamedTuple):
+    """One command.
+
+    Attributes:
+        run: gets the parsed arguments, and an open client if there is a `wait_s`; gives the exit status.
+        wait_s: how long that client waits for an answer, unless `--timeout` says otherwise.
+        arguments: besides `--endpoint`, `--timeout` and `--json`. None: `run` gets all that follow, unread.
+    """
+
+    run: Callable[..., int]
+    wait_s: float | None = None
+    arguments: tuple[Argument, ...] | None = ()
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `WrongUsage` instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise WrongUsage(f"{message} (`{self.prog} --help` says more)")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.dest == "command" and value not in COMMANDS:
+            raise WrongUsage(output.unknown("command", value, COMMANDS, "`zoo --help` lists the commands"))
+        super()._check_value(action, value)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse passes over what cannot be written
+
+
+class Version(argparse.Action):
+    """Looks the version up when it is asked for: importing what does that takes 30 ms."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"zoo {version('model-zoo')}")
+        parser.exit()
+
+
+# ---------------------------------------------------------------- values
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _seconds(text: str) -> float:
+    if not 0 < (value := _number(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return value
+
+
+def _share(text: str) -> float:
+    if not 0 <= (value := _number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _box(text: str) -> tuple[float, ...]:
+    corners = tuple(map(_number, text.split(",")))
+    if len(corners) != 4 or not all(map(math.isfinite, corners)):
+        raise argparse.ArgumentTypeError(f"expected X1,Y1,X2,Y2 in pixels, got {text!r}")
+    return corners
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+# ---------------------------------------------------------------- the table
+
+
+def _argument(*names: str, **keys: Any) -> Argument:
+    return names, keys
+
+
+def _flag(name: str, help: str) -> Argument:
+    return _argument(name, action="store_true", help=help)
+
+
+def _options(name: str) -> Argument:
+    return _argument(name, action="append", type=_option, default=[], metavar="KEY=VALUE",
+                     help="for the adapter; VALUE is JSON or a plain word")  # fmt: skip
+
+
+def _drawn(what: str) -> Argument:
+    return _argument("-o", "--output", type=Path, metavar="OUT.png", help=f"write {what} drawn on it")
+
+
+MODEL = _argument("model", metavar="MODEL")
+FORGET = _flag("--forget", "count what is declared, until it is measured again")
+ABOUT = _argument("about", nargs="?", metavar="MODEL|REQUEST")
+LOADED = (MODEL, _flag("--pin", "and keep it: it is not evicted until `zoo unpin`"))
+CHECKED = _argument("--config", metavar="FILE", help="default: $ZOO_CONFIG, ./config.toml, the shipped one")
+INFERRED = (
+    MODEL,
+    _argument("image", metavar="IMAGE", help="a JPEG or PNG file; - reads standard input"),
+    _drawn("the image with the answer"),
+    _argument("--box", action="append", type=_box, metavar="X1,Y1,X2,Y2",
+              help="only this part, in pixels; may be repeated, one answer each"),
+    _options("--option"),
+)  # fmt: skip
+ENRICHED = (
+    _argument("image", nargs="+", metavar="IMAGE", help="a JPEG or PNG file; - reads standard input"),
+    _argument("--detector", required=True, metavar="MODEL", help="whose boxes are the detections"),
+    _options("--detector-option"),
+    _argument("--min-score", type=_share, metavar="SHARE", help="leave less sure detections alone"),
+    _flag("--suspicious", "the event is, which some models wait for"),
+    _drawn("the last image with everything"),
+)
+PULLED = (
+    _argument("models", nargs="*", metavar="MODEL"),
+    _flag("--all", "of every enabled model"),
+    _argument("--config", metavar="FILE", help="default: the running broker's, else as of `zoo check`"),
+    _flag("--force", "fetch them again, and replace whatever is there"),
+    _flag("--pin", "print the commit and digests, to be pasted into config.toml"),
+)
+TABLE = (
+    Command(commands.serve, arguments=None),
+    Command(commands.init, None, (_argument("folder", nargs="?", type=Path, default=Path(), metavar="FOLDER"),)),
+    Command(commands.check, None, (CHECKED,)),
+    Command(commands.ls, LIST_S),
+    Command(commands.ps, LOOK_S),
+    Command(commands.status, LOOK_S),
+    Command(commands.load, WORK_S, LOADED),
+    Command(commands.unload, WORK_S, (MODEL,)),
+    Command(commands.pin, LOOK_S, (MODEL,)),
+    Command(commands.unpin, LOOK_S, (MODEL,)),
+    Command(commands.footprint, LOOK_S, (_argument("model", nargs="?", metavar="MODEL"), FORGET)),
+    Command(commands.reload, LOOK_S),
+    Command(pictures.infer, WORK_S, INFERRED),
+    Command(pictures.enrich, WORK_S, ENRICHED),
+    Command(weights.pull, None, PULLED),
+    Command(commands.standins, arguments=None),
+    Command(commands.explain, LOOK_S, (ABOUT,)),
+)
+COMMANDS = {command.run.__name__: command for command in TABLE}
+
+
+def build() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(
+        prog="zoo",
+        description="More vision models than the GPU can hold, one process each, within one budget.",
+        epilog="Exit status: 0 done, 1 the zoo refused, 2 wrong usage or configuration, 3 no broker answers, "
+        "4 the answer could not be written.",
+        parents=[_common(None)],
+    )
+    parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    everywhere = _common(argparse.SUPPRESS)
+    for name, command in COMMANDS.items():
+        told = inspect.getdoc(command.run) or ""
+        own = command.arguments is None
+        made = subparsers.add_parser(name, help=told.splitlines()[0], description=told, add_help=not own,
+                                     parents=[] if own else [everywhere])  # fmt: skip
+        for names, keys in command.arguments or ():
+            made.add_argument(*names, **keys)
+    return parser
+
+
+def _common(default: Any) -> Parser:
+    """The options that stand before or after the command. `default`: what an option is set to where it is left out."""
+    common = Parser(add_help=False)
+    common.add_argument("--endpoint", default=default, help="the broker's (default: $ZOO_ENDPOINT, config.toml's)")
+    common.add_argument("--timeout", type=_seconds, default=default, metavar="SECONDS", help="for the answer")
+    common.add_argument("--json", action="store_true", default=default or False, help="print JSON")
+    return common
