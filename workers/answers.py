@@ -8,7 +8,7 @@ import numpy as np
 
 from zoo import results
 from zoo.errors import InferenceFailed
-from zoo.wire.payload import KINDS
+from zoo.wire.arrays import KINDS
 
 # The shapes of each result's arrays and lists. One letter stands for one number all over a result.
 SHAPES: dict[type[results.Result], dict[str, tuple[Any, ...]]] = {

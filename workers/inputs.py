@@ -16,7 +16,7 @@ import numpy as np
 from workers import encoded
 from workers.models.base import Input, Spec
 from zoo.errors import InvalidInput
-from zoo.wire import arena, payload
+from zoo.wire import arena, arrays, payload
 from zoo.wire.boxes import MAX_BOXES, crop_box
 from zoo.wire.launch import Launch
 
@@ -86,7 +86,7 @@ def read(
         max_frames: that the model takes.
 
     Raises:
-        InvalidInput: naming the field; see `_frame`, `crop_box`, `encoded.Encoded` and `payload.view`.
+        InvalidInput: naming the field; see `_frame`, `crop_box`, `encoded.Encoded` and `arrays.view`.
         Wait: to decode it takes more than `room`.
     """
     if not body.frames:
@@ -125,10 +125,10 @@ def _frame(frame: payload.FrameRef, buffers: list[bytes], find: Callable[[int], 
         if not 0 <= frame.offset < len(buffers):
             raise InvalidInput(f"frame: the message has {len(buffers)} buffers, not a number {frame.offset}")
         raw = buffers[frame.offset]
-        array = payload.view(raw, len(raw), 0, frame.shape, frame.dtype)
+        array = arrays.view(raw, len(raw), 0, frame.shape, frame.dtype)
     else:
         shared = find(frame.arena)
-        array = payload.view(shared.memory, shared.size, frame.offset, frame.shape, frame.dtype)
+        array = arrays.view(shared.memory, shared.size, frame.offset, frame.shape, frame.dtype)
     if frame.color == "encoded":
         return array
     if array.size == 0:

@@ -15,7 +15,7 @@ from tests.fuzz import samples
 from tests.fuzz.mutate import CASES, SEED, flipped, message
 from workers import inputs
 from zoo.errors import InvalidInput, ProtocolMismatch
-from zoo.wire import payload, protocol
+from zoo.wire import arrays, payload, protocol
 from zoo.wire.channel import Channel
 
 DECODERS: list[tuple[Callable[[bytes], Any], list[protocol.Message]]] = [
@@ -65,7 +65,7 @@ def test_a_damaged_request_is_invalid_input() -> None:
 def test_a_damaged_result_is_a_protocol_mismatch() -> None:
     dice = random.Random(SEED)
     memory = bytes(4096)
-    decode = payload.result_decoder(lambda offset, shape, dtype: payload.view(memory, 4096, offset, shape, dtype))
+    decode = payload.result_decoder(lambda offset, shape, dtype: arrays.view(memory, 4096, offset, shape, dtype))
     whole = [payload.pack_result(body, lambda _: None)[0] for body in samples.RESULTS]
     whole += [payload.pack_result(body, lambda _: 64)[0] for body in samples.RESULTS]
     for _ in range(CASES):

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from zoo import results
 from zoo.errors import InvalidInput, ProtocolMismatch
 from zoo.wire import payload
+from zoo.wire.arrays import KINDS, view
 from zoo.wire.payload import FrameRef, InferBody, ResultBody
 
 wire_ints = st.integers(-(1 << 63), (1 << 64) - 1) | st.integers(-4, 40)
@@ -41,14 +42,14 @@ def test_a_view_lies_inside_its_memory_or_is_refused(
 ) -> None:
     memory = np.arange(size, dtype=np.uint32).astype(np.uint8)
     try:
-        array = payload.view(memory, size, offset, shape, dtype)
+        array = view(memory, size, offset, shape, dtype)
     except InvalidInput as refused:
         text = str(refused)
         assert text.startswith(("dtype:", "shape:", "frame:"))
         return
     assert array.shape == shape
     assert not array.flags.writeable
-    assert array.dtype.kind in payload.KINDS
+    assert array.dtype.kind in KINDS
     assert offset >= 0
     assert offset + array.nbytes <= size
     assert array.tobytes() == memory[offset : offset + array.nbytes].tobytes()
@@ -155,7 +156,7 @@ class Shelf:
         return offset
 
     def look_up(self, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        return payload.view(self.memory, len(self.memory), offset, shape, dtype)
+        return view(self.memory, len(self.memory), offset, shape, dtype)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -196,7 +197,7 @@ def no_place(_: np.ndarray) -> None:
 
 
 def no_look_up(offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    return payload.view(bytes(64), 64, offset, shape, dtype)
+    return view(bytes(64), 64, offset, shape, dtype)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from workers import encoded, inputs, runtime
 from workers.batch import Task
 from workers.encoded import Encoded
 from workers.models.base import Input
-from zoo.client.frames import size_of
+from zoo.drawing.picture import size_of
 from zoo.errors import InvalidInput
 from zoo.wire import payload, protocol
 

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from workers import inputs, runtime
 from workers.models.base import Input
-from zoo.client.frames import size_of
+from zoo.drawing.picture import size_of
 from zoo.errors import InvalidInput
 from zoo.wire import payload
 

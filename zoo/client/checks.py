@@ -11,7 +11,7 @@ import numpy as np
 from zoo.config.address import Address, find_address
 from zoo.config.schema import ModelPriority, endpoint_problem
 from zoo.errors import InvalidInput
-from zoo.wire.payload import ODD, shown
+from zoo.wire.arrays import ODD, shown
 
 _MEDIUM = int(ModelPriority.MEDIUM)
 FOREVER_S = 1e8  # about three years: longer times than that mean "no limit", and some system calls cannot take them

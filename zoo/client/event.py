@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from zoo import results
-from zoo.client import frames
+from zoo.drawing import picture
 from zoo.enrichment import Enriched
 from zoo.errors import InvalidInput
+from zoo.wire import arrays
+from zoo.wire.arrays import ODD, shown
 from zoo.wire.boxes import MAX_BOXES
-from zoo.wire.payload import ODD, shown
 
 PERSON = "person"
 
@@ -31,8 +32,8 @@ class Event:
     def __init__(self, frame: Any, detections: Any, suspicious: bool = False, min_score: float | None = None) -> None:
         if min_score is not None and (not isinstance(min_score, int | float) or not 0 <= min_score <= 1):
             raise InvalidInput(f"min_score: {shown(min_score)} is not between 0 and 1")
-        self.frames = frames.check_frames(frame)
-        self.size = frames.size_of(self.frames[-1])
+        self.frames = arrays.check_frames(frame)
+        self.size = picture.size_of(self.frames[-1])
         self.detections = read_detections(detections)
         self.suspicious = suspicious
         self.min_score = min_score

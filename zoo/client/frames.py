@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from PIL import ExifTags, Image
 
 from zoo.client.frame_arena import FrameArena
 from zoo.errors import InvalidInput, OutOfMemory
-from zoo.wire import payload, protocol
+from zoo.wire import arrays, payload, protocol
 
-COLORS = ("rgb", "bgr")
-TURNED = (5, 6, 7, 8)  # orientations of EXIF by which width and height change places; there are 1 to 8
 Boxes = Sequence[Sequence[float]] | np.ndarray
 Corners = tuple[tuple[float, float, float, float], ...]
 
@@ -44,6 +40,10 @@ class Frame:
         if self._slot.arena is not None and self._slot.arena.forked:
             raise InvalidInput("frame: it belongs to the process that this one was forked from; make one here")
         return self._slot
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Makes numpy take a frame for its array; raises as `slot` does."""
+        return np.array(self.slot.writable(), dtype, copy=copy)
 
     def close(self) -> None:
         slot, self._slot = self._slot, None
@@ -178,9 +178,9 @@ class Store:
         Raises:
             InvalidInput: no such array, or it is larger than the whole arena. NoRoom.
         """
-        kind = payload.check_dtype(dtype)
-        if len(shape) > payload.MAX_NDIM or any(not 0 <= n < 1 << 63 for n in shape):
-            raise InvalidInput(f"shape: {payload.shown(shape)} is not one an array can have")
+        kind = arrays.check_dtype(dtype)
+        if len(shape) > arrays.MAX_NDIM or any(not 0 <= n < 1 << 63 for n in shape):
+            raise InvalidInput(f"shape: {arrays.shown(shape)} is not one an array can have")
         nbytes = math.prod(shape) * kind.itemsize
         if self.shared is None or self.shared.is_interrupted():
             if nbytes > protocol.MAX_MESSAGE_BYTES // 2:
@@ -188,7 +188,7 @@ class Store:
             return Slot(None, shape, kind.str, _new(shape, kind))
         if nbytes > self.shared.size:
             raise InvalidInput(
-                f"frame: {payload.shown(shape)} {kind} takes {min(nbytes, 1 << 80) / (1 << 20):.1f} MB, the arena has "
+                f"frame: {arrays.shown(shape)} {kind} takes {min(nbytes, 1 << 80) / (1 << 20):.1f} MB, the arena has "
                 f"{self.shared.size >> 20} MB; make the client with a larger arena_mb"
             )
         if 0 in shape:
@@ -231,12 +231,10 @@ class Store:
         Raises:
             InvalidInput: naming the argument that is wrong. NoRoom: nothing was taken.
         """
-        if not isinstance(color, str) or color not in COLORS:
-            raise InvalidInput(f"color: {payload.shown(color)} is not one of {', '.join(COLORS)}")
-        color = str(color)
+        color = arrays.check_color(color)
         placed: list[Placed] = []
         try:
-            placed.extend(self._place(part, color) for part in check_frames(frame))
+            placed.extend(self._place(part, color) for part in arrays.check_frames(frame))
         except BaseException:
             for one in placed:
                 one.slot.drop()
@@ -274,7 +272,7 @@ class Store:
                 raise InvalidInput("frame: it belongs to another client")
             slot.keep()
             return Placed(slot, color)
-        value, how = check_frame(part), color
+        value, how = arrays.check_frame(part), color
         if isinstance(part, bytes | bytearray | memoryview):
             how = "encoded"
         slot = self.empty(value.shape, value.dtype.str)
@@ -293,64 +291,7 @@ def _new(shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:
     try:
         return np.empty(shape, kind)
     except (ValueError, OverflowError, MemoryError) as e:
-        raise InvalidInput(f"shape: {payload.shown(shape)} is not one an array can have ({e})") from None
-
-
-def check_frames(frame: Any) -> list[Any]:
-    """What was given as a frame, as a list: of one, or of all frames of a video."""
-    parts = list(frame) if isinstance(frame, list | tuple) else [frame]
-    if not parts:
-        raise InvalidInput("frame: an empty list")
-    if len(parts) > protocol.MAX_FRAMES:
-        raise InvalidInput(f"frame: {len(parts)} frames, at most {protocol.MAX_FRAMES} go into one request")
-    return parts
-
-
-def check_frame(part: Any) -> np.ndarray:
-    """One frame as the array that travels; of encoded bytes, the bytes."""
-    if isinstance(part, bytes | bytearray | memoryview):
-        try:
-            raw = np.frombuffer(part, np.uint8)
-        except (ValueError, BufferError, TypeError) as e:
-            raise InvalidInput(f"frame: no plain bytes ({e})") from None
-        if not raw.size:
-            raise InvalidInput("frame: no bytes")
-        return raw
-    value = part if isinstance(part, np.ndarray) else _as_array(part)
-    if value.size == 0:
-        raise InvalidInput(f"frame: it is empty, shape {value.shape}")
-    payload.check_dtype(value.dtype.str)
-    return value
-
-
-def size_of(part: Any) -> tuple[float, float]:
-    """Width and height of one frame in pixels, upright as a worker sees it; infinite where only a decoder can tell.
-
-    Raises:
-        InvalidInput: it is no picture.
-    """
-    shape = part.array.shape if isinstance(part, Frame) else check_frame(part).shape
-    if isinstance(part, bytes | bytearray | memoryview):
-        try:
-            with Image.open(io.BytesIO(part)) as image:
-                # Of a TIFF, Pillow gives the size as it is going to be.
-                turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in TURNED
-                return (image.height, image.width) if turned else image.size
-        except Exception:  # damaged data leads Pillow's plugins anywhere; what it means, the worker says
-            return math.inf, math.inf
-    if len(shape) < 2:
-        raise InvalidInput(f"frame: nothing can be cut out of shape {shape}")
-    return shape[1], shape[0]
-
-
-def _as_array(part: Any) -> np.ndarray:
-    try:
-        value = np.asarray(part)
-    except payload.ODD as e:
-        raise InvalidInput(f"frame: cannot be read as an array: {e}") from None
-    if value.dtype.kind not in payload.KINDS:
-        raise InvalidInput(f"frame: a {type(part).__name__}; send an array, a Frame, a list of them, or JPEG/PNG bytes")
-    return value
+        raise InvalidInput(f"shape: {arrays.shown(shape)} is not one an array can have ({e})") from None
 
 
 def check_boxes(boxes: Boxes | None) -> Corners | None:
@@ -359,7 +300,7 @@ def check_boxes(boxes: Boxes | None) -> Corners | None:
         return None
     try:
         array = np.asarray(boxes, dtype=np.float64)
-    except payload.ODD as e:
+    except arrays.ODD as e:
         raise InvalidInput(f"boxes: {e!s:.200}") from None
     if array.size == 0:
         return ()

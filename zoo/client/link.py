@@ -27,7 +27,7 @@ import numpy as np
 from zoo.client import frames, peers
 from zoo.errors import AccessDenied, BrokerUnreachable, ProtocolMismatch
 from zoo.system.locks import is_mine
-from zoo.wire import arena, lifeline, payload, protocol
+from zoo.wire import arena, arrays, lifeline, protocol
 
 LOOK_S = 0.02
 HANDSHAKE_S = 5.0  # within the caller's deadline
@@ -102,7 +102,7 @@ class Loan:
     def view(self, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """A read-only array. Raises InvalidInput when it would not lie in the arena."""
         mapped = self._mapping.get()
-        whole = payload.view(mapped.memory, mapped.size, offset, shape, dtype)  # checks, or raises
+        whole = arrays.view(mapped.memory, mapped.size, offset, shape, dtype)  # checks, or raises
         if (
             offset in self._seen
         ):  # the message is read again, since reading it was interrupted; or it names a slot twice

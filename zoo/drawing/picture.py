@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from zoo.client.frames import COLORS, Frame, check_frame, check_frames
 from zoo.errors import InvalidInput
+from zoo.wire import arrays
+
+TURNED = (5, 6, 7, 8)  # orientations of EXIF by which width and height change places; there are 1 to 8
 
 
 def seen(frame: Any, color: str = "rgb") -> np.ndarray:
@@ -18,18 +21,37 @@ def seen(frame: Any, color: str = "rgb") -> np.ndarray:
     Raises:
         InvalidInput: it is no picture, naming what it is instead.
     """
-    if color not in COLORS:
-        raise InvalidInput(f"color: {color!r:.100} is not one of rgb, bgr")
-    part = check_frames(frame)[-1]
+    arrays.check_color(color)
+    part = arrays.check_frames(frame)[-1]
     if isinstance(part, bytes | bytearray | memoryview):
-        return _decoded(check_frame(part).tobytes())
-    array = part.slot.pixels() if isinstance(part, Frame) else check_frame(part)
+        return _decoded(arrays.check_frame(part).tobytes())
+    array = arrays.check_frame(part)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise InvalidInput(
             "frame: drawing takes HxWx3 uint8, a Frame, JPEG or PNG bytes, or a list of them, got an array of shape "
             f"{array.shape} of {array.dtype}"
         )
     return array[..., ::-1] if color == "bgr" else array
+
+
+def size_of(part: Any) -> tuple[float, float]:
+    """Width and height of one frame in pixels, upright as a worker sees it; infinite where only a decoder can tell.
+
+    Raises:
+        InvalidInput: it is no picture.
+    """
+    shape = arrays.check_frame(part).shape
+    if isinstance(part, bytes | bytearray | memoryview):
+        try:
+            with Image.open(io.BytesIO(part)) as image:
+                # Of a TIFF, Pillow gives the size as it will be.
+                turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in TURNED
+                return (image.height, image.width) if turned else image.size
+        except Exception:  # damaged data leads Pillow's plugins anywhere; what it means, the worker says
+            return math.inf, math.inf
+    if len(shape) < 2:
+        raise InvalidInput(f"frame: nothing can be cut out of shape {shape}")
+    return shape[1], shape[0]
 
 
 def _decoded(raw: bytes) -> np.ndarray:

@@ -15,25 +15,10 @@ import numpy as np
 
 from zoo import results
 from zoo.errors import InvalidInput, ProtocolMismatch
+from zoo.wire.arrays import KINDS, ODD, view
 
 EXT_INLINE = 1
 EXT_ARENA = 2
-KINDS = "biufc"  # numpy kinds that may travel: booleans, integers, floats, complex numbers
-MAX_NDIM = 8
-# What numpy, and objects that mean to be arrays, raise at what they do not like. Not every exception: a signal handler
-# of the caller's may raise here too, and that is not for us.
-ODD = (
-    TypeError, ValueError, ArithmeticError, LookupError, AttributeError, NameError, RuntimeError, SyntaxError,
-    AssertionError, BufferError, MemoryError,
-)  # fmt: skip
-
-
-def shown(value: Any) -> str:
-    """A value in an error's text: short, and whatever its own way of showing itself is."""
-    try:
-        return f"{value!r:.100}"
-    except ODD:  # a whole number of 5,000 digits, for instance
-        return f"a {type(value).__name__}"
 
 
 class FrameRef(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -71,40 +56,6 @@ class ResultBody(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     results: list[results.AnyResult]
     many: bool = False
-
-
-def check_dtype(text: str) -> np.dtype[Any]:
-    """Raises InvalidInput for anything that is not a plain numeric dtype."""
-    try:
-        dtype = np.dtype(text)
-    except ODD as e:
-        raise InvalidInput(f"dtype: {shown(text)} is not one that numpy knows") from e
-    if dtype.kind not in KINDS or dtype.itemsize == 0:
-        raise InvalidInput(f"dtype: {shown(text)} cannot travel; use a boolean, integer or float type")
-    return dtype
-
-
-_KNOWN = {text: np.dtype(text) for text in ("|u1", "<f4")}
-
-
-def view(memory: Any, arena_bytes: int, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """A read-only array over `memory`, after checking that it lies inside.
-
-    Raises:
-        InvalidInput: bad dtype or shape, or the array would reach outside its memory.
-    """
-    kind = _KNOWN.get(dtype) or check_dtype(dtype)
-    if len(shape) > MAX_NDIM or any(n < 0 for n in shape):
-        raise InvalidInput(f"shape: {shape} is not one an array can have")
-    count = math.prod(shape)
-    if offset < 0 or offset % kind.itemsize or offset + count * kind.itemsize > arena_bytes:
-        raise InvalidInput(f"frame: {shape} {dtype} at offset {offset} does not lie inside its {arena_bytes} bytes")
-    try:
-        array = np.frombuffer(memory, kind, count, offset).reshape(shape)
-    except (ValueError, OverflowError):  # no elements, but a side that numpy cannot count
-        raise InvalidInput(f"shape: {shape} is not one an array can have") from None
-    array.flags.writeable = False
-    return array
 
 
 # ---------------------------------------------------------------- requests
