@@ -120,7 +120,7 @@ class Service(Clients):
         self._handle(Tick())
         if self._terminating:
             self.guard.run("ending workers", lambda: self._escalate(now))
-        self.guard.run("memory that comes back", lambda: self.usage.tick(now))
+        self.guard.run("memory that comes back", lambda: self._pass_on(self.usage.tick(now)))
         if not self._outbox.is_empty:
             self.guard.run("sending what waits for clients", lambda: self._outbox.flush(now))
         if self.arrivals.stalled:
@@ -132,7 +132,7 @@ class Service(Clients):
             run = self.guard.run  # each on its own
             run("watching for the out-of-memory killer", self.oom_killer.watch)
             run("watching the nursery", lambda: self.pool.watch(now))
-            run("looking for memory", lambda: self.usage.look_for_stuck(now))
+            run("looking for memory", lambda: self._pass_on(self.usage.look_for_stuck(now)))
             run("measuring", self.usage.survey)
             run("writing down footprints", self._remember)
             run("noting what is loaded", self._note_resident)

@@ -1,7 +1,7 @@
 """What is asked about us: answers of plain maps and lists, as `docs/protocol.md` names their fields.
 
-Looks at what the scheduler and the gauge know anyway, so that a question costs the loop little however many workers
-there are. Changes nothing, and measures no process.
+Looks at what the scheduler knows and what was measured anyway, so that a question costs the loop little, however many
+workers there are. Changes nothing, and measures no process.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import msgspec
 
 from broker.fleet.pool import Child
-from broker.memory.gauge import Gauge
 from broker.memory.host_cache import Copies
 from broker.memory.meters import MB
+from broker.memory.usage import MemoryUsage
 from broker.scheduler.journal import KEEP
 from broker.scheduler.scheduler import Scheduler
 from broker.scheduler.story import Line
@@ -36,10 +36,10 @@ class Worker(Protocol):
 class Views:
     """`config` comes with each question: a reload replaces it."""
 
-    def __init__(self, scheduler: Scheduler, gauge: Gauge, copies: Copies) -> None:
+    def __init__(self, scheduler: Scheduler, usage: MemoryUsage, copies: Copies) -> None:
         self._scheduler = scheduler
         self._copies = copies
-        self._gauge = gauge
+        self._usage = usage
         self._wall = time.time() - time.monotonic()
 
     def _at(self, monotonic: float) -> float:
@@ -51,7 +51,7 @@ class Views:
         for row in status["loaded_models"]:
             row["last_used"] = self._at(row["last_used"])
         for row in status["devices"]:
-            figures = self._gauge.figures(row["name"])
+            figures = self._usage.figures(row["name"])
             row["device_used_mb"] = _rounded(figures.used_mb if figures is not None else None)
             row["device_total_mb"] = _rounded(figures.total_mb if figures is not None else None)
         status["sessions"] = sessions
@@ -92,8 +92,7 @@ class Views:
             child = worker.child if worker is not None else None
             row["pid"] = child.pid if child is not None else None
             row["stand_in"] = worker is not None and worker.stand_in
-            told = child is not None and self._gauge.is_told(row["worker"])
-            row["used_mb"] = round(self._gauge.seen_mb(row["worker"]), 1) if told else None
+            row["used_mb"] = _rounded(self._usage.told_mb(row["worker"]) if child is not None else None)
             row["last_used"] = self._at(row["last_used"])
         return rows
 

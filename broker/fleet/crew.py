@@ -14,7 +14,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,7 @@ from broker.memory import footprints, meters
 from broker.memory.container import Container
 from broker.memory.host_cache import Copies
 from broker.memory.oom_killer import OomKiller
-from broker.memory.usage import Usage
+from broker.memory.usage import Finding, Looked, MemoryUsage
 from broker.metrics import Metrics
 from broker.scheduler.events import (
     Dispatch,
@@ -69,14 +69,15 @@ class Worker:
         version: of the model's weights when it was started.
         copied: it was given a copy, and has not said yet whether that was of use.
         forks: how often the nursery was asked for it.
+        held: messages of its that wait until it was measured, the first of them what it is measured for.
         told: it has been sent `launch`.
         loaded: it has said how its load went.
         nonsense: it has said what none of ours would say; it is being killed, and not listened to any more.
     """
 
     __slots__ = (
-        "arena", "channel", "child", "copied", "device", "forks", "key", "killed_at", "launch", "line", "loaded",
-        "model", "nonsense", "number", "stand_in", "term_until", "told", "unsent", "version", "worked",
+        "arena", "channel", "child", "copied", "device", "forks", "held", "key", "killed_at", "launch", "line",
+        "loaded", "model", "nonsense", "number", "stand_in", "term_until", "told", "unsent", "version", "worked",
     )  # fmt: skip
 
     def __init__(self, number: int, key: bytes) -> None:
@@ -88,6 +89,7 @@ class Worker:
         self.launch: Launch | None = None
         self.copied = False
         self.forks = 1
+        self.held: list[list[bytes]] = []
         self.told = False
         self.child: Child | None = None
         self.channel: Channel | None = None
@@ -106,8 +108,7 @@ class Crew(Loop):
 
     def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
         super().__init__(config, endpoint_given)
-        self.usage = Usage(self.meters, self._measures, self._handle, self._deliver, self._has_worked)
-        self.gauge = self.usage.gauge
+        self.usage = MemoryUsage(self.meters, self._measures)
         self.copies = Copies(int(config.broker.host_cache_mb * meters.MB))
         self.oom_killer = OomKiller()
         self.editions = Editions()
@@ -131,8 +132,8 @@ class Crew(Loop):
         self.pool = Pool(_preload(config), environment.of_workers(config.broker), config.base)
         self.metrics = Metrics(self.scheduler, self.copies, self.guard, config.broker.metrics)
         self._add(self.pool.fileno(), self._hear_pool)
-        self._add(self.usage.fileno(), self.usage.take)
-        self.usage.open()
+        self._add(self.usage.fileno(), lambda: self._pass_on(self.usage.take()))
+        self._pass_on(self.usage.open())
         self._refill()
         for name in self.scheduler.models:
             self._recall(name)
@@ -226,9 +227,10 @@ class Crew(Loop):
 
     def _from_worker(self, number: int, parts: list[bytes], *, measured: bool = False) -> None:
         """`measured`: these words have been kept back until the worker was measured."""
-        if not measured and self.usage.queue(number, parts):
-            return
         worker = self._workers[number]
+        if worker.held and not measured:
+            worker.held.append(parts)
+            return
         if worker.nonsense:
             return
         try:
@@ -246,10 +248,13 @@ class Crew(Loop):
             if not (worker.loaded and self.scheduler.awaits(number, [outcome.request for outcome in outcomes])):
                 raise ProtocolMismatch("it answers what it was not asked")
             first, worker.worked = not worker.worked, True
+            if first:
+                self.usage.worked(number)
             # Unknown, it may be evicted in the very next moment; grown, it holds what others may be about to be given.
             look = message.grown or (first and not self.scheduler.is_measured(number))
             look = look or any(outcome.short is not None for outcome in outcomes)
-            if look and not measured and self.usage.hold(number, worker.device, parts):
+            if look and not measured and self.usage.hold(number):
+                worker.held.append(parts)
                 return
             self._handle(WorkerDone(number, outcomes, message.halved))
             if len(self._standby) < self.config.broker.standby and self.scheduler.is_idle:
@@ -259,12 +264,13 @@ class Crew(Loop):
             raise ProtocolMismatch("it says again how its load went")
         if isinstance(message, protocol.Loaded):
             worker.loaded, worker.stand_in = True, message.stand_in
-            self.usage.loaded(number, worker.device)
+            self.usage.loaded(number)
             self._used_copy(worker, message.copied)
             self._handle(WorkerReady(number, border.batch(message.max_batch)))
             self.metrics.loaded(worker.model, self.scheduler.loaded_in(number))
         elif isinstance(message, protocol.LoadError):
-            if message.short is not None and not measured and self.usage.hold(number, worker.device, parts):
+            if message.short is not None and not measured and self.usage.hold(number):
+                worker.held.append(parts)
                 return
             worker.loaded = True  # as far as it will be: there is nothing more to be said
             code, why = message.code[: border.MOST_CODE], border.text(message.message)
@@ -328,7 +334,7 @@ class Crew(Loop):
         worker.child = child
         child.printed.source = lambda: (worker.model, worker.number)
         if worker.number > 0:
-            self.gauge.born(worker.number, child.pid)
+            self.usage.born(worker.number, child.pid, lambda: child.shares_pages)
         if worker.killed_at:
             child.signal(signal.SIGKILL)
 
@@ -341,7 +347,7 @@ class Crew(Loop):
             self._standby.lost(number, time.monotonic())
             return
         self._handle(WorkerExited(number, why))
-        self.gauge.forget(number)
+        self.usage.forget(number)
         self._handle(MemoryBack(number))
 
     def _fork_again(self, worker: Worker) -> None:
@@ -371,7 +377,7 @@ class Crew(Loop):
         self.guard.run("reading a worker's last words", lambda: self._hear_out(number))
         if number > 0:
             line = worker.line.fd if worker.line is not None else None
-            self.guard.run("measuring a worker's end", lambda: self.usage.ended(number, worker.device, line))
+            self.guard.run("measuring a worker's end", lambda: self._pass_on(self.usage.ended(number, line)))
         if worker.line is not None:
             self.guard.run("closing a worker's lifeline", lambda: self._close_line(worker.line))  # type: ignore[arg-type]
         self.guard.run("closing a worker's descriptors", child.close)
@@ -389,6 +395,7 @@ class Crew(Loop):
         while self._read_channel(number):
             pass
         self.usage.release(number)
+        self._go_on(number)
 
     def _forget_worker(self, number: int) -> None:
         worker = self._workers.pop(number, None)
@@ -418,23 +425,20 @@ class Crew(Loop):
     def _measures(self) -> bool:
         return self.config.broker.footprint == "measured"
 
-    def _has_worked(self, number: int) -> bool | None:
-        """Whether it has run a request; None: what is read of it now says nothing about its model."""
-        if number not in self._workers or not self._is_sound(number):
-            return None
-        return self._workers[number].worked
+    def _pass_on(self, findings: Iterable[Finding]) -> None:
+        """What was found out about memory goes to the scheduler, each before the next is looked for."""
+        for found in findings:
+            if isinstance(found, Looked):
+                self._go_on(found.worker)
+            else:
+                self._handle(found)
 
-    def _is_sound(self, number: int) -> bool:
-        """What was just read is what the model takes. When its nursery has died, pages that the worker shared with it
-        may count as the worker's own: then its last sound charge stays, and nothing is learnt.
-        """
-        worker = self._workers[number]
-        on_host = self.scheduler.ledger.devices[worker.device].kind == "cpu"
-        return not on_host or worker.child is None or worker.child.shares_pages
-
-    def _deliver(self, number: int, words: list[list[bytes]]) -> None:
-        """What was kept back of a worker's words."""
-        for n, parts in enumerate(words):
+    def _go_on(self, number: int) -> None:
+        """Takes the messages of a worker that were kept back."""
+        if (worker := self._workers.get(number)) is None:
+            return
+        held, worker.held = worker.held, []
+        for n, parts in enumerate(held):
             if number in self._workers:
                 self._from_worker(number, parts, measured=n == 0)
 
@@ -497,7 +501,8 @@ class Crew(Loop):
         worker = self._employ(a.worker)
         worker.model, worker.device = a.model, a.device
         if worker.child is not None:
-            self.gauge.born(a.worker, worker.child.pid)
+            child = worker.child
+            self.usage.born(a.worker, child.pid, lambda: child.shares_pages)
         self.editions.start(config)
         path = self.config.weights(config)
         worker.launch = Launch(
@@ -535,7 +540,7 @@ class Crew(Loop):
             self._do_kill(KillWorker(a.worker))
             return
         self._handle(WorkerExited(a.worker, "no process could be started, because of an error in the broker"))
-        self.gauge.forget(a.worker)
+        self.usage.forget(a.worker)
         self._handle(MemoryBack(a.worker))
 
     def _brief(self, worker: Worker) -> None:
@@ -544,7 +549,7 @@ class Crew(Loop):
         if worker.told or launch is None or worker.channel is None or worker.line is None:
             return
         worker.told = True
-        self.gauge.briefed(worker.number, time.monotonic())
+        self.usage.briefed(worker.number)
         if self.copies.limit_bytes and (model := self.scheduler.models.get(worker.model)) is not None:
             worker.version = footprints.version(self.config, model.config)
             fd = self.copies.get(worker.model, worker.device, worker.version)

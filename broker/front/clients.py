@@ -92,7 +92,7 @@ class Clients(Crew):
 
     def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
         super().__init__(config, endpoint_given)
-        self.views = Views(self.scheduler, self.gauge, self.copies)
+        self.views = Views(self.scheduler, self.usage, self.copies)
         self.boot = secrets.token_hex(8)
         self.roles = Roles(self.keyring, bool(config.broker.group))
         self._sessions: dict[bytes, Session] = {}

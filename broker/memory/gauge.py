@@ -1,11 +1,10 @@
-"""Who uses how much of each device: our workers one by one, and everybody else. Adds up readings, decides nothing.
+"""Who uses how much of each device: our workers one by one, and all other programs. Adds up readings, decides nothing.
 
-Where the driver tells a process's own use, that is read. Where it does not (containers, WSL), a worker's use is the
-rise of the whole device's use around its load, when nothing else of ours started or ended there meanwhile; its growth
-after that cannot be told from other programs', and is counted as theirs.
+Where the driver tells the use of a process, that figure counts. Where it does not (containers, WSL), a worker's use is
+the rise of the whole device's use around its load, if no other worker started or ended on the device meanwhile. What
+such a worker takes later cannot be told from other programs, and is counted as theirs.
 
-Readings come from elsewhere (`measuring.py`) and are some time old: each counts only for what was so before it began.
-Where a device never tells how much of it is used, no more is known than which processes it shows.
+Readings are taken elsewhere (`measuring.py`) and arrive late, so each counts only for what was so before it began.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from __future__ import annotations
 import math
 import os
 import select
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from broker.memory.measuring import Reading
 from broker.memory.meters import Figures
@@ -22,30 +22,45 @@ BACK_TOLERANCE = 0.1  # of a worker's use, where only the whole device can be lo
 BACK_TOLERANCE_MB = 32.0
 
 
+@dataclass(slots=True)
+class _Device:
+    """`last`: the latest reading; `shown`: the latest that has figures. The moments are those of workers there."""
+
+    name: str
+    last: Reading | None = None
+    shown: Reading | None = None
+    others_mb: float = 0.0
+    changed: float = -math.inf  # when a load or a process ended
+    exited: float = -math.inf  # when a process ended
+
+
+@dataclass(slots=True, eq=False)
 class _Use:
-    """One worker's.
+    """What one worker uses.
 
     Attributes:
         before: MB of the whole device in use ahead of its load; None: unknown.
+        alone: no other worker has started or ended on the device since it started, and none was loading then.
         told: the driver tells what it uses.
+        sound: whether its own use is what its model takes (see `Gauge.born`).
         briefed, loaded, ended: when it was told its model, had loaded it, was gone; inf before that.
         settling: its load is through, and no reading has shown that yet.
+        hold: a copy of its lifeline's descriptor, from its end on.
     """
 
-    __slots__ = (
-        "before", "briefed", "changes", "device", "ended", "hold", "loaded", "mb", "pid", "settling", "told",
-    )  # fmt: skip
-
-    def __init__(self, device: str, before: float | None, changes: int) -> None:
-        self.device = device
-        self.before = before
-        self.changes = changes
-        self.pid = 0
-        self.mb = 0.0
-        self.told = False
-        self.briefed = self.loaded = self.ended = math.inf
-        self.settling = False
-        self.hold = -1
+    device: _Device
+    before: float | None
+    alone: bool
+    pid: int = 0
+    sound: Callable[[], bool] = lambda: True
+    mb: float = 0.0
+    told: bool = False
+    worked: bool = False
+    briefed: float = math.inf
+    loaded: float = math.inf
+    ended: float = math.inf
+    settling: bool = False
+    hold: int = -1
 
     @property
     def loading(self) -> bool:
@@ -61,25 +76,35 @@ class Gauge:
 
     def __init__(self, devices: Iterable[str]) -> None:
         self._uses: dict[int, _Use] = {}  # those not read for longest come first
-        self.last: dict[str, Reading] = {}  # device → the latest; failed ones, too
-        self._figures: dict[str, Reading] = {}  # the latest that has figures
-        self._changes = dict.fromkeys(devices, 0)  # starts and ends on the device
-        self._changed = dict.fromkeys(self._changes, -math.inf)  # when a load or a process ended there
-        self._exited = dict(self._changed)
-        self._others = dict.fromkeys(self._changes, 0.0)
+        self._devices = {name: _Device(name) for name in devices}
+
+    def _on(self, device: _Device) -> Iterator[_Use]:
+        return (use for use in self._uses.values() if use.device is device)
 
     # ------------------------------------------------------------ what becomes of workers
 
     def start(self, worker: int, device: str) -> None:
         """A process is about to be told to load."""
-        self._changes[device] += 1
-        seen = self._figures.get(device)
-        before = seen.figures.used_mb if seen and seen.figures and seen.began >= self._changed[device] else None
-        alone = not any(use.device == device and use.loading and use.ended == math.inf for use in self._uses.values())
-        self._uses[worker] = _Use(device, before, self._changes[device] if alone else -1)
+        where = self._devices[device]
+        seen = where.shown
+        before = seen.figures.used_mb if seen and seen.figures and seen.began >= where.changed else None
+        alone = not any(use.loading and use.ended == math.inf for use in self._on(where))
+        self._disturb(where)
+        self._uses[worker] = _Use(where, before, alone)
 
-    def born(self, worker: int, pid: int) -> None:
-        self._uses[worker].pid = pid
+    def _disturb(self, device: _Device) -> None:
+        """What the device shows from now on is not the doing of a single worker."""
+        for use in self._on(device):
+            use.alone = False
+
+    def born(self, worker: int, pid: int, sound: Callable[[], bool] = lambda: True) -> None:
+        """Its process runs.
+
+        Args:
+            sound: whether what is read of the process is what its model takes.
+        """
+        use = self._uses[worker]
+        use.pid, use.sound = pid, sound
 
     def briefed(self, worker: int, now: float) -> None:
         """It has been told what to load: what a look shows that ends later may be its load."""
@@ -88,18 +113,22 @@ class Gauge:
     def loaded(self, worker: int, now: float) -> None:
         """Its load is through: if the driver does not tell, what the device shows more than before is its own."""
         use = self._uses[worker]
-        use.loaded = self._changed[use.device] = now
+        use.loaded = use.device.changed = now
         use.settling = True
+
+    def worked(self, worker: int) -> None:
+        """It has run a request."""
+        self._uses[worker].worked = True
 
     def end(self, worker: int, line: int | None, now: float) -> None:
         """Its process has ended. `line`: the descriptor of its lifeline, whose other end all of its copies hold."""
         use = self._uses[worker]
-        use.ended = self._changed[use.device] = self._exited[use.device] = now
+        use.ended = use.device.changed = use.device.exited = now
         try:
             use.hold = os.dup(line) if line is not None else -1
         except OSError:  # no descriptor is left: a copy of it that lives on is then not noticed
             use.hold = -1
-        self._changes[use.device] += 1
+        self._disturb(use.device)
 
     def forget(self, worker: int) -> None:
         use = self._uses.pop(worker, None)
@@ -114,15 +143,16 @@ class Gauge:
 
     def take(self, reading: Reading) -> list[int]:
         """Notes a reading; gives the workers of which it has shown something."""
-        self.last[reading.device] = reading
+        where = self._devices[reading.device]
+        where.last = reading
         if (figures := reading.figures) is None:
             return []
-        self._figures[reading.device] = reading
+        where.shown = reading
         shown = []
         for worker, use in list(self._uses.items()):
-            if use.device != reading.device:
+            if use.device is not where:
                 continue
-            if reading.ended <= use.briefed and reading.began >= self._changed[use.device]:
+            if reading.ended <= use.briefed and reading.began >= where.changed:
                 use.before = figures.used_mb
             mb = figures.own_mb.get(use.pid) if use.running else None
             if mb is not None:
@@ -131,80 +161,85 @@ class Gauge:
                 shown.append(worker)
             if use.settling and reading.began >= use.loaded:
                 use.settling = False
-                if mb is None and not use.told and self._rise(use, figures):
+                if not use.told and use.alone and use.before is not None and figures.used_mb is not None:
+                    use.mb = max(0.0, figures.used_mb - use.before)
                     shown.append(worker)
         return shown
 
-    def _rise(self, use: _Use, figures: Figures) -> bool:
-        """What the device shows more than before its load; False where something else has changed as well."""
-        if self._changes[use.device] != use.changes or use.before is None or figures.used_mb is None:
-            return False
-        use.mb = max(0.0, figures.used_mb - use.before)
-        return True
+    def figures(self, device: str) -> Figures | None:
+        """What the last look has shown; None if it has failed, or there was none."""
+        last = self._devices[device].last
+        return last.figures if last is not None else None
+
+    def fails(self, device: str) -> bool:
+        """The last look has failed."""
+        last = self._devices[device].last
+        return last is not None and last.figures is None
 
     def is_fresh(self, device: str) -> bool:
         """The last look has succeeded, and began after the last process of ours had ended there."""
-        last = self.last.get(device)
-        return last is not None and last.figures is not None and last.began >= self._exited[device]
+        where = self._devices[device]
+        return where.last is not None and where.last is where.shown and where.last.began >= where.exited
 
-    def figures(self, device: str) -> Figures | None:
-        """What the last look has shown; None if it has failed."""
-        last = self.last.get(device)
-        return last.figures if last is not None else None
-
-    def seen_mb(self, worker: int) -> float:
-        """What it was last seen to use."""
-        return self._uses[worker].mb
-
-    def is_told(self, worker: int) -> bool:
-        return self._uses[worker].told
+    def device(self, worker: int) -> str:
+        return self._uses[worker].device.name
 
     def pid(self, worker: int) -> int:
         """Of its process, while that runs; else 0."""
         use = self._uses.get(worker)
         return use.pid if use is not None and use.running else 0
 
+    def told_mb(self, worker: int) -> float | None:
+        """What it uses; None where the driver does not tell."""
+        use = self._uses.get(worker)
+        return use.mb if use is not None and use.told else None
+
+    def measured(self, worker: int) -> tuple[float, bool] | None:
+        """(MB that it uses, whether a request is in that); None where its last reading says nothing of its model."""
+        use = self._uses.get(worker)
+        if use is None or not use.running or not use.mb or not use.sound():
+            return None
+        return use.mb, use.worked and use.told
+
     def loading(self, device: str) -> list[int]:
         """Processes that load there."""
-        return [use.pid for use in self._uses.values() if use.device == device and use.running and use.loading]
+        return [use.pid for use in self._on(self._devices[device]) if use.running and use.loading]
 
     def stalest(self, device: str) -> list[int]:
         """Processes that run there, those not read for longest first."""
-        return [use.pid for use in self._uses.values() if use.device == device and use.running and not use.loading]
+        return [use.pid for use in self._on(self._devices[device]) if use.running and not use.loading]
 
     def others(self, device: str) -> tuple[float, float] | None:
         """(MB used by others than our workers, MB of the whole device); None when that cannot be told now."""
-        figures = self.figures(device)
+        figures, where = self.figures(device), self._devices[device]
         if not self.is_fresh(device) or figures is None or figures.used_mb is None or figures.total_mb is None:
             return None
-        ours = [use for use in self._uses.values() if use.device == device]
-        if any(not use.told and (use.loading or use.ended < math.inf) for use in ours):
+        if any(not use.told and (use.loading or use.ended < math.inf) for use in self._on(where)):
             return None
-        self._others[device] = max(0.0, figures.used_mb - sum(use.mb for use in ours))
-        return self._others[device], figures.total_mb
+        where.others_mb = max(0.0, figures.used_mb - sum(use.mb for use in self._on(where)))
+        return where.others_mb, figures.total_mb
 
     def back(self, worker: int, *, unseen: bool = False) -> bool:
         """Its memory is seen free, and the worker forgotten. `unseen`: no look is waited for any more."""
         use = self._uses[worker]
-        last = self._figures.get(use.device)
+        shown = use.device.shown
         if not _let_go(use.hold):
             return False
-        if last is not None and last.figures is not None and last.began >= use.ended:
-            if not self._is_free(worker, use, last.figures):
+        if shown is not None and shown.figures is not None and shown.began >= use.ended:
+            if not self._is_free(use, shown.figures):
                 return False
         elif not unseen:
             return False
         self.forget(worker)
         return True
 
-    def _is_free(self, worker: int, use: _Use, figures: Figures) -> bool:
+    def _is_free(self, use: _Use, figures: Figures) -> bool:
         if figures.listed is not None and use.pid in figures.listed:
             return False
         if use.told or not use.mb or figures.used_mb is None:
             return True
-        ours = sum(other.mb for n, other in self._uses.items() if n != worker and other.device == use.device)
-        others = figures.used_mb - ours
-        return others <= self._others[use.device] + BACK_TOLERANCE * use.mb + BACK_TOLERANCE_MB
+        ours = sum(other.mb for other in self._on(use.device) if other is not use)
+        return figures.used_mb - ours <= use.device.others_mb + BACK_TOLERANCE * use.mb + BACK_TOLERANCE_MB
 
 
 def _let_go(hold: int) -> bool:

@@ -1,186 +1,190 @@
-"""What the scheduler is told about memory: readings asked for, and turned into its events.
+"""What the scheduler is told about memory: looks at devices are asked for here, and readings become events.
+
+One direction: threads read devices (`measuring.py`), the gauge adds their readings up (`gauge.py`), and this file says
+what follows. Its caller passes each finding on, in order: an event to the scheduler, `Looked` to the worker's messages.
 
 A device is looked at every second, when a load is through, when a process has ended, and when a worker says that it
-has grown. Nothing waits for a look but two things, neither of them for long. The word of a worker that has grown, or
-has worked for the first time, is kept back until that has been measured, unless the device is slow: else the model
-might be evicted before it was known what it takes. And nothing is started on a device before a look that is younger
-than the last end of a process there.
+has grown. Only two things wait for a look, neither for long. The message of a worker that has grown, or has worked for
+the first time, is kept back until the worker was measured, unless the device is slow: else the model might be evicted
+before it is known what it takes. And nothing is started on a device before a look that began after the last end of a
+process there.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+
+import msgspec
 
 from broker.memory.gauge import Gauge
 from broker.memory.measuring import Measuring, Reading
-from broker.memory.meters import Meter
+from broker.memory.meters import Figures, Meter
 from broker.scheduler.events import DeviceSeen, DeviceUnread, Event, Measured, MemoryBack, MemoryStuck
 
 log = logging.getLogger("zoo.broker")
 
-HOLD_S = 0.25  # the longest that a worker's word is kept back
+HOLD_S = 0.25  # the longest that a worker's message is kept back
 FRESH_S = 3.0  # the longest that a start, or memory that comes back, waits for a look that does not come
-BACK_LIMIT_S = 10.0
+BACK_LIMIT_S = 10.0  # memory that has not come back by then is stuck
 POLL_S = 0.02
 NOT_SEEN = "its memory has not been read since a process ended there"
 NOT_YET = "its memory has not been read yet"
 
-Parts = list[bytes]
+
+class Looked(msgspec.Struct, frozen=True):
+    """The worker's messages are kept back no longer: it was measured, or the look has not come in time."""
+
+    worker: int
 
 
-class _Held:
-    """Words of a worker: the first waits for a look, the others behind it."""
-
-    __slots__ = ("device", "since", "words")
-
-    def __init__(self, device: str, since: float, first: Parts) -> None:
-        self.device = device
-        self.since = since
-        self.words = [first]
+Finding = Event | Looked
 
 
-class Usage:
-    """See the module's docstring.
+class MemoryUsage:
+    """Workers are known here from `starts` until their `MemoryBack`, or until `forget`.
 
     Args:
         measures: footprints are measured, not only declared.
-        handle: gives the scheduler an event.
-        deliver: takes the words of a worker that were kept back.
-        worked: whether the worker has run a request; None: what is read of it now says nothing about its model.
     """
 
-    def __init__(
-        self,
-        meters: dict[str, Meter],
-        measures: bool,
-        handle: Callable[[Event], None],
-        deliver: Callable[[int, list[Parts]], None],
-        worked: Callable[[int], bool | None],
-    ) -> None:
-        self.gauge = Gauge(meters)
-        self._devices = list(meters)
+    def __init__(self, meters: dict[str, Meter], measures: bool) -> None:
+        self._gauge = Gauge(meters)
+        self._meters = meters
         self._measures = measures
-        self._handle = handle
-        self._deliver = deliver
-        self._worked = worked
-        self._held: dict[int, _Held] = {}
-        self._ending: dict[int, tuple[str, float]] = {}  # worker → its device, and since when it has ended
-        self._stuck: set[int] = set()
+        self._waiting: dict[int, float] = {}  # worker → since when its messages are kept back
+        self._ending: dict[int, float] = {}  # worker → when it has ended; its memory is not back
+        self._stuck: dict[int, float] = {}  # the same, after BACK_LIMIT_S
         self._unread: dict[str, str] = {}  # device → why nothing may be started there, as the scheduler was told
         self._warned: set[tuple[str, str]] = set()
         self._measuring = Measuring(meters)
 
-    def open(self) -> None:
+    def open(self) -> list[Finding]:
         """The first look."""
-        for device in self._devices:
-            self._say_unread(device, NOT_YET, FRESH_S)
         self.survey()
+        return [found for device in self._meters for found in self._not_fresh(device, NOT_YET)]
 
     def fileno(self) -> int:
+        """Readable when there is something to `take`."""
         return self._measuring.fileno()
 
     def close(self) -> None:
         self._measuring.close()
-        self.gauge.close()
+        self._gauge.close()
+
+    # ------------------------------------------------------------ what becomes of workers
+
+    def starts(self, worker: int, device: str) -> None:
+        self._gauge.start(worker, device)
+        self._look(device)
+
+    def born(self, worker: int, pid: int, shares_pages: Callable[[], bool]) -> None:
+        """Its process runs.
+
+        Args:
+            shares_pages: whether pages that it has from its nursery still count as shared. When the nursery has died,
+                they count as the worker's own: its last sound charge then stays, and nothing is learnt.
+        """
+        on_host = self._meters[self._gauge.device(worker)].cuda is None
+        self._gauge.born(worker, pid, shares_pages if on_host else lambda: True)
+
+    def briefed(self, worker: int) -> None:
+        """It has been told its model."""
+        self._gauge.briefed(worker, time.monotonic())
+
+    def loaded(self, worker: int) -> None:
+        self._gauge.loaded(worker, time.monotonic())
+        self._look(self._gauge.device(worker), worker)
+
+    def worked(self, worker: int) -> None:
+        """It has run a request."""
+        self._gauge.worked(worker)
+
+    def ended(self, worker: int, line: int | None) -> list[Finding]:
+        """Its process is gone, and its memory watched from now on. `line`: see `Gauge.end`."""
+        now, device = time.monotonic(), self._gauge.device(worker)
+        self._gauge.end(worker, line, now)
+        self._ending[worker] = now
+        self._look(device)
+        return self._not_fresh(device, NOT_SEEN)
+
+    def forget(self, worker: int) -> None:
+        """It never had a process."""
+        self._gauge.forget(worker)
 
     # ------------------------------------------------------------ looks wanted
 
     def survey(self) -> None:
         """Looks at every device, and at a few of its workers."""
-        for device in self._devices:
-            self._measuring.ask(device, self.gauge.loading(device), self.gauge.stalest(device))
+        for device in self._meters:
+            self._measuring.ask(device, self._gauge.loading(device), self._gauge.stalest(device))
 
-    def look(self, device: str, worker: int = 0) -> None:
+    def _look(self, device: str, worker: int = 0) -> None:
         """Looks at a device, and at one of its workers."""
-        pid = self.gauge.pid(worker)
-        self._measuring.ask(device, [*([pid] if pid else []), *self.gauge.loading(device)])
+        pid = self._gauge.pid(worker)
+        self._measuring.ask(device, [*([pid] if pid else []), *self._gauge.loading(device)])
 
-    def starts(self, worker: int, device: str) -> None:
-        self.gauge.start(worker, device)
-        self.look(device)
-
-    def loaded(self, worker: int, device: str) -> None:
-        self.gauge.loaded(worker, time.monotonic())
-        self.look(device, worker)
-
-    def ended(self, worker: int, device: str, line: int | None) -> None:
-        """Its process is gone, and its memory watched from now on. `line`: see `Gauge.end`."""
-        now = time.monotonic()
-        self.gauge.end(worker, line, now)
-        self._ending[worker] = device, now
-        self._say_unread(device, NOT_SEEN, FRESH_S)
-        self.look(device)
-
-    # ------------------------------------------------------------ words kept back
-
-    def hold(self, worker: int, device: str, word: Parts) -> bool:
-        """Wants the worker measured, and keeps its word back until then. False: nothing is waited for."""
+    def hold(self, worker: int) -> bool:
+        """Wants the worker measured. True: its messages are to be kept back until `Looked`."""
         if not self._measures:
             return False
-        self.look(device, worker)
-        if self._measuring.is_slow(device) or self.gauge.figures(device) is None:
+        device = self._gauge.device(worker)
+        self._look(device, worker)
+        if self._measuring.is_slow(device) or self._gauge.figures(device) is None:
             return False
-        self._held[worker] = _Held(device, time.monotonic(), word)
+        self._waiting[worker] = time.monotonic()
         return True
 
-    def queue(self, worker: int, word: Parts) -> bool:
-        """Keeps back what comes after a word that is. False: there is none."""
-        held = self._held.get(worker)
-        if held is not None:
-            held.words.append(word)
-        return held is not None
-
     def release(self, worker: int) -> None:
-        """What was kept back of the worker's words is said now."""
-        held = self._held.pop(worker, None)
-        if held is not None:
-            self._deliver(worker, held.words)
+        """Its messages are not kept back any more."""
+        self._waiting.pop(worker, None)
 
     # ------------------------------------------------------------ what was seen
 
-    def take(self) -> None:
+    def take(self) -> Iterator[Finding]:
+        """What follows from the readings that have come."""
         for reading in self._measuring.take():
-            self._take(reading)
+            yield from self._take(reading)
 
-    def _take(self, reading: Reading) -> None:
-        device = reading.device
-        shown = self.gauge.take(reading)
+    def _take(self, reading: Reading) -> Iterator[Finding]:
+        device, gauge = reading.device, self._gauge
+        shown = gauge.take(reading)
         if reading.figures is None:
-            self._say_unread(device, reading.why)
+            yield from self._fails(device, reading.why)
         else:
             self._warn(device, reading.figures.untold)
-            back = [n for n, (where, _) in self._ending.items() if where == device and self.gauge.back(n)]
+            back = [n for n in (*self._ending, *self._stuck) if gauge.device(n) == device and gauge.back(n)]
             for worker in shown:
-                self._report(worker)
-            if self._measures and (seen := self.gauge.others(device)) is not None:
-                self._handle(DeviceSeen(device, *seen))
-            if device in self._unread and self.gauge.is_fresh(device):
+                if self._measures and (measured := gauge.measured(worker)) is not None:
+                    yield Measured(worker, *measured)
+            if self._measures and (seen := gauge.others(device)) is not None:
+                yield DeviceSeen(device, *seen)
+            if device in self._unread and gauge.is_fresh(device):
                 del self._unread[device]
-                self._handle(DeviceUnread(device))
+                yield DeviceUnread(device)
             for worker in back:
-                self._is_back(worker)
-        for worker, held in list(self._held.items()):
-            if held.device == device and (reading.began >= held.since or reading.figures is None):
-                self.release(worker)
+                yield self._is_back(worker)
+        for worker, since in list(self._waiting.items()):
+            if gauge.device(worker) == device and (reading.began >= since or reading.figures is None):
+                yield self._looked(worker)
 
-    def _report(self, worker: int) -> None:
-        if self._measures and self.gauge.pid(worker) and (mb := self.gauge.seen_mb(worker)):
-            worked = self._worked(worker)
-            if worked is not None:
-                self._handle(Measured(worker, mb, worked and self.gauge.is_told(worker)))
+    def _looked(self, worker: int) -> Looked:
+        self.release(worker)
+        return Looked(worker)
 
-    def _say_unread(self, device: str, why: str, seconds: float | None = None) -> None:
-        """Nothing may be started there, for so many seconds; None: until it can be read."""
-        if not self._measures:
-            return
-        if seconds is None and self._unread.get(device) != why:
+    def _not_fresh(self, device: str, why: str) -> list[Finding]:
+        """Nothing is to be started there before a look, or for FRESH_S; a device that fails waits for longer anyway."""
+        if not self._measures or self._unread.setdefault(device, why) not in (NOT_SEEN, NOT_YET):
+            return []
+        self._unread[device] = why
+        return [DeviceUnread(device, why, FRESH_S)]
+
+    def _fails(self, device: str, why: str) -> Iterator[Finding]:
+        """Nothing is to be started there until it can be read."""
+        if self._measures and self._unread.get(device) != why:
             self._unread[device] = why
-            self._handle(DeviceUnread(device, why))
-        elif seconds is not None and self._unread.get(device, why) in (NOT_SEEN, NOT_YET):
-            self._unread[device] = why
-            self._handle(DeviceUnread(device, why, seconds))
+            yield DeviceUnread(device, why)
 
     def _warn(self, device: str, untold: str) -> None:
         if untold and (device, untold) not in self._warned:
@@ -191,41 +195,45 @@ class Usage:
 
     def due(self, now: float) -> float:
         """When `tick` has something to do at the latest; asked at every turn of the loop."""
-        if not self._held and len(self._ending) == len(self._stuck):
+        if not self._waiting and not self._ending:
             return now + BACK_LIMIT_S
-        soonest = min((held.since + HOLD_S for held in self._held.values()), default=now + BACK_LIMIT_S)
-        return min(soonest, now + POLL_S) if len(self._ending) > len(self._stuck) else soonest
+        soonest = min(self._waiting.values(), default=now + BACK_LIMIT_S) + HOLD_S
+        return min(soonest, now + POLL_S) if self._ending else soonest
 
-    def tick(self, now: float) -> None:
-        for worker, held in list(self._held.items()):
-            if now >= held.since + HOLD_S:
-                self.release(worker)
-        for worker in list(self._ending):
-            if worker not in self._stuck:
-                self.look_for_memory(worker, now)
+    def tick(self, now: float) -> Iterator[Finding]:
+        for worker, since in list(self._waiting.items()):
+            if now >= since + HOLD_S:
+                yield self._looked(worker)
+        yield from self._look_for_memory(self._ending, now)
 
-    def look_for_stuck(self, now: float) -> None:
+    def look_for_stuck(self, now: float) -> Iterator[Finding]:
         """To be called every second or so."""
-        for worker in list(self._stuck):
-            self.look_for_memory(worker, now)
+        yield from self._look_for_memory(self._stuck, now)
 
-    def look_for_memory(self, worker: int, now: float) -> None:
-        device, since = self._ending[worker]
-        # A device that only does not answer is taken at the kernel's word; one that says that it is broken is not.
-        unseen = now - since >= FRESH_S and not (self._measures and self._fails(device))
-        if self.gauge.back(worker, unseen=unseen):
-            self._is_back(worker)
-        elif worker not in self._stuck:
-            if now - since > BACK_LIMIT_S:
-                self._stuck.add(worker)
-                self._handle(MemoryStuck(worker))
-            else:
-                self.look(device)
+    def _look_for_memory(self, ended: dict[int, float], now: float) -> Iterator[Finding]:
+        for worker, since in list(ended.items()):
+            device = self._gauge.device(worker)
+            # A device that only does not answer is taken at the kernel's word; one that says that it is broken is not.
+            unseen = now - since >= FRESH_S and not (self._measures and self._gauge.fails(device))
+            if self._gauge.back(worker, unseen=unseen):
+                yield self._is_back(worker)
+            elif ended is self._ending and now - since <= BACK_LIMIT_S:
+                self._look(device)
+            elif ended is self._ending:
+                self._stuck[worker] = self._ending.pop(worker)
+                yield MemoryStuck(worker)
 
-    def _fails(self, device: str) -> bool:
-        return device in self.gauge.last and self.gauge.figures(device) is None
+    def _is_back(self, worker: int) -> MemoryBack:
+        self._ending.pop(worker, None)
+        self._stuck.pop(worker, None)
+        return MemoryBack(worker)
 
-    def _is_back(self, worker: int) -> None:
-        del self._ending[worker]
-        self._stuck.discard(worker)
-        self._handle(MemoryBack(worker))
+    # ------------------------------------------------------------ for status
+
+    def figures(self, device: str) -> Figures | None:
+        """What the last look at the device has shown; None if it has failed, or there was none."""
+        return self._gauge.figures(device)
+
+    def told_mb(self, worker: int) -> float | None:
+        """What the driver says that the worker uses; None where it does not tell."""
+        return self._gauge.told_mb(worker)
