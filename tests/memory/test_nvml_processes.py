@@ -103,7 +103,7 @@ def test_what_a_device_never_tells_is_warned_of_once_and_the_device_serves(
             [sys.executable, "-m", "zoo.cli", "status", "--endpoint", machine.running.endpoint],
             capture_output=True, text=True, check=True, cwd=ROOT,
         )  # fmt: skip
-        assert "unknown of unknown in use by everybody" in said.stdout
+        assert "unknown of unknown in use by all" in said.stdout
     time.sleep(1.2)  # housekeeping has looked again
     assert machine.log().count("never tells") == 1
     assert "Not Supported" in machine.log()
