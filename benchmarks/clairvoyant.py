@@ -1,9 +1,9 @@
 """What could be had by knowing the future: the models asked for, in order, against Belady's rule with size and cost.
 
 Belady's rule (evict what is needed furthest in the future) is the best there is where all sizes and costs are equal.
-Where they are not, the best choice is NP-hard; here whoever frees the most megabytes for the longest time at the least
-cost goes (megabytes × requests until the next use / load seconds). A strong heuristic, then, and not a proof: something
-better may exist, and a policy that beats it has not broken a law.
+Where they are not, the best choice is NP-hard; here the model goes that frees the most megabytes for the longest time
+at the least cost (megabytes × requests until the next use / load seconds). This is a strong heuristic, not a proof: a
+policy may beat it.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def loads(
                         break
                     victims.append(other)
                     needed -= config[other].vram_mb
-                for other in reversed(list(victims)):  # whoever turns out unnecessary stays
+                for other in reversed(list(victims)):  # an unnecessary victim stays
                     if needed + config[other].vram_mb <= 0:
                         victims.remove(other)
                         needed += config[other].vram_mb

@@ -4,13 +4,14 @@
 checkpoint. Then, for each line of JSON on its standard input, [boxes or null, n], it makes n calls about these boxes of
 the scene, or all of it, and prints their seconds of wall time and of CPU. It ends with its input.
 
-The user knows his library: pictures come in the order of colours that it wants, crops of a frame are one batch where
+Each library is used well: pictures come in the order of colours that it wants, crops of a frame are one batch where
 that is faster, features of prompts are computed once, post-processing goes as far as the zoo's, to arrays and labels.
 Each process imports what its one model needs and nothing else, so that memory can be compared as well.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -304,7 +305,13 @@ class Calls:
         return self.model([frame[y1:y2, x1:x2] for x1, y1, x2, y2 in boxes])
 
 
-def main(adapter: str, path: str, options: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("adapter", choices=list(DIRECT))
+    parser.add_argument("path")
+    parser.add_argument("options", help="as JSON")
+    args = parser.parse_args()
+    adapter, path, options = args.adapter, args.path, args.options
     calls = Calls(DIRECT[adapter], path, json.loads(options))
     for line in sys.stdin:
         boxes, n = json.loads(line)
@@ -317,4 +324,4 @@ def main(adapter: str, path: str, options: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

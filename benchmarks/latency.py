@@ -113,17 +113,17 @@ def throughput(kind: str, endpoint: str, clients: int, seconds: float) -> float:
 
 def broker_cpu_us(endpoint: str, pid: int, clients: int, n: int) -> float:
     """Broker CPU per request with so many clients, who take turns."""
-    everyone = [zoo.Client(endpoint, arena_mb=8) for _ in range(clients)]
-    frames = [c.frame(SHAPE) for c in everyone]
+    callers = [zoo.Client(endpoint, arena_mb=8) for _ in range(clients)]
+    frames = [c.frame(SHAPE) for c in callers]
     try:
-        for c, f in zip(everyone, frames, strict=True):
+        for c, f in zip(callers, frames, strict=True):
             c.infer("peek", f)
         before = common.cpu_seconds(pid)
         for i in range(n):
-            everyone[i % clients].infer("peek", frames[i % clients])
+            callers[i % clients].infer("peek", frames[i % clients])
         return (common.cpu_seconds(pid) - before) / n * 1e6
     finally:
-        for c in everyone:
+        for c in callers:
             c.close()
 
 

@@ -1,7 +1,7 @@
-"""The policy that one writes first: one request at a time, and for each that finds its model away, evict one model
-after another, by priority and then the longest unused, until it fits; then load. Nobody is spared, nothing is batched.
+"""The simplest policy: one request at a time. If its model is not loaded, evict one model after another, by priority
+and then the longest unused, until it fits; then load. No victim is spared, nothing is batched.
 
-First come, first served: a request waits for all that came before it, whatever model they want.
+First come, first served: a request waits for all that came before it, whatever model they ask for.
 """
 
 from __future__ import annotations

@@ -1,9 +1,16 @@
-"""This checkout against another one, in turns: `python -m benchmarks.pairs OTHER [--pairs 20]`.
+"""This checkout against another one, in turns: `python -m benchmarks.pairs OTHER [--pairs 20] [--parts …]`.
 
-OTHER is the root of another checkout, such as a git worktree of an earlier commit. Each has a broker of its own that
-stays up, and a client process; a pair is one short measurement of each, in alternating order, so that a host that slows
-down slows both. The figure to quote is the median of the pairs' ratios this / other, with its 95 % interval by the
-sign test (binomial, no assumption about the noise).
+OTHER is the root of another checkout, such as a git worktree of an earlier commit. A pair is one short measurement of
+each, in alternating order, so that a host that slows down slows both. The figure to quote is the median of the pairs'
+ratios this / other, with its 95 % interval by the sign test (binomial, no assumption about the noise). The parts:
+
+* `requests`: latency (`…_us`), throughput (`four_us`: time per request with four callers), and CPU time per request of
+  the broker and of the client. Each checkout has a broker and a client that stay up.
+* `loads`: a toy model's load, a process forked for it first and then by one that stands by, and its unload.
+* `scheduler`: time per event, by each checkout's own `benchmarks/scheduler.py`, in a new process each time.
+* `start`: imports of the client, of the broker, and the start of a broker until it answers.
+
+A pair of all parts takes about half a minute.
 """
 
 from __future__ import annotations
@@ -16,44 +23,45 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from benchmarks import common
 
+PARTS = {"requests": 3, "loads": 1, "scheduler": 1, "start": 1}  # part → measurements for each of `--pairs`
 CONFIG = """
 [broker]
 device = "cpu"
 footprint = "declared"
+standby = {standby}
+worker_threads = 1
 
 [[models]]
 name = "peek"
 adapter = "benchmarks.adapters:SlowToLoad"
-options = { seconds = 0.0 }
+options = {{ seconds = 0.0 }}
 vram_mb = 10
 """
 CLIENT = """
-import json, os, statistics, sys, threading, time
+import json, statistics, sys, threading, time
 import numpy as np
+import zoo
 from zoo import Client
 
 endpoint, broker, root = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-import zoo
 assert zoo.__file__.startswith(root), zoo.__file__
-TICK = os.sysconf("SC_CLK_TCK")
+CLOCK = (~broker << 3) | 2  # clock_getcpuclockid(3), which the standard library lacks
 frame, small = np.zeros((1080, 1920, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)
 
-def cpu():
-    fields = open(f"/proc/{broker}/stat").read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
+def seconds(call):
+    at = time.perf_counter()
+    call()
+    return time.perf_counter() - at
 
 def p50(call, count):
-    took = []
-    for _ in range(count):
-        at = time.perf_counter()
-        call()
-        took.append(time.perf_counter() - at)
-    return statistics.median(took) * 1e6
+    return statistics.median([seconds(call) for _ in range(count)]) * 1e6
 
 def four(client, seconds):
     counts, end = [0] * 4, time.monotonic() + seconds
@@ -66,55 +74,126 @@ def four(client, seconds):
     [t.join() for t in threads]
     return sum(counts)
 
+def requests(client):
+    before, own = time.clock_gettime(CLOCK), time.process_time()
+    with client.frame(frame.shape) as shared:
+        arena = p50(lambda: client.infer("peek", shared), 300)
+    copied = p50(lambda: client.infer("peek", frame), 200)
+    little = p50(lambda: client.infer("peek", small), 300)
+    at = time.monotonic()
+    done = four(client, 1.0)
+    four_us = (time.monotonic() - at) / done * 1e6
+    return {
+        "arena_us": arena, "copied_us": copied, "small_us": little, "four_us": four_us,
+        "broker_cpu_us": (time.clock_gettime(CLOCK) - before) * 1e6 / (done + 800),
+        "client_cpu_us": (time.process_time() - own) * 1e6 / (done + 800),
+    }
+
+def loads(client):
+    unloaded, loaded = [], []
+    for _ in range(3 if PAUSE else 7):
+        unloaded.append(seconds(lambda: client.unload("peek")))
+        if PAUSE:
+            time.sleep(PAUSE)  # until another process stands by
+        loaded.append(seconds(lambda: client.get_model("peek")))
+    return {"unload_ms": statistics.median(unloaded) * 1e3, "load_ms": statistics.median(loaded) * 1e3}
+
 with Client(endpoint, timeout=60.0) as client:
     client.get_model("peek")
-    with client.frame(frame.shape) as shared:
-        for line in sys.stdin:
-            before, at = cpu(), time.monotonic()
-            done = four(client, 1.0)
-            told = {
-                "arena_us": p50(lambda: client.infer("peek", shared), 300),
-                "copied_us": p50(lambda: client.infer("peek", frame), 200),
-                "small_us": p50(lambda: client.infer("peek", small), 300),
-                "four_us": 1e6 / done,
-                "broker_cpu_us": (cpu() - before) * 1e6 / (done + 800),
-            }
-            print(json.dumps(told), flush=True)
+    for line in sys.stdin:
+        part, PAUSE = line.split()[0], float(line.split()[1])
+        client.infer("peek", small)
+        print(json.dumps({"requests": requests, "loads": loads}[part](client)), flush=True)
 """
+SCHEDULER = "import json; from benchmarks import scheduler; print(json.dumps(scheduler.cost()))"
+IMPORT = "import json, sys, time; at = time.perf_counter(); {}; print((time.perf_counter() - at) * 1e3)"
 
 
 class Side:
-    """One checkout: its broker and its client."""
+    """One checkout: its brokers and clients, without a process in reserve and with one."""
 
-    def __init__(self, root: Path, folder: Path) -> None:
-        folder.mkdir()
-        (folder / "config.toml").write_text(CONFIG)
-        env = {**os.environ, "PYTHONPATH": str(root)}
-        endpoint = f"ipc://{folder}/b"
-        with open(folder / "log", "wb") as log:
-            self._broker = subprocess.Popen(
-                [sys.executable, "-m", "zoo.broker", "--config", "config.toml", "--endpoint", endpoint],
-                cwd=folder, env=env, stderr=log, stdout=log,
+    def __init__(self, root: Path, folder: Path, parts: list[str]) -> None:
+        self.root, self._folder = root, folder
+        self._env = {**os.environ, "PYTHONPATH": str(root)}
+        self._processes: list[subprocess.Popen[Any]] = []
+        self._clients: dict[int, subprocess.Popen[str]] = {}
+        for standby in (0, 1):
+            (folder / str(standby)).mkdir(parents=True)
+            (folder / str(standby) / "config.toml").write_text(CONFIG.format(standby=standby))
+            if "loads" in parts or ("requests" in parts and standby):
+                self._clients[standby] = self._client(folder / str(standby))
+
+    def _broker(self, folder: Path) -> subprocess.Popen[bytes]:
+        with open(folder / "log", "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "zoo.broker", "--config", "config.toml", "--endpoint", f"ipc://{folder}/b"],
+                cwd=folder, env=self._env, stderr=log, stdout=log,
             )  # fmt: skip
-        self._client = subprocess.Popen(
-            [sys.executable, "-c", CLIENT, endpoint, str(self._broker.pid), str(root)],
-            cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
 
-    def measure(self) -> dict[str, float]:
-        assert self._client.stdin is not None
-        assert self._client.stdout is not None
-        self._client.stdin.write("\n")
-        self._client.stdin.flush()
-        told: dict[str, float] = json.loads(self._client.stdout.readline())
+    def _client(self, folder: Path) -> subprocess.Popen[str]:
+        broker = self._broker(folder)
+        self._processes.append(broker)
+        client = subprocess.Popen(
+            [sys.executable, "-c", CLIENT, f"ipc://{folder}/b", str(broker.pid), str(self.root)],
+            cwd=folder, env=self._env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self._processes.insert(0, client)
+        return client
+
+    def _told(self, standby: int, part: str, pause: float = 0.0) -> dict[str, float]:
+        client = self._clients[standby]
+        _stream(client.stdin).write(f"{part} {pause}\n")
+        _stream(client.stdin).flush()
+        told: dict[str, float] = json.loads(_stream(client.stdout).readline())
         return told
 
+    def _printed(self, code: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=self._folder, env=self._env, stdout=subprocess.PIPE, check=True, text=True
+        )
+        return json.loads(done.stdout)
+
+    def requests(self) -> dict[str, float]:
+        return self._told(1, "requests")
+
+    def loads(self) -> dict[str, float]:
+        forked, waiting = self._told(0, "loads"), self._told(1, "loads", 1.2)
+        return {
+            "load_forked_ms": forked["load_ms"],
+            "load_standby_ms": waiting["load_ms"],
+            "unload_ms": forked["unload_ms"],
+        }
+
+    def scheduler(self) -> dict[str, float]:
+        told: dict[str, float] = self._printed(SCHEDULER)
+        return {f"event_{name}": value for name, value in told.items() if name.endswith("_us")}
+
+    def start(self) -> dict[str, float]:
+        begun = time.perf_counter()
+        broker = self._broker(self._folder / "0")
+        code = f"from zoo import Client; c = Client('ipc://{self._folder}/0/b', timeout=30); c.get_status(); print(0)"
+        self._printed(code)
+        took = time.perf_counter() - begun
+        broker.terminate()
+        broker.wait()
+        return {
+            "import_client_ms": self._printed(IMPORT.format("from zoo import Client")),
+            "import_broker_ms": self._printed(IMPORT.format("import broker.service")),
+            "broker_answers_ms": took * 1e3,
+        }
+
     def close(self) -> None:
-        assert self._client.stdin is not None
-        self._client.stdin.close()
-        self._client.wait()
-        self._broker.terminate()
-        self._broker.wait()
+        for client in self._clients.values():
+            _stream(client.stdin).close()
+        for process in self._processes:  # clients first
+            if process.stdin is None:
+                process.terminate()
+            process.wait()
+
+
+def _stream(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None
+    return stream
 
 
 def interval(ratios: list[float]) -> tuple[float, float, float]:
@@ -128,31 +207,44 @@ def interval(ratios: list[float]) -> tuple[float, float, float]:
     return statistics.median(ordered), ordered[below], ordered[n - 1 - below]
 
 
+def measure(roots: tuple[Path, Path], parts: list[str], pairs: int) -> dict[str, list[tuple[float, float]]]:
+    """Figure → its pairs (this, other)."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory(prefix="zoo-p-", dir="/tmp") as name:
+        for part in parts:  # one after another: what stays up for one part must not disturb the next
+            sides = [Side(root, Path(name) / part / str(n), [part]) for n, root in enumerate(roots)]
+            calls: list[Callable[[], dict[str, float]]] = [getattr(side, part) for side in sides]
+            try:
+                for call in calls:
+                    call()  # warm
+                for pair in range(pairs * PARTS[part]):
+                    told = {n: calls[n]() for n in ((0, 1) if pair % 2 else (1, 0))}
+                    for key, value in told[0].items():
+                        found.setdefault(key, []).append((value, told[1][key]))
+            finally:
+                for side in sides:
+                    side.close()
+    return found
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path, help="root of the other checkout")
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     args = parser.parse_args()
     here = Path(__file__).resolve().parent.parent
-    found: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="zoo-p-", dir="/tmp") as name:
-        sides = [Side(root, Path(name) / str(n)) for n, root in enumerate((here, args.other.resolve()))]
-        try:
-            for side in sides:
-                side.measure()  # warm
-            for pair in range(args.pairs):
-                order = sides if pair % 2 else sides[::-1]
-                told = {id(side): side.measure() for side in order}
-                for key, value in told[id(sides[0])].items():
-                    found.setdefault(key, []).append(value / told[id(sides[1])][key])
-        finally:
-            for side in sides:
-                side.close()
+    found = measure((here, args.other.resolve()), args.parts, args.pairs)
     result: dict[str, Any] = {"pairs": args.pairs, "this_to_other": {}}
-    for key, ratios in found.items():
-        middle, low, high = interval(ratios)
-        result["this_to_other"][key] = [round(x, 3) for x in (middle, low, high)]
-        print(f"{key:16} {middle:.3f}  ({low:.3f} to {high:.3f})")
+    rows = [("figure", "this", "other", "ratio", "95 % interval")]
+    for key, values in found.items():
+        this, other = (statistics.median(side) for side in zip(*values, strict=True))
+        middle, low, high = interval([a / b for a, b in values])
+        result["this_to_other"][key] = {
+            "ratio": [round(x, 3) for x in (middle, low, high)], "this": round(this, 2), "other": round(other, 2),
+        }  # fmt: skip
+        rows.append((key, f"{this:.1f}", f"{other:.1f}", f"{middle:.3f}", f"{low:.3f} to {high:.3f}"))
+    print(common.table(rows))
     common.save("pairs", result)
     return 0
 

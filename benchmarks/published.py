@@ -9,7 +9,7 @@ Of CLIP ViT-L/14 and YOLO-World the text half stays small: nothing is measured t
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from workers.models import standins
@@ -61,12 +61,16 @@ LARGER: dict[str, Builder] = {
 }
 
 
-def main(directory: str, *names: str) -> None:
-    for name in names:
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write checkpoints of the published sizes with random weights.")
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="as in config.toml")
+    args = parser.parse_args()
+    for name in args.names:
         if name in standins.STANDINS:
             relative, small = standins.STANDINS[name]
-            standins.place(LARGER.get(name, small), Path(directory) / relative, name)
+            standins.place(LARGER.get(name, small), args.directory / relative, name)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

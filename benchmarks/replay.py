@@ -165,7 +165,7 @@ def main() -> None:
     print(f"\nround robin: {ratio:.1f} times the naive policy's requests per second; to reach: >= 5")
     print(f"longest wait, as it comes, on any trace: {longest:.1f} s of the deadline's 30")
     print(f"scheduler, {cost['models']} models, {cost['queued']} queued: {cost['median_us']} us per event (median), "
-          f"{cost['contested_median_us']} with somebody waiting for room; to reach: <= 20")  # fmt: skip
+          f"{cost['contested_median_us']} with a model waiting for room; to reach: <= 20")  # fmt: skip
     print(f"footprints: as declared. Load times measured for {', '.join(measured) or 'none'}; "
           "else assumed, 0.3 s + 1 s per 1,000 MB")  # fmt: skip
     if not arguments.quick:

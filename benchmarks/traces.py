@@ -158,7 +158,7 @@ def zipf(seed: int, *, requests: int = 20_000, per_s: float = 1.0, models: int =
 
 
 def round_robin(seed: int, *, requests: int = 4_000, per_s: float = 20.0) -> Trace:
-    """One model more than fits, asked for in turn: whoever goes by least recent use misses every time."""
+    """One model more than fits, asked for in turn: least recently used misses every time."""
     draw = random.Random(seed)
     zoo = [ModelConfig(name=f"r{i}", vram_mb=1000) for i in range(7)]
     asks = [(i / per_s, zoo[i % len(zoo)].name) for i in range(requests)]

@@ -1,7 +1,7 @@
 """Two models that do not fit together, each with two callers who ask again as soon as they have an answer:
 `python -m benchmarks.turns`. The answers per second, as a ratio to those of the same callers with room for both.
 
-A swap costs half a second here, so a policy that serves whoever waits longest would do little else but load. Results go
+A swap costs half a second here, so a policy that always serves the longest wait would do little but load. Results go
 to benchmarks/results/turns.json.
 """
 

@@ -1,8 +1,8 @@
-"""The scheduler in virtual time: the part of the service loop, the workers and the clients is played by a heap of what
-happens next. Nothing here decides anything about models.
+"""The scheduler in virtual time: a heap of future events stands for the service loop, the workers and the clients.
+Nothing here decides anything about models.
 
-Each worker computes for itself: several may run at once without slowing each other down, and a load slows nobody. That
-flatters every policy alike; what is compared are loads and waiting, not throughput of a device.
+Each worker computes for itself: several may run at once without slowing each other down, and a load slows no request.
+That flatters every policy alike; what is compared are loads and waiting times, not the throughput of a device.
 """
 
 from __future__ import annotations
