@@ -70,11 +70,11 @@ class Meter:
         self._meter = open_devices([Device(DEVICE, "cuda", 0.0)])[DEVICE]
 
     def used_mb(self) -> float:
-        return self._meter.device_mb()[0]
+        return self._meter.read(()).used_mb or 0.0
 
     def process_mb(self, pid: int) -> float | None:
         """None where the driver does not say."""
-        return self._meter.used_mb(pid)
+        return self._meter.read([pid]).own_mb.get(pid)
 
     def settled_mb(self, below: float, seconds: float = 10.0) -> float:
         """The use once it is at most `below`, or what it is after so many seconds."""

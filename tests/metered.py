@@ -40,20 +40,16 @@ class Meter(meters.HostMeter):
         super().__init__()
         self._ours: dict[int, float] = {}
 
-    def used_mb(self, pid: int) -> float | None:
-        mb = super().used_mb(pid)
-        if mb is not None:
-            self._ours[pid] = mb
-        return mb
-
     def read(self, pids: Sequence[int], more: Sequence[int] = ()) -> meters.Figures:
-        figures = super().read(pids, more)
-        return msgspec.structs.replace(figures, listed=All()) if Path("held").exists() else figures
-
-    def device_mb(self) -> tuple[float, float]:
-        others = Path("others")
+        figures, others = super().read(pids, more), Path("others")
+        self._ours |= figures.own_mb
         ours = sum(mb for pid, mb in self._ours.items() if not ended(pid))
-        return ours + (float(others.read_text() or 0) if others.exists() else 0.0), TOTAL_MB
+        return msgspec.structs.replace(
+            figures,
+            used_mb=ours + (float(others.read_text() or 0) if others.exists() else 0.0),
+            total_mb=TOTAL_MB,
+            listed=All() if Path("held").exists() else figures.listed,
+        )
 
 
 if __name__ == "__main__":

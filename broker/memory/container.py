@@ -15,6 +15,13 @@ MB = 1 << 20
 CGROUPS = "sys/fs/cgroup"
 
 
+def own_groups(root: Path = Path("/")) -> Iterator[tuple[set[str], str]]:
+    """(controllers, path) of each control group that this process is in; version 2 names no controllers."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        yield set(filter(None, controllers.split(","))), path
+
+
 class Container:
     """Our control groups, as found when this is made.
 
@@ -27,15 +34,12 @@ class Container:
         self._unified: list[Path] = []  # version 2; the innermost group first
         self._memory: list[Path] = []  # version 1
         self._cpu: list[Path] = []
-        for line in _text(root / "proc/self/cgroup").splitlines():
-            _, _, rest = line.partition(":")
-            controllers, _, path = rest.partition(":")
-            names = controllers.split(",")
+        for controllers, path in own_groups(root):
             if not controllers:
                 self._unified += self._up(CGROUPS, path)
-            if "memory" in names:
+            if "memory" in controllers:
                 self._memory += self._up(f"{CGROUPS}/memory", path)
-            if "cpu" in names:
+            if "cpu" in controllers:
                 self._cpu += self._up(f"{CGROUPS}/cpu", path)
 
     def _up(self, mount: str, path: str) -> Iterator[Path]:

@@ -1,32 +1,28 @@
-"""What was measured in earlier lives of the broker: one small file in `state_dir`. Reads, writes, never decides.
+"""What was measured in earlier lives of the broker, kept in `state_dir`. Reads, writes, never decides.
 
-A measurement belongs to one version of a model's weights (and adapter, and options): other weights start anew. The
-file is replaced as a whole, so that it is never half written; one that cannot be read, or that a later release wrote,
-is set aside with a warning, and learning begins again.
+A measurement belongs to one version of a model's weights (and adapter, and options): other weights start anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import logging
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
+from broker.memory.state import StateFile
 from broker.scheduler.residency import Peak
 from zoo.config import adapters
 from zoo.config.schema import ModelConfig, ZooConfig
 from zoo.system import files
 
-log = logging.getLogger("zoo.footprints")
-
 FILE = "footprints.json"
-FORMAT = 1
-MAX_BYTES = 16 << 20
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -36,13 +32,9 @@ class Known(msgspec.Struct, frozen=True):
     peaks: dict[str, Peak]
 
 
-class _File(msgspec.Struct):
-    format: int
+class _Kept(msgspec.Struct):
+    format: Literal[1] = 1
     models: dict[str, Known] = {}
-
-
-class _Format(msgspec.Struct):
-    format: int
 
 
 def version(config: ZooConfig, model: ModelConfig) -> str:
@@ -56,28 +48,22 @@ def version(config: ZooConfig, model: ModelConfig) -> str:
 
 
 def _files(path: Path) -> Iterator[str]:
-    for name, found in _found(path):
-        if found is None:  # being replaced, or missing: it will be another version when it is there
-            yield f"{os.path.basename(name)} -"
-        else:
-            yield f"{os.path.basename(name)} {found.st_size} {found.st_mtime_ns}"
-
-
-def _found(path: Path) -> Iterator[files.Found]:
-    try:
+    seen = None
+    with contextlib.suppress(OSError, ValueError):
         seen = path.stat()
-    except (OSError, ValueError):
-        return iter([files.Found(str(path), None)])
-    return files.tree(path) if stat.S_ISDIR(seen.st_mode) else iter([files.Found(str(path), seen)])
+    alone = seen is None or not stat.S_ISDIR(seen.st_mode)
+    for name, found in [files.Found(str(path), seen)] if alone else files.tree(path):
+        # One without a size is missing, or being replaced: it will be another version when it is there.
+        said = f"{found.st_size} {found.st_mtime_ns}" if found is not None else "-"
+        yield f"{os.path.basename(name)} {said}"
 
 
 class FootprintFile:
     """`known`: what the file says, and what has been learnt since; `save` writes it down."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / FILE
-        self._warned = False
-        self.known = self._read()
+        self._file = StateFile(folder, FILE, _Kept)
+        self.known = (self._file.read() or _Kept()).models
 
     def recall(self, model: str, weights: str) -> dict[str, Peak]:
         """What was measured of this version of the model's weights."""
@@ -85,37 +71,4 @@ class FootprintFile:
         return known.peaks if known is not None and known.weights == weights else {}
 
     def save(self) -> None:
-        """A folder that cannot be written to costs the memory of the next life, and one warning."""
-        try:
-            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            text = msgspec.json.format(msgspec.json.encode(_File(FORMAT, self.known)), indent=1)
-            files.write_whole(self._file, text + b"\n")
-        except OSError as e:
-            if not self._warned:
-                log.warning("what was measured cannot be kept in %s: %s", self._file, e.strerror or e)
-            self._warned = True
-
-    def _read(self) -> dict[str, Known]:
-        try:
-            raw = files.read_regular(self._file, MAX_BYTES)
-        except FileNotFoundError:
-            return {}
-        except OSError as e:
-            log.warning("what was measured earlier cannot be read: %s: %s", self._file, e.strerror or e)
-            return {}
-        try:
-            if msgspec.json.decode(raw, type=_Format).format != FORMAT:
-                return self._set_aside("it is of another release")
-            return msgspec.json.decode(raw, type=_File).models
-        except (ValueError, RecursionError) as e:  # msgspec's errors are ValueErrors
-            return self._set_aside(str(e))
-
-    def _set_aside(self, why: str) -> dict[str, Known]:
-        aside = self._file.with_name(f"{FILE}.aside")
-        try:
-            os.replace(self._file, aside)
-        except OSError as e:
-            log.warning("%s cannot be used (%s), nor set aside: %s", self._file, why, e.strerror or e)
-        else:
-            log.warning("%s cannot be used (%s); it is now %s, and footprints are learnt anew", self._file, why, aside)
-        return {}
+        self._file.write(_Kept(models=self.known))

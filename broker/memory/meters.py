@@ -71,20 +71,14 @@ class HostMeter:
     def __init__(self, container: Container | None = None) -> None:
         self._container = container or Container()
 
-    def used_mb(self, pid: int) -> float | None:
-        return unique_mb(pid)
-
-    def device_mb(self) -> tuple[float, float]:
-        return self._container.memory_mb()
-
     def read(self, pids: Sequence[int], more: Sequence[int] = ()) -> Figures:
-        used, total = self.device_mb()  # first: what grows meanwhile is then ours, not others'
+        used, total = self._container.memory_mb()  # first: what grows meanwhile is then ours, not others'
         own_mb = {}
         end = time.monotonic() + SAMPLING_S
         for pid in dict.fromkeys((*pids, *more)):
             if pid not in pids and time.monotonic() >= end:
                 break
-            if (mb := self.used_mb(pid)) is not None:
+            if (mb := unique_mb(pid)) is not None:
                 own_mb[pid] = mb
         return Figures(used, total, own_mb, frozenset())  # what has ended has no memory any more
 
@@ -94,49 +88,36 @@ class HostMeter:
 class CudaMeter:
     """One CUDA device, through NVML. `cuda`: its UUID."""
 
-    def __init__(self, session: Nvml, uuid: str) -> None:
+    def __init__(self, nvml: Nvml, uuid: str) -> None:
         self.cuda: str | None = uuid
         self._uuid = uuid
-        self._session = session
-        self._generation = 0
-        self._handle: Any = None
+        self._nvml = nvml
+        self._generation = 0  # of NVML, at the last reading
         self._told: set[str] = set()  # what it has told before
 
-    def used_mb(self, pid: int) -> float | None:
-        return self.read([pid]).own_mb.get(pid)
-
-    def device_mb(self) -> tuple[float, float]:
-        figures = self.read(())
-        if figures.used_mb is None or figures.total_mb is None:
-            raise NoReading(figures.untold)
-        return figures.used_mb, figures.total_mb
-
     def renew(self) -> None:
-        self._session.renew(self._generation)
+        self._nvml.renew(self._generation)
 
     def read(self, pids: Sequence[int], more: Sequence[int] = ()) -> Figures:
-        generation = self._session.generation
+        self._generation = self._nvml.generation
         try:
             return self._read({*pids, *more})
         except NoReading:
-            if self._session.generation == generation:
+            if self._nvml.generation == self._generation:
                 raise
         return self._read({*pids, *more})  # another device's trouble had NVML opened anew
 
     def _read(self, pids: set[int]) -> Figures:
-        if self._generation != self._session.generation:
-            generation = self._session.generation
-            try:
-                self._handle = self._session.handle(self._uuid)
-            except Exception as e:
-                raise NoReading(f"NVML: {words(e)}") from e
-            self._generation = generation
-        nvml, untold = self._session.nvml, []
-        memory, why = self._ask("memory", lambda: nvml.nvmlDeviceGetMemoryInfo(self._handle))
+        calls, untold = self._nvml.calls, []
+        try:
+            handle = self._nvml.handle(self._uuid)
+        except Exception as e:
+            raise NoReading(f"NVML: {words(e)}") from e
+        memory, why = self._ask("memory", lambda: calls.nvmlDeviceGetMemoryInfo(handle))
         used, total = (memory.used / MB, memory.total / MB) if memory is not None else (0.0, 0.0)
         if total <= 0:
             untold.append(f"how much memory is used ({why or 'NVML says that it has none'})")
-        processes, why = self._ask("processes", lambda: nvml.nvmlDeviceGetComputeRunningProcesses(self._handle))
+        processes, why = self._ask("processes", lambda: calls.nvmlDeviceGetComputeRunningProcesses(handle))
         if processes is None:
             untold.append(f"which process uses how much ({why})")
         own_mb: dict[int, float] = {}
@@ -176,14 +157,14 @@ class Machine:
 
     def __init__(self) -> None:
         self._setting = os.environ.get("CUDA_VISIBLE_DEVICES")
-        self._session: Nvml | None = None
+        self._nvml: Nvml | None = None
         self._why_none = ""
 
     @functools.cached_property
     def uuids(self) -> list[str]:
         try:
-            self._session = Nvml()
-            gpus = self._session.gpus()
+            self._nvml = Nvml()
+            gpus = self._nvml.gpus()
         except Unavailable as e:
             self._why_none = str(e)
             return []
@@ -207,8 +188,8 @@ class Machine:
         index = 0
         with contextlib.suppress(ValueError):
             index = int(name.partition(":")[2] or 0)
-        if 0 <= index < len(self.uuids) and self._session is not None:
-            return CudaMeter(self._session, self.uuids[index])
+        if 0 <= index < len(self.uuids) and self._nvml is not None:
+            return CudaMeter(self._nvml, self.uuids[index])
         why = self.why_none
         if not why:
             why = f"{len(self.uuids)} are there"

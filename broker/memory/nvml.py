@@ -1,4 +1,4 @@
-"""NVML: opened, opened again when it has failed, and asked which devices CUDA shows a worker.
+"""NVML: opened, opened again when it has failed, and which of its devices CUDA shows a worker.
 
 What `CUDA_VISIBLE_DEVICES` hides does not exist for the broker. CUDA's numbers and NVML's are not the same ones, so a
 device is known by its UUID, and a worker is given the UUID of its own. A number in `CUDA_VISIBLE_DEVICES` counts in the
@@ -32,35 +32,42 @@ def words(error: BaseException) -> str:
 class Nvml:
     """NVML, initialised. May be used by several threads.
 
+    Attributes:
+        calls: the functions of the library.
+        generation: counts how often it was opened.
+
     Raises:
-        Unavailable: it cannot be.
+        Unavailable: it cannot be used.
     """
 
     def __init__(self) -> None:
         try:
             import pynvml
+
+            pynvml.nvmlInit()
         except Exception as e:
             raise Unavailable(f"NVML cannot be used: {words(e)}") from e
-        self.nvml: Any = pynvml
+        self.calls: Any = pynvml
         self.generation = 1
         self._lock = threading.Lock()
-        try:
-            self.nvml.nvmlInit()
-        except Exception as e:
-            raise Unavailable(f"NVML cannot be used: {words(e)}") from e
+        self._handles: dict[str, Any] = {}
 
     def renew(self, seen: int) -> None:
         """Opens NVML again, unless that has been done since `generation` was `seen`. Raises what NVML raises."""
         with self._lock:
             if self.generation == seen:
                 with contextlib.suppress(Exception):
-                    self.nvml.nvmlShutdown()
-                self.nvml.nvmlInit()
+                    self.calls.nvmlShutdown()
+                self.calls.nvmlInit()
+                self._handles = {}
                 self.generation += 1
 
     def handle(self, uuid: str) -> Any:
         """Of a GPU, or of a part of one. Raises what NVML raises."""
-        return self.nvml.nvmlDeviceGetHandleByUUID(uuid)
+        handles = self._handles
+        if uuid not in handles:
+            handles[uuid] = self.calls.nvmlDeviceGetHandleByUUID(uuid)
+        return handles[uuid]
 
     def gpus(self) -> list[Gpu]:
         """All there are, in the order of the PCI bus.
@@ -68,7 +75,7 @@ class Nvml:
         Raises:
             Unavailable: they cannot be listed.
         """
-        nvml, found = self.nvml, []
+        nvml, found = self.calls, []
         try:
             for index in range(nvml.nvmlDeviceGetCount()):
                 handle = nvml.nvmlDeviceGetHandleByIndex(index)
@@ -78,7 +85,7 @@ class Nvml:
         return found
 
     def _parts(self, handle: Any) -> tuple[str, ...]:
-        nvml = self.nvml
+        nvml = self.calls
         try:
             if nvml.nvmlDeviceGetMigMode(handle)[0] != 1:
                 return ()

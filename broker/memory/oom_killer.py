@@ -10,22 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
+from broker.memory.container import CGROUPS, own_groups
 
 
 def counters() -> Iterator[Path]:
     """Files that may hold a line `oom_kill N`, the most telling first."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except (OSError, ValueError):
-        lines = []
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
+    for controllers, path in own_groups():
         if not controllers:
-            yield CGROUPS / path.lstrip("/") / "memory.events"
-        elif "memory" in controllers.split(","):
-            yield CGROUPS / "memory" / path.lstrip("/") / "memory.oom_control"
+            yield Path("/", CGROUPS, path.lstrip("/"), "memory.events")
+        elif "memory" in controllers:
+            yield Path("/", CGROUPS, "memory", path.lstrip("/"), "memory.oom_control")
     yield Path("/proc/vmstat")
 
 

@@ -31,7 +31,8 @@ class Machine:
 
     def memory(self) -> tuple[float, float]:
         """(used, total) in MB, as the meter of host memory has it."""
-        return HostMeter(Container(self.root)).device_mb()
+        figures = HostMeter(Container(self.root)).read(())
+        return figures.used_mb, figures.total_mb
 
 
 @pytest.fixture

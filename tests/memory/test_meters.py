@@ -49,7 +49,6 @@ def meter(state: State) -> CudaMeter:
 def test_a_device_tells_its_memory_and_its_processes(meter: CudaMeter, state: State) -> None:
     state["gpus"][0]["others_mb"] = 700
     assert meter.read([os.getpid()]) == Figures(700, 8000, {}, frozenset())
-    assert meter.device_mb() == (700, 8000)
 
 
 @pytest.mark.parametrize("error", [3, 4, 999, 15, "boom"])
