@@ -9,29 +9,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from zoo.config.schema import ZooConfig
 from zoo.system.search_path import ROOT
 
 IMPORT_S = 120.0  # for all imports of one process
 OURS = ("zoo", "broker", "workers")
-CODE = """
-import importlib, json, os, sys
-out = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-sys.path[:] = json.loads(sys.argv[1])
-for adapter in json.loads(sys.argv[2]):
-    module, _, name = adapter.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-        why = None if found is not None else f"there is no {name} in {module}"
-        lacks = [part for part in ("load", "predict") if found is not None and not callable(getattr(found, part, None))]
-        why = why or (f"{name} has no method {lacks[0]}" if lacks else None)
-    except BaseException as e:
-        why = f"{type(e).__name__}: {e}"
-    print(json.dumps([adapter, why]), file=out, flush=True)
-os._exit(0)
-"""
+TRIER = str(Path(__file__).with_name("try_imports.py"))
 
 
 def unimportable(config: ZooConfig) -> dict[str, str]:
@@ -40,7 +25,7 @@ def unimportable(config: ZooConfig) -> dict[str, str]:
     path = [p for p in map(os.path.abspath, filter(None, sys.path)) if p != os.getcwd() or p == ROOT]
     path += [str(config.base)] if str(config.base) not in path else []
     while left:
-        command = [sys.executable, "-P", "-c", CODE, json.dumps(path), json.dumps(left)]
+        command = [sys.executable, "-P", TRIER, json.dumps(path), json.dumps(left)]
         try:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                   timeout=IMPORT_S, check=False)  # fmt: skip

@@ -57,7 +57,7 @@ def _run(given: list[str], lost: bool) -> int:
     if command.arguments is None:  # a program with arguments of its own
         return command.run(args, rest)
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        raise WrongUsage(f"unrecognized arguments: {' '.join(rest)} (`zoo {args.command} --help` says more)")
     if lost:
         raise OutputLost("standard output is closed, so nothing was done; send it to /dev/null")
     return command.run(args) if command.wait_s is None else _ask(args, command.wait_s)

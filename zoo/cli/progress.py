@@ -1,4 +1,9 @@
-"""A progress bar: one line of a terminal, written over and over. Where there is no terminal, only the notes."""
+"""A progress bar: one line of a terminal, written over and over. Where there is no terminal, only the notes.
+
+`rich.progress` was measured for this and left: it would save 15 lines and bring four packages (6 MB) into the base
+install. It hides the cursor, and a pull that is ended by SIGTERM leaves it hidden; in 60 columns its bar takes two
+lines.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +22,19 @@ class Bar:
 
     def __init__(self) -> None:
         self._shown = sys.stderr.isatty()
-        self._file = ""
-        self._began_at = self._drawn_at = 0.0
-        self._began_with = 0
+        self._file, self._drawn_at = "", 0.0
+        self._began = 0.0, 0  # when, and with how many bytes of the file
 
     def progress(self, file: str, done: int, total: int | None) -> None:
         now = time.monotonic()
         if file != self._file:
-            self._file, self._began_at, self._began_with = file, now, done
+            self._file, self._began = file, (now, done)
         elif done != total and now - self._drawn_at < EVERY_S:
             return
         self._drawn_at = now
         if self._shown:
-            rate = (done - self._began_with) / (now - self._began_at) if now > self._began_at else 0.0
+            began_at, began_with = self._began
+            rate = (done - began_with) / (now - began_at) if now > began_at else 0.0
             self._write(line(file, done, total, rate, shutil.get_terminal_size().columns - 1))
 
     def note(self, text: str) -> None:

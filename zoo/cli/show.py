@@ -1,10 +1,10 @@
 """Answers of the broker as tables and lines.
 
-Tables are plain columns, as wide as their longest cell, whether or not the output is a terminal: a line can be searched
-and cut, and a long name stays whole; a narrow terminal folds the lines. `rich` was measured for this and left: its
-table takes 10 lines where `table` takes 8, its import 50 to 65 ms of the 230 that `zoo ps` has, and it brings four
-packages (6 MB) into the base install. In 80 columns it breaks the twelve columns of `zoo ps` within words, and where
-the reader of a pipe has gone it ends the process itself, with status 1.
+Tables are plain columns, as wide as their longest cell, whether or not the output is a terminal: a line can be
+searched and cut, a long name stays whole, and a narrow terminal folds the lines. `rich` was measured for this and left:
+its table takes 10 lines of code where `table` takes 7, four packages (6 MB) in the base install, and 27 ms (`zoo ps`
+181 ms instead of 154). In 80 columns it breaks the twelve columns of `zoo ps` within words, and when the reader of a
+pipe has gone it ends the process itself, with status 1.
 """
 
 from __future__ import annotations

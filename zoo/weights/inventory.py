@@ -1,8 +1,8 @@
 """What lies in the weights folder: which files a model's weights are, and whether they are a stand-in.
 
 A stand-in (see `workers/models/standins/`) carries a `STAND-IN` file with the digest and size of each of its files.
-What `zoo pull` fetched is told by `PULLED.json`. Weights that neither vouches for are somebody's own. Nothing here
-reads more of a checkpoint than its bytes, and only `digest` reads those.
+What `zoo pull` fetched is told by `PULLED.json`. Weights that neither of them names are a user's own. A broker looks at
+names and sizes only; `zoo pull`, which has the time, compares digests. Nothing here parses a checkpoint.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def mark_stand_in(target: Path, name: str) -> Path:
 
 
 def unmark(target: Path) -> None:
-    """Removes the STAND-IN file of the weights at `target` unless it still vouches for another model's."""
+    """Removes the STAND-IN file of the weights at `target` unless it still names files of another model."""
     found = marker(target)
     left = [(found.parent / name, sha) for sha, _, name in _vouched(target)]
     if not any(file.is_file() and digest(file) == sha for file, sha in left):
@@ -137,10 +137,10 @@ def unmark(target: Path) -> None:
 
 
 def is_stand_in(target: Path, *, quick: bool = False) -> bool:
-    """Whether every file of weights at `target` is one that its STAND-IN file vouches for.
+    """Whether every file of weights at `target` is one that its STAND-IN file names.
 
     Args:
-        quick: believe the sizes. For those who must not wait for a whole checkpoint to be read.
+        quick: believe the sizes, where a whole checkpoint must not be waited for.
     """
     found = files(target)
     vouched = {name: (sha, size) for sha, size, name in _vouched(target)}

@@ -1,13 +1,14 @@
 """One file from a server onto this disk: what the server says of it, and then its bytes, however often they break off.
 
-Bytes are appended to a part file. What is there of it is gone on with only while it is certain to be of the same file:
-because a SHA-256 will tell, or because the server promises by the ETag (If-Range) that it still has the same one.
-Whatever announces a length, digest or range and then does not keep to it is refused.
+Bytes are appended to a part file. A part is continued only while it is certain to be of the same file: because a
+SHA-256 will tell, or because the server promises by the ETag (If-Range) that it still has the same one. A server that
+announces a length, digest or range and does not keep to it is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -19,12 +20,16 @@ from typing import TypeVar
 
 from zoo.weights import inventory
 from zoo.system.files import no_link
-from zoo.weights.web import Answer, Refused, Transient, ask, whole_number
+from zoo.weights.web import REDIRECTS, DownloadRefused, Response, Transient, ask, whole_number
 
 LONGEST_WAIT_S = 60.0  # before another attempt, whatever the server asks for
 NO_HEAD = (403, 405, 501)  # what servers say that do not answer a HEAD
 NOT_FOUND = (404, 410)
 TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+MEANING = {
+    **dict.fromkeys((401, 403), ": private, gated or not there; accept its terms where it has some, and set HF_TOKEN"),
+    **dict.fromkeys(NOT_FOUND, ": not there; see source, revision and files in config.toml"),
+}
 
 T = TypeVar("T")
 
@@ -49,13 +54,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who is told what happens. `progress`: file, bytes so far, bytes in all where known. `note`: a line for people."""
+    """Is told what happens. `progress`: file, bytes so far, bytes in all where known. `note`: a line for people."""
 
     progress: Callable[[str, int, int | None], None] = lambda *_: None
     note: Callable[[str], None] = lambda _: None
 
 
-LIMITS, NOBODY = Limits(), Watch()
+LIMITS, SILENT = Limits(), Watch()
 
 
 @dataclass
@@ -76,11 +81,11 @@ class Remote:
 
 
 class Transfer:
-    """Questions to one server and the answers' bytes, with the token of the hub at `hub`."""
+    """Asks servers for files. $HF_TOKEN goes to the hub at `hub`, and to no other."""
 
-    def __init__(self, hub: str, watch: Watch = NOBODY, limits: Limits = LIMITS) -> None:
-        self._hub = hub
-        self._token = os.environ.get("HF_TOKEN", "").strip()
+    def __init__(self, hub: str, watch: Watch = SILENT, limits: Limits = LIMITS) -> None:
+        token = os.environ.get("HF_TOKEN", "").strip()
+        self._ask = functools.partial(ask, silence_s=limits.silence_s, token=token, token_for=hub)
         self._watch = watch
         self._limits = limits
 
@@ -91,15 +96,15 @@ class Transfer:
             pinned: the SHA-256 that it has to have.
 
         Raises:
-            Refused: it is not to be had.
+            DownloadRefused: it cannot be fetched.
         """
 
         def attempt() -> Remote | None:
-            with self._ask("HEAD", url) as answer:
-                if answer.status not in NO_HEAD:
-                    return self._announced(answer, name, url, needed, pinned)
-            with self._ask("GET", url) as answer:
-                return self._announced(answer, name, url, needed, pinned)
+            with self._ask("HEAD", url) as response:
+                if response.status not in NO_HEAD:
+                    return _announced(response, name, url, needed, pinned)
+            with self._ask("GET", url) as response:
+                return _announced(response, name, url, needed, pinned)
 
         return self._retry(name, attempt)
 
@@ -107,8 +112,8 @@ class Transfer:
         """The whole file, verified, at `part`. Afterwards `remote` has its size and SHA-256.
 
         Raises:
-            Refused: after as many attempts as `Limits` allow, or at once where no further one could help. What did
-                come stays at `part`, unless it is known to be wrong.
+            DownloadRefused: after as many attempts as `Limits` allow, or at once where no further one could help.
+                What did come stays at `part`, unless it is known to be wrong.
         """
         self._retry(remote.name, lambda: self._complete(remote, part), lambda: size_of(part))
 
@@ -123,36 +128,12 @@ class Transfer:
             except Transient as e:
                 failures = 1 if come() - before >= self._limits.progress_bytes else failures + 1
                 if failures >= self._limits.attempts:
-                    raise Refused(f"{name}: {e}; {failures} attempts in vain", retryable=True) from e
+                    raise DownloadRefused(f"{name}: {e}; {failures} attempts in vain", retryable=True) from e
                 wait_s = min(max(e.wait_s, self._limits.back_off_s * 2 ** (failures - 1)), LONGEST_WAIT_S)
                 self._watch.note(f"{name}: {e}; trying again in {wait_s:g} s")
-            except Refused as e:
-                raise Refused(f"{name}: {e}", retryable=e.retryable) from e
+            except DownloadRefused as e:
+                raise DownloadRefused(f"{name}: {e}", retryable=e.retryable) from e
             time.sleep(wait_s)
-
-    def _ask(self, method: str, url: str, headers: dict[str, str] | None = None) -> Answer:
-        return ask(method, url, headers or {}, silence_s=self._limits.silence_s, token=self._token, token_for=self._hub)
-
-    # ------------------------------------------------------------ what the server says
-
-    def _announced(self, answer: Answer, name: str, url: str, needed: bool, pinned: str | None) -> Remote | None:
-        if answer.status in NOT_FOUND and not needed and answer.header("X-Error-Code") in (None, "EntryNotFound"):
-            return None
-        _require_success(answer)
-        linked = (answer.passed.get("x-linked-etag") or "").strip('"')
-        sha256 = linked if re.fullmatch(r"[0-9a-f]{64}", linked) else None
-        if pinned and sha256 not in (None, pinned):
-            raise Refused(f"config.toml pins SHA-256 {pinned}, {answer.host} has {sha256}")
-        commit = answer.passed.get("x-repo-commit", "")
-        arrived = answer.status == 200  # and not stopped at the door of where the bytes are stored
-        return Remote(
-            name=name,
-            url=url,
-            commit=commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None,
-            size=whole_number(answer.passed.get("x-linked-size")) or (answer.length if arrived else None),
-            sha256=pinned or sha256,
-            etag=_strong(answer) if arrived else None,
-        )
 
     # ------------------------------------------------------------ bytes
 
@@ -167,7 +148,7 @@ class Transfer:
             part.unlink()
             if have:
                 raise Transient("what came earlier does not belong to it; starting over")
-            raise Refused(f"its SHA-256 is {digest}, published is {remote.sha256}; it was thrown away")
+            raise DownloadRefused(f"its SHA-256 is {digest}, published is {remote.sha256}; it was thrown away")
         remote.size, remote.sha256 = size_of(part), digest
 
     def _append(self, remote: Remote, part: Path, have: int) -> None:
@@ -175,56 +156,56 @@ class Transfer:
         headers = {"Range": f"bytes={have}-"} if have else {}
         if have and remote.etag:
             headers["If-Range"] = remote.etag
-        with self._ask("GET", remote.url, headers) as answer:
-            if answer.status == 416:
+        with self._ask("GET", remote.url, headers) as response:
+            if response.status == 416:
                 part.unlink()
-                raise Transient(f"{answer.host} has no byte {have:,}; starting over")
-            _require_success(answer)
-            if answer.status != 206:
+                raise Transient(f"{response.host} has no byte {have:,}; starting over")
+            _require_success(response)
+            if response.status != 206:
                 have = 0  # it does not do ranges, or has another file by now
-            elif not (answer.header("Content-Range") or "").startswith(f"bytes {have}-"):
-                raise Refused(f"{answer.host} sends another range than was asked for")
-            self._compare(remote, answer, part, have)
-            self._write(remote, answer, part, have)
+            elif not (response.header("Content-Range") or "").startswith(f"bytes {have}-"):
+                raise DownloadRefused(f"{response.host} sends another range than was asked for")
+            self._compare(remote, response, part, have)
+            self._write(remote, response, part, have)
 
-    def _compare(self, remote: Remote, answer: Answer, part: Path, have: int) -> None:
+    def _compare(self, remote: Remote, response: Response, part: Path, have: int) -> None:
         """What is about to come with what was announced."""
-        etag = _strong(answer)
+        etag = _strong(response)
         if None not in (etag, remote.etag) and etag != remote.etag:
             remote.etag, remote.size = etag, None
             if have:
                 part.unlink()
-                raise Transient(f"it has changed on {answer.host}; starting over")
-        if (encoding := answer.header("Content-Encoding") or "identity") != "identity":
-            raise Refused(f"{answer.host} sends it in an encoding that was not asked for ({encoding})")
-        if answer.length is not None:
-            whole = have + answer.length
+                raise Transient(f"it has changed on {response.host}; starting over")
+        if (encoding := response.header("Content-Encoding") or "identity") != "identity":
+            raise DownloadRefused(f"{response.host} sends it in an encoding that was not asked for ({encoding})")
+        if response.length is not None:
+            whole = have + response.length
             if remote.size not in (None, whole):
-                raise Refused(f"{answer.host} announced {remote.size:,} bytes, and then {whole:,}")
+                raise DownloadRefused(f"{response.host} announced {remote.size:,} bytes, and then {whole:,}")
             remote.size = whole
-        elif not answer.is_framed and remote.sha256 is None:
-            raise Refused(f"{answer.host} does not say how long it is; pin its sha256 in config.toml")
+        elif not response.is_framed and remote.sha256 is None:
+            raise DownloadRefused(f"{response.host} does not say how long it is; pin its sha256 in config.toml")
         require_room(part.parent, (remote.size or have) - have)
 
-    def _write(self, remote: Remote, answer: Answer, part: Path, have: int) -> None:
+    def _write(self, remote: Remote, response: Response, part: Path, have: int) -> None:
         with open(part, "ab" if have else "wb", opener=no_link) as file:
-            for chunk in answer.chunks(self._limits.slowest):
+            for chunk in response.chunks(self._limits.slowest):
                 have += len(chunk)
                 if remote.size is not None and have > remote.size:
-                    raise Refused(f"{answer.host} sends more than the {remote.size:,} bytes it announced")
+                    raise DownloadRefused(f"{response.host} sends more than the {remote.size:,} bytes it announced")
                 file.write(chunk)
                 self._watch.progress(remote.name, have, remote.size)
             file.flush()
             os.fsync(file.fileno())
         if remote.size is not None and have < remote.size:
-            raise Transient(f"{answer.host} broke off after {have:,} of {remote.size:,} bytes")
+            raise Transient(f"{response.host} broke off after {have:,} of {remote.size:,} bytes")
 
 
 def require_room(folder: Path, needed: int) -> None:
-    """Raises Refused when the disk has less free."""
+    """Raises DownloadRefused when the disk has less free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise Refused(f"{needed:,} bytes are needed in {folder}, and {free:,} are free", retryable=True)
+        raise DownloadRefused(f"{needed:,} bytes are needed in {folder}, and {free:,} are free", retryable=True)
 
 
 def size_of(file: Path) -> int:
@@ -234,21 +215,36 @@ def size_of(file: Path) -> int:
     return 0
 
 
-def _require_success(answer: Answer) -> None:
-    status, host = answer.status, answer.host
-    if status in (200, 206, 301, 302, 303, 307, 308):  # a redirect that was not followed: see `zoo.weights.web.ask`
+def _announced(response: Response, name: str, url: str, needed: bool, pinned: str | None) -> Remote | None:
+    if response.status in NOT_FOUND and not needed and response.header("X-Error-Code") in (None, "EntryNotFound"):
+        return None
+    _require_success(response)
+    linked = (response.passed.get("x-linked-etag") or "").strip('"')
+    sha256 = linked if re.fullmatch(r"[0-9a-f]{64}", linked) else None
+    if pinned and sha256 not in (None, pinned):
+        raise DownloadRefused(f"config.toml pins SHA-256 {pinned}, {response.host} has {sha256}")
+    commit = response.passed.get("x-repo-commit", "")
+    arrived = response.status == 200  # else it is the hub's word on a file that is stored elsewhere
+    return Remote(
+        name=name,
+        url=url,
+        commit=commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None,
+        size=whole_number(response.passed.get("x-linked-size")) or (response.length if arrived else None),
+        sha256=pinned or sha256,
+        etag=_strong(response) if arrived else None,
+    )
+
+
+def _require_success(response: Response) -> None:
+    status, host = response.status, response.host
+    if status in (200, 206, *REDIRECTS):  # a redirect that was not followed: see `zoo.weights.web.ask`
         return
     if status in TRANSIENT:
-        raise Transient(f"{host} answers {status}", whole_number(answer.header("Retry-After")) or 0)
-    code = answer.header("X-Error-Code")  # the hub's, such as RevisionNotFound
-    said = f"{host} answers {status}{f' ({code})' if code else ''}"
-    if status in (401, 403):
-        raise Refused(f"{said}: private, gated or not there; accept its terms where it has some, and set HF_TOKEN")
-    if status in NOT_FOUND:
-        raise Refused(f"{said}: not there; see source, revision and files in config.toml")
-    raise Refused(said)
+        raise Transient(f"{host} answers {status}", whole_number(response.header("Retry-After")) or 0)
+    code = response.header("X-Error-Code")  # the hub's, such as RevisionNotFound
+    raise DownloadRefused(f"{host} answers {status}{f' ({code})' if code else ''}{MEANING.get(status, '')}")
 
 
-def _strong(answer: Answer) -> str | None:
-    etag = answer.header("ETag")
+def _strong(response: Response) -> str | None:
+    etag = response.header("ETag")
     return etag if etag and etag.startswith('"') else None

@@ -2,17 +2,19 @@
 
 `ask` follows redirects itself: never to anything but https (http only on this machine), never from https to http, and
 the token goes to the server it is for and to no other. What goes wrong on the way is one of two exceptions: `Transient`
-(the next attempt may do better) or `Refused` (it will not). The standard library does the rest: proxies from the
+(the next attempt may do better) or `DownloadRefused` (it will not). The standard library does the rest: proxies from the
 environment, certificates from the system, no compression.
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 from urllib.error import URLError
@@ -24,6 +26,7 @@ from zoo.weights.source import url_problem
 CHUNK_BYTES = 1 << 18
 MAX_REDIRECTS = 10
 REDIRECTS = (301, 302, 303, 307, 308)
+NONE: Mapping[str, str] = {}
 
 
 class Transient(Exception):
@@ -34,7 +37,7 @@ class Transient(Exception):
         self.wait_s = wait_s
 
 
-class Refused(Exception):
+class DownloadRefused(Exception):
     """It will not work the next time either. `retryable`: but perhaps later, when something has changed out there."""
 
     def __init__(self, message: str, *, retryable: bool = False) -> None:
@@ -42,30 +45,28 @@ class Refused(Exception):
         self.retryable = retryable
 
 
-class Answer:
-    """What a server says at the end of the redirects. A context manager, closed at its end.
+@dataclass(frozen=True)
+class Response:
+    """What a server says at the end of the redirects.
 
     Attributes:
-        status: of the last answer. host: who gave it.
-        passed: headers of all answers on the way, the first of each name; names in lower case.
+        host: the server that gave it.
+        passed: headers of all responses on the way, the first of each name; names in lower case.
+        silence_s: between any two bytes.
     """
 
-    def __init__(self, response: HTTPResponse, host: str, passed: dict[str, str], silence_s: float) -> None:
-        self._response = response
-        self._silence_s = silence_s
-        self.status = response.status
-        self.host = host
-        self.passed = passed
+    raw: HTTPResponse
+    host: str
+    passed: dict[str, str]
+    silence_s: float
 
-    def __enter__(self) -> Answer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._response.close()
+    @property
+    def status(self) -> int:
+        return self.raw.status
 
     def header(self, name: str) -> str | None:
-        """Of the last answer."""
-        return self._response.headers.get(name)
+        """Of the last response."""
+        return self.raw.headers.get(name)
 
     @property
     def length(self) -> int | None:
@@ -75,7 +76,7 @@ class Answer:
     @property
     def is_framed(self) -> bool:
         """Whether a body that is cut off can be told from a whole one."""
-        return self.length is not None or self._response.chunked
+        return self.length is not None or self.raw.chunked
 
     def chunks(self, slowest: float) -> Iterator[bytes]:
         """The body, piece by piece.
@@ -84,29 +85,30 @@ class Answer:
             Transient: it broke off, or came slower than `slowest` bytes per second. A body that ends before its
                 announced length raises nothing: count.
         """
-        left = self.length
+        left = CHUNK_BYTES if self.length is None else self.length
         began, came = time.monotonic(), 0
-        while chunk := self._read(CHUNK_BYTES if left is None else min(left, CHUNK_BYTES)):
+        while chunk := self._read(min(left, CHUNK_BYTES)):
             yield chunk
-            left = None if left is None else left - len(chunk)
+            left -= len(chunk) if self.length is not None else 0
             came += len(chunk)
             seconds = time.monotonic() - began
-            if seconds >= self._silence_s:
+            if seconds >= self.silence_s:
                 if came < slowest * seconds:
                     raise Transient(f"{self.host} stalled: {came:,} bytes in {seconds:.0f} s")
                 began, came = time.monotonic(), 0
 
     def _read(self, most: int) -> bytes:
         try:
-            return self._response.read1(most) if most else b""
+            return self.raw.read1(most) if most else b""
         except (OSError, HTTPException) as e:
-            raise _failure(e, self.host, self._silence_s) from e
+            raise _failure(e, self.host, self.silence_s) from e
 
 
+@contextlib.contextmanager
 def ask(
-    method: str, url: str, headers: dict[str, str], *, silence_s: float, token: str = "", token_for: str = ""
-) -> Answer:
-    """Sends a HEAD or GET and gives the answer, whatever its status.
+    method: str, url: str, headers: Mapping[str, str] = NONE, *, silence_s: float, token: str = "", token_for: str = ""
+) -> Iterator[Response]:
+    """Sends a HEAD or GET and gives the response, whatever its status; it is closed at the end of the block.
 
     A HEAD does not leave the hub once the hub has said how large the file is: where the bytes are stored need not
     answer one.
@@ -116,34 +118,34 @@ def ask(
         token: for the server of the address `token_for`.
 
     Raises:
-        Transient, Refused: nobody answered, or a redirect leads where none may.
+        Transient, DownloadRefused: no server answered, or a redirect leads where none may.
     """
     passed: dict[str, str] = {}
     for _ in range(MAX_REDIRECTS):
         if problem := url_problem(url):
-            raise Refused(problem)
+            raise DownloadRefused(problem)
         host = urlsplit(url).netloc
         request = Request(url, headers={"User-Agent": "model-zoo", **headers}, method=method)
         if token and origin(url) == origin(token_for):
             request.add_header("Authorization", f"Bearer {token}")
         try:
-            response: HTTPResponse = build_opener(_AsTheyAre).open(request, timeout=silence_s)
+            raw: HTTPResponse = build_opener(_AsTheyAre).open(request, timeout=silence_s)
         except (OSError, HTTPException, ValueError) as e:
             raise _failure(e, host, silence_s) from e
-        for name, value in response.headers.items():
-            passed.setdefault(name.lower(), value)
-        if response.status not in REDIRECTS:
-            return Answer(response, host, passed, silence_s)
-        target = urljoin(url, quote(response.headers.get("Location", ""), safe="%/:=&?~#+!$,;'@()*[]"))
-        if method == "HEAD" and "x-linked-size" in passed and origin(target) != origin(url):
-            return Answer(response, host, passed, silence_s)
-        response.close()
+        with raw:
+            for name, value in raw.headers.items():
+                passed.setdefault(name.lower(), value)
+            target = urljoin(url, quote(raw.headers.get("Location", ""), safe="%/:=&?~#+!$,;'@()*[]"))
+            is_known = method == "HEAD" and "x-linked-size" in passed and origin(target) != origin(url)
+            if raw.status not in REDIRECTS or is_known:
+                yield Response(raw, host, passed, silence_s)
+                return
         if problem := url_problem(target):
-            raise Refused(f"{host} redirects elsewhere: {problem}")
+            raise DownloadRefused(f"{host} redirects elsewhere: {problem}")
         if url.startswith("https:") and not target.startswith("https:"):
-            raise Refused(f"{host} redirects from https to {urlsplit(target).scheme}")
+            raise DownloadRefused(f"{host} redirects from https to {urlsplit(target).scheme}")
         url = target
-    raise Refused(f"{urlsplit(url).netloc}: more than {MAX_REDIRECTS} redirects")
+    raise DownloadRefused(f"{urlsplit(url).netloc}: more than {MAX_REDIRECTS} redirects")
 
 
 def origin(url: str) -> tuple[str, str, int]:
@@ -157,7 +159,7 @@ def whole_number(text: str | None) -> int | None:
 
 
 class _AsTheyAre(HTTPErrorProcessor):
-    """Neither an error status nor a redirect is anything but an answer."""
+    """Neither an error status nor a redirect is anything but a response."""
 
     def http_response(self, request: Request, response: Any) -> Any:
         return response
@@ -165,14 +167,14 @@ class _AsTheyAre(HTTPErrorProcessor):
     https_response = http_response
 
 
-def _failure(error: Exception, host: str, silence_s: float) -> Transient | Refused:
+def _failure(error: Exception, host: str, silence_s: float) -> Transient | DownloadRefused:
     reason = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
     if isinstance(reason, ssl.SSLCertVerificationError):
-        return Refused(f"{host}: its certificate cannot be trusted ({reason.verify_message})")
+        return DownloadRefused(f"{host}: its certificate cannot be trusted ({reason.verify_message})")
     if isinstance(reason, socket.gaierror):
-        return Refused(f"{host}: no such server, or no network ({reason.strerror})", retryable=True)
+        return DownloadRefused(f"{host}: no such server, or no network ({reason.strerror})", retryable=True)
     if isinstance(reason, ValueError | http.client.InvalidURL):
-        return Refused(f"{host}: its address, or HF_TOKEN, has characters that cannot be sent")
+        return DownloadRefused(f"{host}: its address, or HF_TOKEN, has characters that cannot be sent")
     if isinstance(reason, TimeoutError):
         return Transient(f"{host} was silent for {silence_s:g} s")
     return Transient(f"the connection to {host} broke ({str(reason) or type(reason).__name__})")
