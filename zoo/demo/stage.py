@@ -9,14 +9,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 import zoo
+from zoo.cli.summary import summary
 from zoo.config.schema import find_config
 
 WORK, OUT = Path(".demo"), Path("demo-out")
@@ -33,16 +34,14 @@ def title(text: str) -> None:
 def write_config(name: str, budget_gb: float) -> Path:
     """The shipped configuration with the demo's own weights, and a budget."""
     shipped = find_config()
-    if shipped is None:
-        raise SystemExit("no config.toml here")
+    assert shipped is not None, "no config.toml here"
     text = shipped.read_text()
     for old, new in (
         ("vram_budget_gb = 6.8", f"vram_budget_gb = {budget_gb}"),
         ('footprint = "measured"', 'footprint = "declared"'),  # small stand-ins would all fit
         ('weights_dir = "weights"', f'weights_dir = "{(WORK / "weights").resolve()}"'),
     ):
-        if old not in text:
-            raise SystemExit(f"{shipped} has no line {old!r}; run the demo with the shipped one")
+        expect(old in text, f"{shipped} has no line {old!r}; run the demo with the shipped one")
         text = text.replace(old, new)
     path = WORK / f"{name}.toml"
     path.write_text(text)
@@ -70,11 +69,6 @@ def broker(config: Path, name: str) -> Iterator[tuple[str, subprocess.Popen[byte
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def zoo_ps(endpoint: str) -> None:
-    say("$ zoo ps")
-    subprocess.run([sys.executable, "-m", "zoo.cli", "--endpoint", endpoint, "ps"], check=True)
-
-
 def keep(painted: np.ndarray, name: str) -> None:
     """Writes a picture. Those of stand-ins' answers say so of themselves."""
     OUT.mkdir(exist_ok=True)
@@ -82,44 +76,62 @@ def keep(painted: np.ndarray, name: str) -> None:
     say(f"    picture: {OUT / name}")
 
 
-class Asking:
-    """Asks, prints the answer with its time, and gives it back."""
+def expect(condition: object, otherwise: str) -> None:
+    """Ends the demo where the zoo does not do what it should."""
+    if not condition:
+        raise SystemExit(otherwise)
 
-    def __init__(self, client: zoo.Client) -> None:
-        self._client = client
 
-    def __call__(self, model: str, what: str, frame: Any, **how: Any) -> Any:
-        loaded = model in {row["name"] for row in self._client.get_status()["loaded_models"]}
+def listed(answer: Any) -> list[Any]:
+    """The answers of a request, one for each box."""
+    return answer if isinstance(answer, list) else [answer]
+
+
+class Stage:
+    """Asks a broker, and prints what it is asked and answers.
+
+    Attributes:
+        client: for everything else. pids: of every worker that ran.
+    """
+
+    def __init__(self, endpoint: str, client: zoo.Client) -> None:
+        self.client = client
+        self.pids: set[int] = set()
+        self._endpoint = endpoint
+
+    def ask(self, model: str, what: str, frame: Any, **how: Any) -> Any:
+        """Gives the answer. `what` says in words what the model looks at."""
+        note = "warm" if model in self.loaded() else "loaded for this"
         start = time.perf_counter()
-        result = self._client.infer(model, frame, **how)
+        answer = self.client.infer(model, frame, **how)
         took = (time.perf_counter() - start) * 1000
-        note = "warm" if loaded else "loaded for this"
-        first = result[0] if isinstance(result, list) else result
-        stand_in = "   [STAND-IN]" if first.stand_in else ""
-        say(f"{model:30} {what:23} {took:7.0f} ms  {note:16} {summary(result)}{stand_in}")
-        return result
+        self.pids.update(row["pid"] for row in self.client.processes() if row["pid"])
+        stand_in = "   [STAND-IN]" if listed(answer)[0].stand_in else ""
+        say(f"{model:30} {what:23} {took:7.0f} ms  {note:16} {brief(answer)}{stand_in}")
+        return answer
+
+    def loaded(self) -> set[str]:
+        """The names of the models that are loaded."""
+        return {row["name"] for row in self.client.get_status()["loaded_models"]}
+
+    def evictions(self) -> list[str]:
+        """What `zoo explain` tells of evictions so far."""
+        return [line for line in self.client.explain() if "evicted" in line]
+
+    def ps(self) -> None:
+        say("$ zoo ps")
+        subprocess.run([sys.executable, "-m", "zoo.cli", "--endpoint", self._endpoint, "ps"], check=True)
 
 
-def summary(result: Any) -> str:
-    """A result in a few words."""
-    if isinstance(result, list):
-        return ", ".join(summary(one) for one in result)
-    if isinstance(result, zoo.OcrText):
-        return f'reads "{result.text}" ({result.score:.2f})'
-    if isinstance(result, zoo.Quality):
-        return f"{result.score:.1f} of 100 ({result.verdict}; lower is better)"
-    if isinstance(result, zoo.Detections):
-        best = f", best {result.labels[0]} {result.scores[0]:.2f}" if result.labels else ""
-        return f"{len(result.labels)} boxes{best}"
-    if isinstance(result, zoo.Classification | zoo.Action):
-        return f"{result.labels[0]} {result.scores[0]:.2f}"
-    if isinstance(result, zoo.Keypoints):
-        seen = ", ".join(result.postures) or f"{result.points.shape[1]} points each"
-        return f"{len(result.points)} with keypoints ({seen})"
-    if isinstance(result, zoo.Embedding):
-        return f"{result.vector.size} numbers"
-    if isinstance(result, zoo.DepthMap):
-        return f"depth {result.depth.min():.2f} to {result.depth.max():.2f}"
-    if isinstance(result, zoo.Segmentation):
-        return f"{len(result.coverage)} kinds of clothes"
-    return str(result)
+class Part(NamedTuple):
+    """A part of the demo: its scenes, one after another, against a broker with that budget."""
+
+    name: str
+    budget_gb: float
+    scenes: tuple[Callable[[Stage], None], ...]
+
+
+def brief(answer: Any) -> str:
+    """An answer in a few words; of several, the first."""
+    (first, *more), *others = [summary(one) for one in listed(answer)]
+    return first + (f" and {len(more)} more" if more else "") + (f"; and {len(others)} boxes more" if others else "")
