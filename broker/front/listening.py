@@ -1,9 +1,10 @@
-"""Unix sockets that are private from their first moment, and that only their maker removes."""
+"""The files of Unix sockets: private from their first moment, removed by their maker only, in a folder of our own."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import os
 import socket
 import stat
@@ -95,3 +96,53 @@ def remove(path: str, own: Identity | None) -> None:
     if own is not None and identity(path) == own:
         with contextlib.suppress(OSError):
             os.unlink(path)
+
+
+def link(path: str, target: str) -> None:
+    """Makes a link if it is not there. What cannot be linked is left: the broker has an endpoint without it."""
+    with contextlib.suppress(OSError, ConfigError):
+        if not _leads(path, target):
+            clear(path, path)
+            os.symlink(target, path)
+
+
+def unlink(path: str, target: str) -> None:
+    """Removes a link if it still leads to the target."""
+    if _leads(path, target):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def _leads(path: str, target: str) -> bool:
+    try:
+        return os.readlink(path) == target
+    except OSError:
+        return False
+
+
+def own_folder(folder: str, gid: int | None = None) -> None:
+    """Makes the folder (0700, or 0750 with a group), or sees that it is fit: ours or root's, and no other writes in it.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        made = not os.path.lexists(folder)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        found = os.lstat(folder)
+        if made and gid is not None:
+            os.chown(folder, -1, gid, follow_symlinks=False)
+            os.chmod(folder, 0o750)
+            return
+    except OSError as e:
+        if isinstance(e, FileExistsError) or e.errno == errno.ENOTDIR:
+            raise ConfigError(f"{folder} is not a folder; choose another endpoint") from None
+        raise ConfigError(f"the folder of the endpoint cannot be used: {e}") from None
+    if stat.S_ISLNK(found.st_mode):
+        raise ConfigError(f"{folder} is a symbolic link; name the folder itself in the endpoint")
+    shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if found.st_uid not in (os.geteuid(), 0) or (shared and not found.st_mode & stat.S_ISVTX):
+        raise ConfigError(f"{folder} belongs to another user, or others may write in it; use a folder of your own")
+    if gid is not None and not found.st_mode & (stat.S_IXGRP if found.st_gid == gid else stat.S_IXOTH):
+        name = grp.getgrgid(gid).gr_name
+        raise ConfigError(f"the group {name} may not enter {folder}: `chgrp {name} {folder} && chmod 750 {folder}`")

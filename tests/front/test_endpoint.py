@@ -142,27 +142,6 @@ def test_a_socket_is_private_from_its_first_moment(zoo_dir: Path, monkeypatch: p
         os.umask(mask)
 
 
-def test_a_hidden_socket_is_not_missed_and_comes_back(place: endpoint.Place) -> None:
-    before = listening.identity(place.front)
-    place.hide()
-    place.hide()
-    assert not os.path.lexists(place.front)
-    place.keep(0.0, not_again)
-    assert not os.path.lexists(place.front)
-    place.reveal()
-    place.reveal()
-    assert listening.identity(place.front) == before
-    place.keep(0.0, not_again)
-
-
-def test_a_broker_that_ends_while_its_socket_is_hidden_leaves_nothing(zoo_dir: Path) -> None:
-    made = endpoint.claim(f"ipc://{zoo_dir}/b")
-    with made.listen(made.front, socket.SOCK_STREAM):
-        made.hide()
-        made.release()
-    assert os.listdir(zoo_dir) == []
-
-
 def test_files_are_kept_too_fresh_for_cleaners(place: endpoint.Place) -> None:
     names = [place.front, place.handoff, f"{place.front}.lock"]
     for name in names:
