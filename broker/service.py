@@ -22,7 +22,7 @@ from functools import partial
 import zmq
 
 from broker import ending
-from broker.front import outbox
+from broker.front import outgoing
 from broker.front.clients import Clients
 from broker.front.handoff import Ended, Line
 from broker.memory import meters, resident
@@ -108,9 +108,9 @@ class Service(Clients):
         if self._terminating:
             soonest = min(soonest, now + TERMINATING_POLL_S)
         if not self._outbox.is_empty:
-            soonest = min(soonest, now + outbox.TICK_S)
+            soonest = min(soonest, now + outgoing.TICK_S)
         if self.arrivals.stalled:
-            soonest = min(soonest, now + outbox.TICK_S)
+            soonest = min(soonest, now + outgoing.TICK_S)
         if self._line_waits:
             soonest = min(soonest, now + CROWDED_S)
         return min(soonest, self.usage.due(now))

@@ -19,7 +19,7 @@ from broker.front.departed import Departed
 from broker.front.handoff import Line
 from broker.front.inline import FREE_BYTES, InlineBytes
 from broker.front.keyring import curve_key
-from broker.front.outbox import LOOK_BYTES, Outbox
+from broker.front.outgoing import LOOK_BYTES, Outgoing
 from broker.front.roles import Roles
 from broker.scheduler.events import (
     Answer,
@@ -98,7 +98,7 @@ class Clients(Crew):
         self._sessions: dict[bytes, Session] = {}
         self._spoken = self.door.by_identity
         self._inline = InlineBytes(self.config.broker.max_inline_mb, self.config.broker.inline_budget_mb)
-        self._outbox = Outbox(self._inline, self._put, self.door.cut)
+        self._outbox = Outgoing(self._inline, self._put, self.door.cut)
         self.door.has_session = lambda identity: identity[: protocol.SESSION_BYTES] in self._sessions
         self.door.is_known = lambda pid: any(s.line is not None and s.pid == pid for s in list(self._sessions.values()))
         self.departed = Departed()

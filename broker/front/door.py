@@ -26,6 +26,7 @@ from typing import Any
 
 import zmq
 
+from broker.front.connection import Connection
 from broker.front.gate import Gate
 from broker.front.pressure import Pressure
 from zoo.system.peer import credentials
@@ -41,32 +42,6 @@ IDLE_MS, RISING_MS = 50, 5
 GATE_TRIES_S = 2.0
 LAST_FREE = 16  # descriptors that no connection may take, should the shares of the others not have been kept to
 _EVENTS = zmq.EVENT_LISTENING | zmq.EVENT_ACCEPTED | zmq.EVENT_ACCEPT_FAILED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
-
-
-class Peer:
-    """One connection to the front.
-
-    Attributes:
-        fd: libzmq's descriptor; only to be used by `Door.cut`, which checks that it is still this connection's.
-        pid: of the process at the other end; 0 where the kernel does not know.
-        identity: the routing id of what came by it; empty while nothing has.
-        refused: when it was told that there is no place for it; 0: it was not.
-        ended: it has been cut off.
-        suspect: bytes of the process's growth that were put down to it (see `broker.front.pressure`).
-        out: bytes of answers given to libzmq since it was last seen to have read all.
-    """
-
-    __slots__ = ("ended", "fd", "identity", "inode", "out", "pid", "refused", "since", "suspect")
-
-    def __init__(self, fd: int, inode: int, pid: int = 0) -> None:
-        self.fd = fd
-        self.inode = inode
-        self.pid = pid
-        self.since = time.monotonic()
-        self.identity = b""
-        self.refused = 0.0
-        self.ended = False
-        self.suspect = self.out = 0
 
 
 class Door:
@@ -93,9 +68,9 @@ class Door:
         self.has_session: Callable[[bytes], bool] = lambda _: True
         self.is_known: Callable[[int], bool] = lambda _: False
         self.cuts = 0
-        self.peers: dict[int, Peer] = {}  # by inode
-        self.by_identity: dict[bytes, Peer] = {}
-        self._by_fd: dict[int, Peer] = {}
+        self.peers: dict[int, Connection] = {}  # by inode
+        self.by_identity: dict[bytes, Connection] = {}
+        self._by_fd: dict[int, Connection] = {}
         self._gate: Gate | None = None
         self._listener = -1
         self._listening_since = 0.0
@@ -132,7 +107,7 @@ class Door:
             inode = os.fstat(fd).st_ino
         except (OSError, zmq.ZMQError, AttributeError):
             return  # it has gone since
-        peer = self.peers.setdefault(inode, Peer(fd, inode))
+        peer = self.peers.setdefault(inode, Connection(fd, inode))
         if not peer.identity:
             peer.identity = identity
             self.by_identity[identity] = peer
@@ -172,7 +147,7 @@ class Door:
             try:
                 now = time.monotonic()
                 for peer in self._pressure.look(now, list(self.peers.values()), self.has_session):
-                    self.cut(peer)  # type: ignore[arg-type]
+                    self.cut(peer)
                 self._look(now)
             except Exception:
                 log.exception("the watch over the front socket failed, and goes on")
@@ -199,10 +174,10 @@ class Door:
         except OSError:
             return  # it has gone since
         if stat.S_ISSOCK(seen.st_mode):
-            peer = self.peers.setdefault(seen.st_ino, Peer(fd, seen.st_ino))
+            peer = self.peers.setdefault(seen.st_ino, Connection(fd, seen.st_ino))
             self._by_fd[fd] = peer
 
-    def _forget(self, peer: Peer) -> None:
+    def _forget(self, peer: Connection) -> None:
         self.peers.pop(peer.inode, None)
         if self._by_fd.get(peer.fd) is peer:
             del self._by_fd[peer.fd]
@@ -270,7 +245,7 @@ class Door:
             if useless:
                 self.cut(peer)
 
-    def _is_known(self, peer: Peer) -> bool:
+    def _is_known(self, peer: Connection) -> bool:
         """Whether its process has a session: a client's connection may come back before it has something to say."""
         if not peer.pid:
             peer.pid = -1
@@ -279,7 +254,7 @@ class Door:
                     peer.pid = credentials(sock).pid
         return peer.pid > 0 and self.is_known(peer.pid)
 
-    def cut(self, peer: Peer) -> bool:
+    def cut(self, peer: Connection) -> bool:
         """Ends a connection. False: it has gone already."""
         try:
             sock = socket.socket(fileno=os.dup(peer.fd))

@@ -9,14 +9,11 @@ process is too large, connections without a session go first, then those that mo
 
 from __future__ import annotations
 
-import array
-import fcntl
 import logging
-import termios
 from collections.abc import Callable
-from typing import Protocol
 
 from broker import heap
+from broker.front.connection import Connection
 
 log = logging.getLogger("zoo.broker")
 
@@ -27,16 +24,6 @@ UNREAD_BYTES = 4 << 10  # less than this waits for a moment behind any client
 SUSPECT_BYTES = 4 * MB
 TRIM_S = 0.5
 SAY_S = 5.0
-
-
-class Connection(Protocol):
-    """What is looked at of a `door.Peer`. suspect: bytes put down to it; out: answers that it has not read."""
-
-    fd: int
-    identity: bytes
-    suspect: int
-    out: int
-    ended: bool
 
 
 class Pressure:
@@ -59,7 +46,7 @@ class Pressure:
         self._over = 0
 
     def look(self, now: float, peers: list[Connection], has_session: Callable[[bytes], bool]) -> list[Connection]:
-        """Who has to go now."""
+        """The connections that have to be cut off now."""
         resident = self._resident()
         grown, self._last = resident - self._last, resident
         if resident < self._base + CALM_BYTES:
@@ -86,15 +73,14 @@ class Pressure:
         return goes
 
     def _put_down(self, grown: int, peers: list[Connection]) -> None:
-        waiting = {peer.fd: unread(peer.fd) for peer in peers if not peer.ended}
-        total = sum(size for size in waiting.values() if size >= UNREAD_BYTES)
-        for peer in peers:
-            if (size := waiting.get(peer.fd, 0)) >= UNREAD_BYTES:
-                peer.suspect += grown * size // total
+        waiting = [(peer, size) for peer in peers if not peer.ended and (size := peer.unread()) >= UNREAD_BYTES]
+        total = sum(size for _, size in waiting)
+        for peer, size in waiting:
+            peer.suspect += grown * size // total
 
 
 def choose(peers: list[Connection], has_session: Callable[[bytes], bool], times: int) -> list[Connection]:
-    """Who goes when it has been too much for so many looks in a row."""
+    """Which connections are cut off when it has been too much for so many looks in a row."""
     strangers = [peer for peer in peers if not peer.identity or not has_session(peer.identity)]
     known = sorted((peer for peer in peers if peer not in strangers), key=lambda peer: -max(peer.suspect, peer.out))
     if guilty := [peer for peer in strangers if peer.suspect >= SUSPECT_BYTES]:
@@ -106,22 +92,3 @@ def choose(peers: list[Connection], has_session: Callable[[bytes], bool], times:
     if strangers:
         return strangers
     return known[:1] if known and known[0].out >= SUSPECT_BYTES else []
-
-
-def unread(fd: int) -> int:
-    """Bytes that wait in the kernel to be read."""
-    return _ask(fd, termios.FIONREAD)
-
-
-def unsent(fd: int) -> int:
-    """Bytes in the kernel that the other side has not read yet."""
-    return _ask(fd, termios.TIOCOUTQ)
-
-
-def _ask(fd: int, what: int) -> int:
-    answer = array.array("i", [0])
-    try:
-        fcntl.ioctl(fd, what, answer)
-    except OSError:
-        return 0
-    return answer[0]

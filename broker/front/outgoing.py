@@ -12,11 +12,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import zmq
 
-from broker.front import pressure
+from broker.front.connection import Connection
 from broker.front.inline import InlineBytes
 from zoo.errors import QueueFull
 from zoo.wire import protocol
@@ -29,26 +30,17 @@ STALLED_FULL_S = 5.0  # the same once its answers keep others' from being sent
 TICK_S = 0.01
 
 
-class Peer(Protocol):
-    fd: int
-    identity: bytes
-    out: int
-    ended: bool
-
-
-class _Waiting:
+@dataclass(slots=True, eq=False)
+class _Unread:
     """Answers of one connection that wait for it to read: their parts, and how many bytes are in the account."""
 
-    __slots__ = ("parts", "peer", "since", "size")
-
-    def __init__(self, peer: Peer, now: float) -> None:
-        self.peer = peer
-        self.parts: deque[tuple[tuple[Any, ...], int]] = deque()
-        self.size = 0
-        self.since = now
+    peer: Connection
+    since: float
+    parts: deque[tuple[tuple[Any, ...], int]] = field(default_factory=deque)
+    size: int = 0
 
 
-class Outbox:
+class Outgoing:
     """See the module's docstring.
 
     Args:
@@ -57,20 +49,20 @@ class Outbox:
     """
 
     def __init__(
-        self, account: InlineBytes, send: Callable[[tuple[Any, ...]], bool], cut: Callable[[Any], Any]
+        self, account: InlineBytes, send: Callable[[tuple[Any, ...]], bool], cut: Callable[[Connection], object]
     ) -> None:
         self._account = account
         self._send = send
         self._cut = cut
-        self._waiting: dict[bytes, _Waiting] = {}
-        self._loaded: dict[bytes, Peer] = {}  # who has much unread in libzmq
+        self._waiting: dict[bytes, _Unread] = {}
+        self._loaded: dict[bytes, Connection] = {}  # those with much unread in libzmq
         self._full_at = 0.0
 
     @property
     def is_empty(self) -> bool:
         return not self._waiting
 
-    def put(self, peer: Peer, parts: tuple[Any, ...], size: int) -> bool:
+    def put(self, peer: Connection, parts: tuple[Any, ...], size: int) -> bool:
         """An answer of so many bytes, which `peer.out` does not count yet, for a connection that may have much unread.
 
         Returns:
@@ -89,15 +81,15 @@ class Outbox:
                 return sent
         return self._keep(peer, parts, size)
 
-    def _may_send(self, peer: Peer, size: int) -> bool:
-        if peer.out and not pressure.unsent(peer.fd):
+    def _may_send(self, peer: Connection, size: int) -> bool:
+        if peer.out and not peer.unsent():
             peer.out = 0
             self._loaded.pop(peer.identity, None)
         if peer.out + size <= LOOK_BYTES:
             return True
         in_zmq = 0
         for identity, other in list(self._loaded.items()):
-            if other.ended or not pressure.unsent(other.fd):
+            if other.ended or not other.unsent():
                 other.out = 0
                 del self._loaded[identity]
             in_zmq += other.out
@@ -106,9 +98,9 @@ class Outbox:
         self._loaded[peer.identity] = peer
         return True
 
-    def _keep(self, peer: Peer, parts: tuple[Any, ...], size: int) -> bool:
+    def _keep(self, peer: Connection, parts: tuple[Any, ...], size: int) -> bool:
         now = time.monotonic()
-        waiting = self._waiting.setdefault(peer.identity, _Waiting(peer, now))
+        waiting = self._waiting.setdefault(peer.identity, _Unread(peer, now))
         delivered = True
         full = not self._account.fits(size) or waiting.size + size > self._account.most // 2
         if len(waiting.parts) >= MOST_WAITING or (full and len(parts) == 2):
@@ -148,12 +140,12 @@ class Outbox:
             elif now > waiting.since + (STALLED_FULL_S if now < self._full_at + STALLED_FULL_S else STALLED_S):
                 self._give_up(waiting)
 
-    def _give_up(self, waiting: _Waiting) -> None:
+    def _give_up(self, waiting: _Unread) -> None:
         self._cut(waiting.peer)
         waiting.peer.ended = True
         self._drop(waiting)
 
-    def _drop(self, waiting: _Waiting) -> None:
+    def _drop(self, waiting: _Unread) -> None:
         self._account.held -= waiting.size
         waiting.size = 0
         waiting.parts.clear()
