@@ -194,15 +194,7 @@ def refused(fd: int, limit: int = LIMIT) -> str:
         os.close(fd)
 
 
-@pytest.mark.parametrize(
-    ("name", "seal"),
-    [
-        ("SHRINK", arena.F_SEAL_SHRINK),
-        ("GROW", arena.F_SEAL_GROW),
-        ("FUTURE_WRITE", arena.F_SEAL_FUTURE_WRITE),
-        ("SEAL", arena.F_SEAL_SEAL),
-    ],
-)
+@pytest.mark.parametrize(("name", "seal"), arena.SEAL.items())
 def test_each_seal_must_be_there(name: str, seal: int) -> None:
     assert refused(memfd(seals=arena.SEALS & ~seal)).endswith(f"lacks the seals {name}")
 

@@ -366,10 +366,7 @@ def test_a_client_written_from_the_document_alone_gets_its_answer(shared_broker:
 def test_the_seals_and_numbers_of_the_document_are_the_ones_in_use() -> None:
     from zoo.wire import arena
 
-    for name, value in (
-        ("F_SEAL_SEAL", arena.F_SEAL_SEAL), ("F_SEAL_SHRINK", arena.F_SEAL_SHRINK), ("F_SEAL_GROW", arena.F_SEAL_GROW),
-        ("F_SEAL_FUTURE_WRITE", arena.F_SEAL_FUTURE_WRITE),
-    ):  # fmt: skip
-        assert f"{name} {value:#x}" in DOC
+    for name, value in arena.SEAL.items():
+        assert f"F_SEAL_{name} {value:#x}" in DOC
     assert f"extension {payload.EXT_INLINE}" in DOC
     assert f"extension {payload.EXT_ARENA}" in DOC

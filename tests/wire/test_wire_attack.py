@@ -471,10 +471,10 @@ def test_what_is_no_arena_is_refused_and_closed(target: Target) -> None:
     sealed = memfd(page)
     offers = {
         "carried no descriptor": None,
-        "lacks the seals SHRINK": memfd(page, seals=arena.SEALS & ~arena.F_SEAL_SHRINK),
-        "lacks the seals GROW": memfd(page, seals=arena.SEALS & ~arena.F_SEAL_GROW),
-        "lacks the seals FUTURE_WRITE": memfd(page, seals=arena.SEALS & ~arena.F_SEAL_FUTURE_WRITE),
-        "lacks the seals SEAL": memfd(page, seals=arena.SEALS & ~arena.F_SEAL_SEAL),
+        "lacks the seals SHRINK": memfd(page, seals=arena.SEALS & ~arena.SEAL["SHRINK"]),
+        "lacks the seals GROW": memfd(page, seals=arena.SEALS & ~arena.SEAL["GROW"]),
+        "lacks the seals FUTURE_WRITE": memfd(page, seals=arena.SEALS & ~arena.SEAL["FUTURE_WRITE"]),
+        "lacks the seals SEAL": memfd(page, seals=arena.SEALS & ~arena.SEAL["SEAL"]),
         "the limit is": memfd((ARENA_LIMIT_MB << 20) + page),
         "is empty": memfd(0),
         "not a memfd: it": os.open(target.running.config_path, os.O_RDONLY),
@@ -753,10 +753,10 @@ sock = zmq.Context.instance().socket(zmq.DEALER)
 sock.setsockopt(zmq.ROUTING_ID, key)
 sock.connect(service.config.endpoint)
 sock.send(protocol.pack(protocol.Hello(key, 1, "")))
-service._from_client(wire.receive(service._front))
+service._from_client(wire.take(service._front)[0])
 sock.recv()
 sock.send(protocol.pack(protocol.Load(1, "toy", 20_000)))
-service._from_client(wire.receive(service._front))
+service._from_client(wire.take(service._front)[0])
 while (worker := service._workers.get(1)) is None or worker.child is None or worker.channel is None:
     for fd, _ in service._epoll.poll(1.0):
         service._run_watch(fd)

@@ -18,9 +18,13 @@ from collections.abc import Iterable
 from typing import Protocol
 
 PAGE = mmap.PAGESIZE
-F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = fcntl.F_SEAL_SEAL, fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_GROW
-F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h; Python's fcntl lacks the name before 3.13
-SEALS = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL
+SEAL = {
+    "SHRINK": fcntl.F_SEAL_SHRINK,
+    "GROW": fcntl.F_SEAL_GROW,
+    "FUTURE_WRITE": 0x10,  # linux/fcntl.h; Python's fcntl lacks the name before 3.13
+    "SEAL": fcntl.F_SEAL_SEAL,
+}
+SEALS = sum(SEAL.values())
 
 
 class ArenaRefused(ValueError):
@@ -38,17 +42,7 @@ def check_sealed(fd: int, limit_bytes: int) -> int:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError as e:
         raise ArenaRefused("not a memfd: it has no seals") from e
-    if seals & SEALS != SEALS:
-        missing = [
-            name
-            for name, bit in (
-                ("SHRINK", F_SEAL_SHRINK),
-                ("GROW", F_SEAL_GROW),
-                ("FUTURE_WRITE", F_SEAL_FUTURE_WRITE),
-                ("SEAL", F_SEAL_SEAL),
-            )
-            if not seals & bit
-        ]
+    if missing := [name for name, bit in SEAL.items() if not seals & bit]:
         raise ArenaRefused(f"the arena lacks the seals {', '.join(missing)}")
     if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
         raise ArenaRefused("the descriptor cannot be read from")

@@ -6,21 +6,18 @@ inherited pair of SEQPACKET sockets: one packet is one message, with the descrip
 
 from __future__ import annotations
 
-import array
-import os
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from zoo.system import packets
 from zoo.weights.source import Published
 
 NURSERY = "import sys; sys.path[:] = sys.argv[2:]; from workers.nursery import main; main(int(sys.argv[1]))"
 PACKET_BYTES = 64 << 10
 MARK = "ZOO_NURSERY_OF"  # in the environment of nursery and workers: which broker they belong to
-_MAX_FDS = 4
-_ANCILLARY = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
 
 
 class Seat(msgspec.Struct, frozen=True):
@@ -112,6 +109,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     status: int
 
 
+T = TypeVar("T")
 ToNursery = Prepare | Fork
 FromNursery = Importing | Unfit | Prepared | Forked | Refused | Ended
 _read_order: msgspec.msgpack.Decoder[ToNursery] = msgspec.msgpack.Decoder(ToNursery)
@@ -119,19 +117,13 @@ _read_report: msgspec.msgpack.Decoder[FromNursery] = msgspec.msgpack.Decoder(Fro
 
 
 def send(sock: socket.socket, message: ToNursery | FromNursery, fds: Sequence[int] = ()) -> None:
-    """Sends one message. The descriptors stay the caller's to close.
-
-    Raises:
-        BlockingIOError: the other side does not read (non-blocking sockets only). OSError: it is gone.
-    """
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([msgspec.msgpack.encode(message)], rights, socket.MSG_NOSIGNAL)
+    """Sends one message: see `zoo.system.packets.send`."""
+    packets.send(sock, msgspec.msgpack.encode(message), fds)
 
 
 def take_order(sock: socket.socket) -> tuple[ToNursery, list[int]] | None:
     """What the broker wants, with its descriptors, fewer if there was no room for all; None when it is gone."""
-    packet = _receive(sock)
-    return None if packet is None else (_read_order.decode(packet[0]), packet[1])
+    return _receive(sock, _read_order)
 
 
 def take_report(sock: socket.socket) -> tuple[FromNursery, list[int]] | None:
@@ -140,21 +132,14 @@ def take_report(sock: socket.socket) -> tuple[FromNursery, list[int]] | None:
     Raises:
         BlockingIOError: nothing there. OSError: it is gone. msgspec.DecodeError: it is not a message.
     """
-    packet = _receive(sock)
-    if packet is None:
-        return None
+    return _receive(sock, _read_report)
+
+
+def _receive(sock: socket.socket, read: msgspec.msgpack.Decoder[T]) -> tuple[T, list[int]] | None:
+    packet = sock.recvmsg(PACKET_BYTES, packets.ANCILLARY, packets.CLOEXEC)
+    fds = packets.descriptors(packet)
     try:
-        return _read_report.decode(packet[0]), packet[1]
+        return (read.decode(packet[0]), fds) if packet[0] else None
     except msgspec.DecodeError:
-        for fd in packet[1]:
-            os.close(fd)
+        packets.close(fds)
         raise
-
-
-def _receive(sock: socket.socket) -> tuple[bytes, list[int]] | None:
-    data, ancillary, _, _ = sock.recvmsg(PACKET_BYTES, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
-    fds = array.array("i")
-    for level, kind, payload in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
-    return (data, list(fds)) if data else None

@@ -38,17 +38,6 @@ def send(sock: Any, parts: Sequence[Any], flags: int = NOBLOCK) -> None:
         raise
 
 
-def receive(sock: Any, flags: int = 0) -> list[bytes]:
-    """All parts of one message. Raises zmq.Again when there is none (NOBLOCK, or RCVTIMEO passed)."""
-    get = sock.recv
-    frame = get(flags, False)
-    parts = [frame.bytes]
-    while frame.more:
-        frame = get(flags, False)
-        parts.append(frame.bytes)
-    return parts
-
-
 def take(sock: Any) -> tuple[list[Any], Any]:
     """All parts of one message, large ones as views that save a copy, and its last frame, which knows its source."""
     get = sock.recv

@@ -60,14 +60,14 @@ class ResultBody(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 # ---------------------------------------------------------------- requests
 
-_encode_request = msgspec.msgpack.Encoder().encode
+_encode_plain = msgspec.msgpack.Encoder().encode
 _request = msgspec.msgpack.Decoder(InferBody)
 
 
 def pack_request(body: InferBody) -> bytes:
     """Raises InvalidInput when an option is not a JSON-like value."""
     try:
-        return _encode_request(body)
+        return _encode_plain(body)
     except ODD as e:  # ValueError: a lone surrogate too
         raise InvalidInput(f"options: {e!s:.200}; options are JSON-like values (lists, numbers, strings)") from None
 
@@ -114,7 +114,6 @@ def pack_result(body: ResultBody, place: Callable[[np.ndarray], int | None]) -> 
     return msgspec.msgpack.encode(body, enc_hook=hook), tuple(offsets)
 
 
-_encode_plain = msgspec.msgpack.Encoder().encode
 _inline = msgspec.msgpack.Decoder(tuple[str, tuple[int, ...], bytes])
 _placed = msgspec.msgpack.Decoder(tuple[int, str, tuple[int, ...]])
 

@@ -11,7 +11,8 @@ Deadlines travel as remaining milliseconds, never as clock readings. Nothing her
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -370,13 +371,8 @@ LifelineMessage = (
 
 # ---------------------------------------------------------------- coding
 
-_encoder = msgspec.msgpack.Encoder()
-_encode = _encoder.encode
-_from_client: msgspec.msgpack.Decoder[FromClient] = msgspec.msgpack.Decoder(FromClient)
-_from_broker: msgspec.msgpack.Decoder[FromBroker] = msgspec.msgpack.Decoder(FromBroker)
-_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
-_dispatch: msgspec.msgpack.Decoder[Dispatch] = msgspec.msgpack.Decoder(Dispatch)
-_lifeline: msgspec.msgpack.Decoder[LifelineMessage] = msgspec.msgpack.Decoder(LifelineMessage)
+_encode = msgspec.msgpack.Encoder().encode
+T = TypeVar("T")
 
 
 def pack(message: Message) -> bytes:
@@ -384,37 +380,30 @@ def pack(message: Message) -> bytes:
     return _VERSION_BYTE + _encode(message)
 
 
-def _unpack(decoder: msgspec.msgpack.Decoder[Any], raw: bytes, limit: int = MAX_HEADER_BYTES) -> Any:
-    if raw[:1] != _VERSION_BYTE:
-        said = raw[0] if raw else "nothing"
-        raise errors.ProtocolMismatch(
-            f"the other side speaks protocol version {said}, this side version {VERSION}; "
-            "install the same release of the zoo on both sides"
-        )
-    if len(raw) > limit:
-        raise errors.ProtocolMismatch(f"a header of {len(raw)} bytes; the limit is {limit}")
-    try:
-        return decoder.decode(raw[1:])  # a copy of some bytes: cheaper than a memoryview
-    except (msgspec.DecodeError, msgspec.ValidationError, ValueError, RecursionError) as e:
-        raise errors.ProtocolMismatch(f"unreadable message: {e}") from None
+def _reader(decoder: msgspec.msgpack.Decoder[T], limit: int = MAX_HEADER_BYTES) -> Callable[[bytes], T]:
+    """What reads headers of one kind. It raises ProtocolMismatch for a wrong version and for anything unreadable."""
+    decode = decoder.decode
+
+    def read(raw: bytes) -> T:
+        if raw[:1] != _VERSION_BYTE:
+            said = raw[0] if raw else "nothing"
+            raise errors.ProtocolMismatch(
+                f"the other side speaks protocol version {said}, this side version {VERSION}; "
+                "install the same release of the zoo on both sides"
+            )
+        if len(raw) > limit:
+            raise errors.ProtocolMismatch(f"a header of {len(raw)} bytes; the limit is {limit}")
+        try:
+            return decode(raw[1:])  # a copy of some bytes: cheaper than a memoryview
+        except (msgspec.DecodeError, msgspec.ValidationError, ValueError, RecursionError) as e:
+            raise errors.ProtocolMismatch(f"unreadable message: {e}") from None
+
+    return read
 
 
-def unpack_from_client(raw: bytes) -> FromClient:
-    """Raises ProtocolMismatch on a wrong version or anything unreadable; so do its siblings."""
-    return _unpack(_from_client, raw)  # type: ignore[no-any-return]
-
-
-def unpack_from_broker(raw: bytes) -> FromBroker:
-    return _unpack(_from_broker, raw, MAX_VALUE_BYTES)  # type: ignore[no-any-return]
-
-
-def unpack_from_worker(raw: bytes) -> FromWorker:
-    return _unpack(_from_worker, raw)  # type: ignore[no-any-return]
-
-
-def unpack_dispatch(raw: bytes) -> Dispatch:
-    return _unpack(_dispatch, raw)  # type: ignore[no-any-return]
-
-
-def unpack_lifeline(raw: bytes) -> LifelineMessage:
-    return _unpack(_lifeline, raw)  # type: ignore[no-any-return]
+_Decoder = msgspec.msgpack.Decoder
+unpack_from_client: Callable[[bytes], FromClient] = _reader(_Decoder(FromClient))
+unpack_from_broker: Callable[[bytes], FromBroker] = _reader(_Decoder(FromBroker), MAX_VALUE_BYTES)
+unpack_from_worker: Callable[[bytes], FromWorker] = _reader(_Decoder(FromWorker))
+unpack_dispatch: Callable[[bytes], Dispatch] = _reader(_Decoder(Dispatch))
+unpack_lifeline: Callable[[bytes], LifelineMessage] = _reader(_Decoder(LifelineMessage))
