@@ -49,24 +49,10 @@ if TYPE_CHECKING:
         Segmentation,
     )
 
-_HOME = {
-    "zoo.client.client": ("Client", "Lease"),
-    "zoo.client.aio": ("AsyncClient", "AsyncLease"),
-    "zoo.client.frames": ("Frame",),
-    "zoo.config.schema": ("ModelConfig", "ModelPriority", "ZooConfig", "load_config"),
-    "zoo.enrichment": ("Enriched", "Enrichment"),
-    "zoo.results": (
-        "Action", "Classification", "DepthMap", "Detections", "Embedding", "Keypoints", "OcrText", "Quality",
-        "Segmentation",
-    ),
-    "zoo.errors": (
-        "AccessDenied", "BrokerUnreachable", "Cancelled", "ConfigError", "DeadlineExceeded",
-        "InferenceFailed", "InvalidInput", "LoadFailed", "ModelDisabled", "ModelInUse", "ModelNotFound",
-        "ModelTooLarge", "ModelUnavailable", "OutOfMemory", "ProtocolMismatch", "Quarantined", "QueueFull",
-        "WorkerCrashed", "WorkerHung", "ZooError",
-    ),
-}  # fmt: skip
-_WHERE = {name: module for module, names in _HOME.items() for name in names}
+_HOMES = (  # where a public name is looked for: the modules that load least come first
+    "zoo.errors", "zoo.config.schema", "zoo.results", "zoo.enrichment", "zoo.client.frames", "zoo.client.client",
+    "zoo.client.aio",
+)  # fmt: skip
 
 __all__ = [
     "AccessDenied", "Action", "AsyncClient", "AsyncLease", "BrokerUnreachable", "Cancelled", "Classification",
@@ -79,8 +65,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'zoo' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_WHERE[name]), name)
-    globals()[name] = value
-    return value
+    for home in _HOMES if name in __all__ else ():
+        module = importlib.import_module(home)
+        if hasattr(module, name):
+            return globals().setdefault(name, getattr(module, name))
+    raise AttributeError(f"module 'zoo' has no attribute {name!r}")

@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -32,7 +31,7 @@ They are not the published weights, and what they answer means nothing.
 `zoo pull {name}` puts the published ones in their place.
 """
 MAX_RECORD = 1 << 20  # bytes of what is kept about weights
-_VOUCHED = re.compile(r"^sha256 ([0-9a-f]{64}) (\d+) (.+)$", re.MULTILINE)
+_NAMED = re.compile(r"^sha256 ([0-9a-f]{64}) (\d+) (.+)$", re.MULTILINE)
 
 
 class Pulled(msgspec.Struct, frozen=True):
@@ -131,8 +130,8 @@ def mark_stand_in(target: Path, name: str) -> Path:
 def unmark(target: Path) -> None:
     """Removes the STAND-IN file of the weights at `target` unless it still names files of another model."""
     found = marker(target)
-    left = [(found.parent / name, sha) for sha, _, name in _vouched(target)]
-    if not any(file.is_file() and digest(file) == sha for file, sha in left):
+    left = {found.parent / name: sha for name, (sha, _) in _named(target).items()}
+    if not any(file.is_file() and digest(file) == sha for file, sha in left.items()):
         found.unlink(missing_ok=True)
 
 
@@ -142,23 +141,22 @@ def is_stand_in(target: Path, *, quick: bool = False) -> bool:
     Args:
         quick: believe the sizes, where a whole checkpoint must not be waited for.
     """
-    found = files(target)
-    vouched = {name: (sha, size) for sha, size, name in _vouched(target)}
-    if not found or any(file.name not in vouched for file in found):
-        return False
-    return all(
-        file.stat().st_size == vouched[file.name][1] and (quick or digest(file) == vouched[file.name][0])
+    found, named = files(target), _named(target)
+    return bool(found) and all(
+        file.name in named
+        and file.stat().st_size == named[file.name][1]
+        and (quick or digest(file) == named[file.name][0])
         for file in found
     )
 
 
-def _vouched(target: Path) -> Iterator[tuple[str, int, str]]:
+def _named(target: Path) -> dict[str, tuple[str, int]]:
+    """SHA-256 and bytes of each file that the STAND-IN file at `target` names."""
     try:
         text = safe.read_regular(marker(target), MAX_RECORD).decode(errors="replace")
     except OSError:
-        return
-    for sha, size, name in _VOUCHED.findall(text):
-        yield sha, int(size), name
+        return {}
+    return {name: (sha, int(size)) for sha, size, name in _NAMED.findall(text)}
 
 
 def digest(file: Path) -> str:
