@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow node storm fuzz bench lint clean
+.PHONY: demo test test-slow node storm fuzz mutants bench lint clean
 
 demo: $(READY)
 	$(BIN)/python -m zoo.demo
@@ -32,6 +32,15 @@ storm: $(READY)
 fuzz: $(READY)
 	ZOO_FUZZ_SEED=$(SEED) ZOO_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest --timeout=7200 tests/fuzz
 
+# Do the tests of the scheduler notice small changes to it? COUNT of them, drawn by SEED, and a report at the end. The
+# tool has a virtual environment of its own.
+COUNT ?= 200
+mutants: $(READY)
+	test -x .mutants/bin/cosmic-ray || { $(PYTHON) -m venv .mutants && \
+	  $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["mutants"])' \
+	  | xargs .mutants/bin/python -m pip install --quiet --disable-pip-version-check; }
+	.mutants/bin/python tests/mutants.py --python $(BIN)/python --seed $(SEED) --count $(COUNT)
+
 bench: $(READY)
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.swap
@@ -58,4 +67,4 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) .demo demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .node
+	rm -rf $(VENV) .demo demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .node .mutants
