@@ -65,7 +65,7 @@ def _read(image: str) -> bytes:
     except OSError as e:
         raise WrongUsage(f"{image}: {e.strerror or e}") from None
     if not raw:
-        raise WrongUsage(f"{image}: it is empty")
+        raise WrongUsage(f"{'standard input' if image == '-' else image}: it is empty")
     return raw
 
 

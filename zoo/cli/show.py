@@ -86,9 +86,9 @@ LAST_USED = Column("LAST USED", lambda row: ago(row["last_used"]), right=True)
 
 
 def models(rows: list[Row]) -> Iterator[str]:
-    category = Column("CATEGORY", lambda row: row["category"])
-    last = (_text("WEIGHTS", "weights"), Column("NOTE", _note))
-    return table((NAME, category, PRIORITY, _size("DECLARED", "vram_mb"), MEASURED, STATE, *last), rows)
+    declared, weights = _size("DECLARED", "vram_mb"), _text("WEIGHTS", "weights")
+    category, note = _text("CATEGORY", "category"), Column("NOTE", _note)
+    return table((NAME, category, PRIORITY, declared, MEASURED, STATE, weights, note), rows)
 
 
 def processes(rows: list[Row]) -> Iterator[str]:
