@@ -134,7 +134,7 @@ def test_the_licence_that_the_package_names_is_there_word_for_word():
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_licence_and_the_configuration(tmp_path):
+def test_the_wheel_holds_every_module_the_licence_and_the_configuration(tmp_path):
     built = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT],
         capture_output=True, text=True, timeout=300, check=False,
@@ -144,6 +144,8 @@ def test_the_wheel_holds_the_licence_and_the_configuration(tmp_path):
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
+        ours = [p.relative_to(ROOT) for room in ("zoo", "broker", "workers") for p in (ROOT / room).rglob("*.py")]
+        assert {*map(str, ours), "zoo/cli/init.toml"} <= {*archive.namelist()}
         (licence,) = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
         assert archive.read("zoo/config.toml") == (ROOT / "config.toml").read_bytes()

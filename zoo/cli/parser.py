@@ -21,7 +21,6 @@ LIST_S = 1.0  # `zoo ls`: without a broker config.toml answers
 LOOK_S = 3.0  # how long a question waits for an answer
 WORK_S = 30.0  # a load or an inference
 
-
 Argument = tuple[tuple[str, ...], dict[str, Any]]  # what `ArgumentParser.add_argument` gets
 
 
@@ -188,7 +187,7 @@ def build() -> Parser:
     for name, command in COMMANDS.items():
         told = inspect.getdoc(command.run) or ""
         own = command.arguments is None
-        made = subparsers.add_parser(name, help=told.splitlines()[0], description=told, add_help=not own,
+        made = subparsers.add_parser(name, help=told.partition("\n")[0], description=told, add_help=not own,
                                      parents=[] if own else [everywhere])  # fmt: skip
         for names, keys in command.arguments or ():
             made.add_argument(*names, **keys)

@@ -47,7 +47,7 @@ def row(config: ZooConfig, model: ModelConfig) -> dict[str, Any]:
 
 
 def weights(config: ZooConfig, model: ModelConfig) -> str:
-    """As `inventory.state`, or "in package" (an adapter's library brings them), or "unreadable" (`problem` says why)."""
+    """As `inventory.state`, or "in package" (a library brings them along), or "unreadable" (`problem` says why)."""
     path = config.weights(model)
     try:
         return "in package" if path is None and model.source else inventory.state(path)

@@ -13,10 +13,10 @@ is named after its content (address, size, digest, ETag), so another content nev
 is part of the load in a worker: the broker never waits, `load_timeout` ends a stuck one, and the next try continues it.
 
 Why not huggingface_hub (measured with 2.4.0): it would delete about 40 lines here, those that read the hub's headers
-and build its addresses, and need as many, for its errors, its progress and what it leaves out. It compares sizes of what
-it fetched over https, no digests. It fetches only from a hub, so `zoo.weights.web` and `zoo.weights.transfer` stay
-whatever it does: weights published elsewhere are plain https files. It brings 15 packages (23 MB) into the base install,
-whose own dependencies are 6, and takes 115 ms to import, twice what this does.
+and build its addresses, and need as many, for its errors, its progress and what it leaves out: of what it fetches over
+https it compares sizes, no digests. It fetches only from a hub, so `zoo.weights.web` and `zoo.weights.transfer` stay
+all the same, for weights that are published elsewhere. It brings 15 packages (23 MB) into a base install of 6, and
+takes 115 ms to import, twice what this does.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.parse import quote
 
+from zoo.errors import ModelUnavailable
 from zoo.system import files as safe
 from zoo.weights import inventory
-from zoo.errors import ModelUnavailable
 from zoo.weights.source import Published, Wanted
 from zoo.weights.transfer import LIMITS, SILENT, Limits, Remote, Transfer, Watch, require_room, size_of
 from zoo.weights.web import DownloadRefused
@@ -230,7 +230,9 @@ class _Pull:
             if inventory.digest(wanted.place) == remote.sha256:
                 remote.size = size
                 return True
-        raise DownloadRefused(f"{wanted.place} is not the published file, and not from a pull; move it away, or use --force")
+        raise DownloadRefused(
+            f"{wanted.place} is not the published file, and not from a pull; move it away, or use --force"
+        )
 
     def _part(self, remote: Remote) -> Path:
         """Where the bytes of this very content are gathered; parts of other contents of that name go."""

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from zoo.weights import inventory
 from zoo.system.files import no_link
+from zoo.weights import inventory
 from zoo.weights.web import REDIRECTS, DownloadRefused, Response, Transient, ask, whole_number
 
 LONGEST_WAIT_S = 60.0  # before another attempt, whatever the server asks for

@@ -1,9 +1,9 @@
 """One question to a web server, as downloads ask it.
 
 `ask` follows redirects itself: never to anything but https (http only on this machine), never from https to http, and
-the token goes to the server it is for and to no other. What goes wrong on the way is one of two exceptions: `Transient`
-(the next attempt may do better) or `DownloadRefused` (it will not). The standard library does the rest: proxies from the
-environment, certificates from the system, no compression.
+the token goes to the server it is for and to no other. What goes wrong on the way is one of two exceptions:
+`Transient` (the next attempt may do better) or `DownloadRefused` (it will not). The standard library does the rest:
+proxies from the environment, certificates from the system, no compression.
 """
 
 from __future__ import annotations
