@@ -1,40 +1,27 @@
-"""What an adapter answered, looked at before it is sent: whatever it is, it costs that request and nothing else."""
+"""What an adapter answered, looked at before it is sent: whatever it is, it costs that request and nothing else.
+
+Type, keys, and that the arrays fit together are checked. A bad answer is `InferenceFailed` with its cause; sent on, it
+would be an unreadable result at the client.
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from zoo import results
 from zoo.errors import InferenceFailed
 from zoo.wire.arrays import KINDS
 
-# The shapes of each result's arrays and lists. One letter stands for one number all over a result.
-SHAPES: dict[type[results.Result], dict[str, tuple[Any, ...]]] = {
-    results.Detections: {
-        "boxes": ("n", 4), "scores": ("n",), "class_ids": ("n",), "labels": ("n",), "masks": ("n", "h", "w"),
-    },
-    results.Keypoints: {
-        "points": ("n", "k", 2), "scores": ("n", "k"), "boxes": ("n", 4), "names": ("k",), "postures": ("n",),
-    },
-    results.Classification: {"labels": ("n",), "scores": ("n",)},
-    results.Embedding: {"vector": ("d",)},
-    results.DepthMap: {"depth": ("h", "w")},
-    results.Segmentation: {"mask": ("h", "w")},
-    results.OcrText: {"lines": ("n",), "scores": ("n",), "boxes": ("n", 4, 2)},
-    results.Quality: {},
-    results.Action: {"labels": ("n",), "scores": ("n",)},
-}  # fmt: skip
-LISTS = {"labels", "names", "postures", "lines"}
-EMPTY = {"names", "postures"}  # left out where there are none
-NONE = {"masks", "boxes"}  # of Detections, its boxes are needed all the same
 MAX_DEPTH = 100
 
 
 def check(answer: Any) -> None:
     """Raises InferenceFailed: it is no result, or one whose parts do not fit together."""
-    if type(answer) in SHAPES:
+    if type(answer) in results.TYPES:
         _check_result(answer)
     elif isinstance(answer, dict):
         _check_plain(answer, "answer", 0)
@@ -45,36 +32,39 @@ def check(answer: Any) -> None:
         )
 
 
-def _check_result(answer: results.Result) -> None:
+def _check_result(answer: results.TypedResult) -> None:
     name = type(answer).__name__
     sizes: dict[str, tuple[int, str]] = {}
-    for field, shape in SHAPES[type(answer)].items():
+    for field, shape, is_list, required in _parts(type(answer)):
         value = getattr(answer, field)
-        if value is None and field in NONE and not (field == "boxes" and isinstance(answer, results.Detections)):
+        left_out = isinstance(value, list | tuple) and not value if is_list else value is None
+        if left_out and not required:
             continue
-        if field in LISTS:
+        if is_list:
             if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
                 raise InferenceFailed(f"the adapter answered {name} with {field} that is no list of texts")
-            if not value and field in EMPTY:
-                continue
             found: tuple[int, ...] = (len(value),)
         else:
             if not isinstance(value, np.ndarray) or value.dtype.kind not in KINDS:
                 raise InferenceFailed(f"the adapter answered {name} with {field} that is {_kind(value)}, no array")
             found = value.shape
-        if len(found) != len(shape):
+        if len(found) != len(shape) or any(
+            isinstance(n, int) and n != size for n, size in zip(shape, found, strict=True)
+        ):
             raise InferenceFailed(f"the adapter answered {name} with {field} of shape {found}, not {_said(shape)}")
-        for size, wanted in zip(found, shape, strict=True):
-            if isinstance(wanted, int):
-                if size != wanted:
-                    raise InferenceFailed(
-                        f"the adapter answered {name} with {field} of shape {found}, not {_said(shape)}"
-                    )
-            elif sizes.setdefault(wanted, (size, field))[0] != size:
-                before, other = sizes[wanted]
+        for size, letter in zip(found, shape, strict=True):
+            before, other = sizes.setdefault(str(letter), (size, field))
+            if before != size:
                 raise InferenceFailed(
                     f"the adapter answered {name} whose parts disagree: {other} are of {before}, {field} of {size}"
                 )
+
+
+@functools.cache
+def _parts(kind: type[results.TypedResult]) -> list[tuple[str, tuple[int | str, ...], bool, bool]]:
+    """Of each part with a shape: its name, the shape, whether it is a list of texts, and whether it has to be there."""
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    return [(name, shape, fields[name].type == list[str], fields[name].required) for name, shape in kind.shapes.items()]
 
 
 def _check_plain(value: Any, where: str, depth: int) -> None:

@@ -408,7 +408,7 @@ class Worker:
                 answers = [marked(answer) for answer in answers]
             if corners is not None:
                 answers = [
-                    answer.moved(*corner) if isinstance(answer, results.Result) else answer
+                    answer.moved(*corner) if isinstance(answer, results.TypedResult) else answer
                     for answer, corner in zip(answers, corners, strict=True)
                 ]
             raw, offsets = payload.pack_result(payload.ResultBody(answers, corners is not None), place)

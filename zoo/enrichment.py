@@ -8,9 +8,8 @@ import msgspec
 import numpy as np
 
 from zoo import results
+from zoo.drawing.canvas import SMALL_ROWS, Canvas, hue
 from zoo.errors import ZooError
-
-PIXELS = ("masks", "depth", "mask")  # fields of results with a value for every pixel
 
 
 class Findings(msgspec.Struct, kw_only=True, eq=False):
@@ -28,13 +27,23 @@ class Findings(msgspec.Struct, kw_only=True, eq=False):
 
     def to_dict(self, *, maps: bool = False) -> dict[str, Any]:
         return {
-            "answers": {model: _plain(answer, maps) for model, answer in self.answers.items()},
+            "answers": {model: results.typed(answer).to_dict(maps=maps) for model, answer in self.answers.items()},
             "missing": {
                 model: {"error": e.code, "message": str(e), "retryable": e.retryable, "retry_after": e.retry_after}
                 for model, e in self.missing.items()
             },
             "skipped": dict(self.skipped),
         }
+
+    def lines(self) -> list[str]:
+        """A line for each model that has something to say, or has failed to."""
+        typed = {model: results.typed(answer) for model, answer in self.answers.items()}
+        lines = [
+            f"{model}{' (stand-in)' if answer.stand_in else ''}: {words}"
+            for model, answer in typed.items()
+            if (words := answer.brief())
+        ]
+        return lines + [f"{model}: {error.code.replace('_', ' ')}" for model, error in self.missing.items()]
 
 
 class Enriched(Findings, kw_only=True, eq=False):
@@ -78,7 +87,7 @@ class Enrichment(msgspec.Struct, kw_only=True, eq=False):
         Args:
             maps: masks and depth maps pixel by pixel, tens of megabytes of JSON; else their shapes stand for them.
         """
-        event = Findings(answers=self.frame, missing=self.missing, skipped=self.skipped).to_dict(maps=maps)
+        event = self._event().to_dict(maps=maps)
         return {
             "detections": [detection.to_dict(maps=maps) for detection in self.detections],
             "frame": event["answers"],
@@ -91,18 +100,26 @@ class Enrichment(msgspec.Struct, kw_only=True, eq=False):
     def draw(self, frame: Any, *, color: str = "rgb") -> np.ndarray:
         """A copy of `frame`, HxWx3 uint8, with the detections and what was found on them painted on it.
 
-        See `zoo.drawing.draw.draw`; of several frames, it is the last.
+        What stand-ins answered is marked so. Args, Raises: see `zoo.drawing.canvas.Canvas`; of several frames, the last
+        is painted on.
         """
-        from zoo.drawing import draw
+        canvas = Canvas(frame, color, SMALL_ROWS)
+        shown = [detection for detection in self.detections if np.isfinite(detection.box).all()]
+        for detection in shown:  # areas first, words last, so that nothing covers a word
+            for answer in detection.answers.values():
+                results.typed(answer).tint(canvas)
+        for i, detection in enumerate(shown):
+            canvas.box(detection.box, hue(i))
+            for answer in detection.answers.values():
+                results.typed(answer).outline(canvas, i)
+        for i, detection in enumerate(shown):
+            left, top = map(round, detection.box[:2])
+            canvas.caption([f"{detection.label} {detection.score:.2f}", *detection.lines()], [hue(i)], (left, top))
+        canvas.caption(self._event().lines())
+        answers = [self.frame, *(detection.answers for detection in self.detections)]
+        canvas.mark_stand_ins([results.typed(answer).stand_in for some in answers for answer in some.values()])
+        return canvas.pixels()
 
-        return draw.draw(self, frame, color=color)
-
-
-def _plain(answer: results.AnyResult, maps: bool) -> Any:
-    if isinstance(answer, dict):
-        return results.plain(answer)
-    pixels = {} if maps else {name: v for name in PIXELS if (v := getattr(answer, name, None)) is not None}
-    rest = msgspec.structs.replace(answer, **dict.fromkeys(pixels)).to_dict()
-    if pixels and isinstance(answer, results.DepthMap):
-        rest["median"] = answer.median
-    return rest | {name: {"shape": list(array.shape)} for name, array in pixels.items()}
+    def _event(self) -> Findings:
+        """Of the whole event."""
+        return Findings(answers=self.frame, missing=self.missing, skipped=self.skipped)

@@ -19,18 +19,6 @@ from PIL import Image
 from tests.support import ROOT, Running, config_text, tables, toy, wait_until
 from zoo import Client, curve
 from zoo.cli import main
-from zoo.cli.summary import summary
-from zoo.results import (
-    Action,
-    Classification,
-    DepthMap,
-    Detections,
-    Embedding,
-    Keypoints,
-    OcrText,
-    Quality,
-    Segmentation,
-)
 from zoo.weights import inventory
 
 Start = Callable[..., Running]
@@ -367,29 +355,6 @@ class Finder:
         return [Detections(boxes=box, scores=np.full(n, 0.9, np.float32), class_ids=np.zeros(n, np.int32),
                            labels=["thing"] * n) for _ in inputs]
 """
-
-
-def test_every_result_has_a_summary() -> None:
-    two = np.array([0.9, 0.1], np.float32)
-    boxes = np.zeros((2, 4), np.float32)
-    given = [
-        Detections(boxes=boxes, scores=two, class_ids=np.zeros(2, np.int32), labels=["a", "b"]),
-        Keypoints(points=np.zeros((2, 3, 2), np.float32), scores=np.ones((2, 3), np.float32), names=["x", "y", "z"]),
-        Classification(labels=["a", "b"], scores=two),
-        Embedding(vector=np.ones(512, np.float32)),
-        DepthMap(depth=np.ones((4, 5), np.float32)),
-        Segmentation(mask=np.zeros((4, 5), np.uint8), labels=["a"], coverage={"a": 1.0}),
-        OcrText(text="AB1", lines=["ab 1"], scores=two[:1], score=0.9),
-        Quality(score=31.0, verdict="good"),
-        Action(labels=["run", "sit"], scores=two),
-        {"answer": 42, "map": np.zeros((9, 9))},
-        {},
-    ]
-    for result in given:
-        lines = summary(result)
-        assert lines
-        assert all(line and len(line) < 250 for line in lines)
-    assert summary(given[2]) == ["a  0.900", "b  0.100"]
 
 
 # ---------------------------------------------------------------- as a process

@@ -16,15 +16,20 @@ from workers import inputs
 from zoo import results
 from zoo.client.frames import Frame, Slot
 from zoo.drawing import glyphs
-from zoo.drawing.draw import LIMBS, PALETTE, draw
+from zoo.drawing.canvas import PALETTE
 from zoo.enrichment import Enriched, Enrichment
 from zoo.errors import InvalidInput
+from zoo.results import LIMBS
 
 NAMES = sorted({name for limb in LIMBS for name in limb})
 
 
 def floats(*values) -> np.ndarray:
     return np.array(values, np.float32)
+
+
+def draw(answer: results.AnyResult | Enrichment, frame: object) -> np.ndarray:
+    return (answer if isinstance(answer, Enrichment) else results.typed(answer)).draw(frame)
 
 
 def detections(boxes: np.ndarray, masks: np.ndarray | None = None) -> results.Detections:
@@ -104,7 +109,7 @@ def test_nothing_found_paints_nothing():
     np.testing.assert_array_equal(draw(detections(np.zeros((0, 4), np.float32)), frame), frame)
 
 
-def cropped(height: int, width: int) -> dict[str, results.Result]:
+def cropped(height: int, width: int) -> dict[str, results.TypedResult]:
     """Results whose array covers a crop of this size, with every pixel of it painted."""
     mask = np.ones((height, width), np.uint8)
     return {

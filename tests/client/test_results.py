@@ -56,3 +56,44 @@ def test_what_has_no_place_does_not_move():
 
 def test_the_median_of_a_depth_map():
     assert results.DepthMap(depth=np.array([[1, 2, 9]], np.float32)).median == 2.0
+
+
+def test_every_result_has_a_summary() -> None:
+    two = np.array([0.9, 0.1], np.float32)
+    boxes = np.zeros((2, 4), np.float32)
+    given = [
+        results.Detections(boxes=boxes, scores=two, class_ids=np.zeros(2, np.int32), labels=["a", "b"]),
+        results.Keypoints(
+            points=np.zeros((2, 3, 2), np.float32), scores=np.ones((2, 3), np.float32), names=["x", "y", "z"]
+        ),
+        results.Classification(labels=["a", "b"], scores=two),
+        results.Embedding(vector=np.ones(512, np.float32)),
+        results.DepthMap(depth=np.ones((4, 5), np.float32)),
+        results.Segmentation(mask=np.zeros((4, 5), np.uint8), labels=["a"], coverage={"a": 1.0}),
+        results.OcrText(text="AB1", lines=["ab 1"], scores=two[:1], score=0.9),
+        results.Quality(score=31.0, verdict="good"),
+        results.Action(labels=["run", "sit"], scores=two),
+        {"answer": 42, "map": np.zeros((9, 9))},
+        {},
+    ]
+    for result in given:
+        lines = results.typed(result).summary()
+        assert lines
+        assert all(line and len(line) < 250 for line in lines)
+    assert given[2].summary() == ["a  0.900", "b  0.100"]
+    assert given[0].summary()[0] == "a  0.90  x 0 to 0, y 0 to 0 px"
+
+
+def test_a_plain_dict_is_a_result_like_the_others() -> None:
+    answer = {"n": np.int64(3), "vector": np.ones(2), "stand_in": True}
+    found = results.typed(answer)
+    assert found.stand_in
+    assert found.to_dict() == {"n": 3, "vector": [1.0, 1.0], "stand_in": True}
+    assert results.typed(PICTURES[0]) is PICTURES[0]
+
+
+def test_maps_are_left_out_of_json_where_they_are_not_wanted() -> None:
+    assert PICTURES[0].to_dict(maps=False)["depth"] == {"shape": [5, 6]}
+    assert PICTURES[0].to_dict(maps=False)["median"] == 1.0
+    assert PICTURES[2].to_dict(maps=False)["masks"] == {"shape": [1, 5, 6]}
+    assert PICTURES[2].to_dict(maps=False)["boxes"] == [[1, 2, 3, 4]]

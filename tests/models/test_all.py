@@ -18,7 +18,7 @@ from workers.models.standins import STANDINS
 
 pytestmark = pytest.mark.models
 
-PROMISED: dict[str, type[results.Result]] = {
+PROMISED: dict[str, type[results.TypedResult]] = {
     "yolo11-license-plate": results.Detections,
     "yolo11-face": results.Detections,
     "paddleocr": results.OcrText,
@@ -48,7 +48,7 @@ IN_PACKAGES = {"paddleocr", "brisque-quality"}  # with their published weights
 class Served(NamedTuple):
     """One model's answer about the whole frame, and its rows in `processes()` and `models()` at that time."""
 
-    answer: results.Result
+    answer: results.TypedResult
     process: dict[str, Any]
     model: dict[str, Any]
 

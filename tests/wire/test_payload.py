@@ -167,7 +167,7 @@ def same(a: Any, b: Any) -> bool:
             and a.tobytes() == b.tobytes()
             and not b.flags.writeable
         )
-    if isinstance(a, results.Result):
+    if isinstance(a, results.TypedResult):
         return type(a) is type(b) and all(same(getattr(a, f), getattr(b, f)) for f in a.__struct_fields__)
     if isinstance(a, dict):
         return isinstance(b, dict) and a.keys() == b.keys() and all(same(v, b[k]) for k, v in a.items())

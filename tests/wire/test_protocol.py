@@ -223,7 +223,7 @@ RESULTS = [k for k in typing.get_args(results.AnyResult) if isinstance(k, type)]
 
 
 @pytest.mark.parametrize("kind", RESULTS, ids=lambda k: k.__name__)
-def test_every_typed_result_is_documented_field_by_field(kind: type[results.Result]) -> None:
+def test_every_typed_result_is_documented_field_by_field(kind: type[results.TypedResult]) -> None:
     assert documented(kind) in DOC, f"docs/protocol.md lacks the row\n{documented(kind)}"
 
 

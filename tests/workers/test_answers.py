@@ -43,7 +43,7 @@ SOUND = [
 
 WRONG = [
     (None, "answered None"), ([], "answered a list"), (3, "answered a int"), ("text", "answered a str"),
-    (floats(3), "answered a ndarray"), (results.Result(), "answered a Result"),
+    (floats(3), "answered a ndarray"), (results.TypedResult(), "answered a TypedResult"),
     ({1: "x"}, "the key 1"), ({"a": {"b": [{None: 1}]}}, "the key None"), ({b"a": 1}, "the key b'a'"),
     (detections(labels=["a"]), "disagree: boxes are of 2, labels of 1"), (detections(scores=floats(3)), "disagree"),
     (detections(boxes=floats(2, 5)), r"boxes of shape \(2, 5\), not \(n, 4\)"),
@@ -53,6 +53,7 @@ WRONG = [
     (results.Classification(labels=["a", "b"], scores=floats(3)), "disagree: labels are of 2, scores of 3"),
     (results.Keypoints(points=floats(2, 17, 2), scores=floats(2, 16)), "disagree"),
     (results.Keypoints(points=floats(2, 17, 2), scores=floats(2, 17), postures=["x"]), "disagree"),
+    (results.Keypoints(points=floats(2, 17, 2), scores=floats(2, 17), names=None), "no list of texts"),
     (results.Embedding(vector=floats(1, 512)), r"of shape \(1, 512\)"), (results.DepthMap(depth=None), "no array"),
     (results.OcrText(text="", lines=["a"], scores=floats(0)), "disagree"),
 ]  # fmt: skip

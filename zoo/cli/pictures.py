@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli.output import OK, REFUSED, WrongUsage, remark, say
-from zoo.cli.summary import corners, summary
 from zoo.errors import InvalidInput, ZooError
 
 if TYPE_CHECKING:
@@ -24,14 +23,16 @@ TAKEN = {"boxes", "color", "timeout", "priority", "model", "frame"}  # names of 
 
 def infer(args: Namespace, zoo: Client) -> int:
     """Send one image to a model and print the answer."""
+    from zoo.results import typed
+
     raw = _read(args.image)
     _check_output(args.output)
     options = _adapter_options(args.option)
     started = time.monotonic()
     answer = zoo.infer(args.model, raw, boxes=args.box, **options)
     seconds = time.monotonic() - started
-    answers = answer if args.box else [answer]
-    plain = [one if isinstance(one, dict) else one.to_dict() for one in answers]
+    answers = [typed(one) for one in (answer if args.box else [answer])]
+    plain = [one.to_dict() for one in answers]
     say(args, plain if args.box else plain[0], _told(args.model, seconds, args.box, answers))
     if args.output is not None:
         _draw(raw, answers, args.output)
@@ -84,22 +85,24 @@ def _told(model: str, seconds: float, boxes: list[tuple[float, ...]] | None, ans
     for number, answer in enumerate(answers):
         if boxes:
             yield f"box {','.join(f'{v:g}' for v in boxes[number])}"
-        if _is_stand_in(answer):
+        if answer.stand_in:
             yield "  STAND-IN: the model runs on random weights, this answer means nothing"
-        lines = summary(answer)
+        lines = answer.summary()
         yield from (f"  {line}" for line in lines[:SHOWN])
         if len(lines) > SHOWN:
             yield f"  and {len(lines) - SHOWN} more (--json has them all)"
 
 
 def _told_event(detector: str, detections: Any, event: Enrichment) -> Iterator[str]:
+    from zoo.results import place
+
     count = len(event.detections)
     yield (
         f"{detector}: {count} detection{'s' * (count != 1)}{_mark(detections)};"
         f" {len(event.timings)} models in {event.seconds * 1000:.0f} ms"
     )
     for found in event.detections:
-        yield f"{found.label}  {found.score:.2f}  {corners(found.box)}"
+        yield f"{found.label}  {found.score:.2f}  {place(found.box)}"
         yield from _findings(found.answers, found.missing, found.skipped, found.note)
     yield "the whole frame"
     yield from _findings(event.frame, event.missing, event.skipped)
@@ -108,10 +111,12 @@ def _told_event(detector: str, detections: Any, event: Enrichment) -> Iterator[s
 def _findings(
     answers: dict[str, Any], missing: dict[str, ZooError], skipped: dict[str, str], note: str = ""
 ) -> Iterator[str]:
+    from zoo.results import typed
+
     if note:
         yield f"  {note}"
     for model, answer in answers.items():
-        first, *more = summary(answer)
+        first, *more = typed(answer).summary()
         few = more if len(more) < FEW else [*more[: FEW - 1], "and more (--json has it all)"]
         yield f"  {model}{_mark(answer)}: {first}"
         yield from (f"    {line}" for line in few)
@@ -123,12 +128,10 @@ def _findings(
         yield "  nothing was asked"
 
 
-def _is_stand_in(answer: Any) -> bool:
-    return answer.get("stand_in") is True if isinstance(answer, dict) else bool(getattr(answer, "stand_in", False))
-
-
 def _mark(answer: Any) -> str:
-    return " [STAND-IN]" if _is_stand_in(answer) else ""
+    from zoo.results import typed
+
+    return " [STAND-IN]" if typed(answer).stand_in else ""
 
 
 # ---------------------------------------------------------------- what comes out, as a picture
@@ -150,16 +153,17 @@ def _draw(raw: bytes, answers: list[Any], output: Path, *, detections: Any = Non
     """`detections`: what the boxes of an enrichment come from; a stand-in's are marked too."""
     from PIL import Image
 
-    from zoo.drawing.draw import marked
+    from zoo.drawing.canvas import marked
+    from zoo.results import PlainAnswer, typed
 
-    if any(isinstance(answer, dict) for answer in answers):
+    if any(isinstance(answer, PlainAnswer) for answer in answers):
         raise InvalidInput(
             f"no picture was written to {output}: this model answers a plain dict, there is nothing to draw"
         )
     frame: Any = raw
     for answer in answers:
         frame = answer.draw(frame)
-    if _is_stand_in(detections):
+    if detections is not None and typed(detections).stand_in:
         frame = marked(frame)
     try:
         Image.fromarray(frame).save(output)

@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 import zoo
-from zoo.cli.summary import summary
 from zoo.config.schema import find_config
+from zoo.results import typed
 
 WORK, OUT = Path(".demo"), Path("demo-out")
 
@@ -133,5 +133,5 @@ class Part(NamedTuple):
 
 def brief(answer: Any) -> str:
     """An answer in a few words; of several, the first."""
-    (first, *more), *others = [summary(one) for one in listed(answer)]
+    (first, *more), *others = [typed(one).summary() for one in listed(answer)]
     return first + (f" and {len(more)} more" if more else "") + (f"; and {len(others)} boxes more" if others else "")
