@@ -1,4 +1,4 @@
-"""A web server for tests of `zoo pull`: a small hub on this machine, and every way it may fail somebody."""
+"""A web server for tests of `zoo pull`: a small hub on this machine, and every way in which it may fail."""
 
 from __future__ import annotations
 

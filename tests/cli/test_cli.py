@@ -84,7 +84,7 @@ def test_version(run: Run) -> None:
     assert (status, out.split()[0]) == (0, "zoo")
 
 
-# ---------------------------------------------------------------- nobody there
+# ---------------------------------------------------------------- no broker
 
 
 def test_without_a_broker_questions_fail_soon_and_say_what_to_do(run: Run, zoo_dir: Path) -> None:

@@ -577,7 +577,7 @@ def test_another_revision_in_config_replaces_what_was_pulled(published: Server, 
     assert published.asked == []  # main was that commit
     for name in ("config.json", "model.safetensors"):
         published.publish(name, OTHER, commit=LATER)
-    assert fetch(REPOSITORY, target).fetched == []  # what is there stays until somebody asks for more
+    assert fetch(REPOSITORY, target).fetched == []  # what is there stays until more is asked for
     assert fetch(Published("hf:owner/repo", LATER, REPOSITORY.files), target).commit == LATER
     assert (target / "config.json").read_bytes() == OTHER
     assert fetch(REPOSITORY, target, force=True).fetched == ["config.json", "model.safetensors"]
@@ -765,7 +765,7 @@ def test_ls_shows_where_weights_are(published: Server, zoo_dir: Path, run: Run) 
     stand_in = zoo_dir / "weights" / "by-hand.bin"
     stand_in.write_bytes(b"random")
     inventory.mark_stand_in(stand_in, "by-hand")
-    (zoo_dir / "weights" / "pickled.pt").write_bytes(b"somebody's")
+    (zoo_dir / "weights" / "pickled.pt").write_bytes(b"a user's own")
     states, notes = look()
     assert (states["thing"], states["by-hand"], states["pickled"]) == ("here", "stand-in", "here")
     assert (notes["thing"], notes["by-hand"]) == ("", "")

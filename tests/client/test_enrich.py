@@ -261,10 +261,10 @@ def test_age_and_gender_need_a_face() -> None:
         assert asked[model].boxes == ((30, 12, 40, 22),)
         assert found.detections[0].skipped[model] == "yolo11-face found nothing"
         assert model in found.detections[1].answers
-    nobody, asked = enriched([PERSON], finds_nothing)
+    empty, asked = enriched([PERSON], finds_nothing)
     assert not ON_A_FACE & asked.keys()
-    assert nobody.detections[0].skipped.keys() == ON_A_FACE
-    assert "yolo11-face" in nobody.detections[0].answers
+    assert empty.detections[0].skipped.keys() == ON_A_FACE
+    assert "yolo11-face" in empty.detections[0].answers
 
 
 def test_a_chain_follows_keypoints_and_goes_on_as_long_as_it_likes() -> None:

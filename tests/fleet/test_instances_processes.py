@@ -47,11 +47,11 @@ def test_a_hot_model_gets_a_second_worker_and_outlives_either(broker: Start) -> 
         wait_until(lambda: any(row["inflight"] for row in client.processes()))
         quick = {client.infer("hot", FRAME)["pid"] for _ in range(5)}
         assert not slow.done()
-        assert quick == pids - {slow.result()["pid"]}, "whoever has the fewest at hand is asked"
+        assert quick == pids - {slow.result()["pid"]}, "the worker with the fewest requests is asked"
 
         frames = [np.full((8, 8, 3), i, np.uint8) for i in range(12)]
         maps = list(pool.map(lambda frame: client.infer("hot", frame, do="large")["map"], frames))
-        assert [int(found[0, 0]) for found in maps] == list(range(12)), "each from the memory of whoever answered"
+        assert [int(found[0, 0]) for found in maps] == list(range(12)), "each from the memory of its own worker"
         del maps
 
         asked = busy(client, pool, 20)

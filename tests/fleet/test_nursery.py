@@ -67,9 +67,7 @@ def test_loaded_models_outlive_their_nursery_and_another_takes_its_place(broker:
     assert parent(client.infer("two", FRAME)["pid"]) == nursery(running), "forked in the same way"
     assert running.log().count("the nursery: it has ended (killed by SIGKILL)") == 1
     os.kill(pid, signal.SIGKILL)
-    wait_until(
-        lambda: client.get_status()["workers"] == 1, what="its end is noticed, with nobody but the broker to reap it"
-    )
+    wait_until(lambda: client.get_status()["workers"] == 1, what="its end is noticed, with only the broker to reap it")
     assert any("killed by SIGKILL" in line for line in client.explain("one"))
     assert not Path(f"/proc/{pid}").exists(), "it is buried"
 

@@ -68,7 +68,7 @@ def test_a_load_takes_the_process_that_waits_and_another_takes_its_place(broker:
         (pid,) = wait_until(lambda: waiting(running), what="a process waits")
         assert client.infer(name, FRAME)["pid"] == pid
     assert len(wait_until(lambda: waiting(running))) == 1
-    assert [row["name"] for row in client.processes()] == ["one", "two"], "whoever waits is no model's"
+    assert [row["name"] for row in client.processes()] == ["one", "two"], "a process that waits belongs to no model"
     assert client.get_status()["vram_used_mb"] == 20, "nor charged"
 
 
@@ -89,7 +89,7 @@ def test_how_many_wait_can_be_changed_while_the_broker_runs(broker: Start) -> No
     text = running.config_path.read_text()
     running.config_path.write_text(text.replace("standby = 2", "standby = 0"))
     assert client.reload() == ["standby: 2 is now 0"]
-    wait_until(lambda: not waiting(running), what="nobody waits any more")
+    wait_until(lambda: not waiting(running), what="no process waits any more")
     assert client.infer("toy", FRAME)["pid"]
     assert "has ended" not in running.log()
 

@@ -73,7 +73,7 @@ class TestOnTheDevice:
 
     def test_a_killed_worker_leaves_nothing_on_the_device(self, weights: Path) -> None:
         found = gpu.memory_back(weights)
-        assert found["loaded_mb"] > 100, "the load was not seen: is somebody else using this device?"
+        assert found["loaded_mb"] > 100, "the load was not seen: does another program use this device?"
         assert found["left_after_kill_mb"] <= LEFT_MB
         assert found["left_after_del_mb"] > found["left_after_kill_mb"] + 100, "the context stays with the process"
 
@@ -124,7 +124,7 @@ class TestEveryModel:
         for name, row in footprint.measure(all_weights, gpu.Meter())[0].items():
             assert row["left_mb"] <= LEFT_MB, name
             if name in footprint.NETWORKS:
-                assert row["loaded_mb"] > 100, f"{name} was not seen to load: is somebody else using this device?"
+                assert row["loaded_mb"] > 100, f"{name} was not seen to load: does another program use this device?"
 
 
 # ---------------------------------------------------------------- what needs no device

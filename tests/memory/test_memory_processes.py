@@ -73,7 +73,7 @@ def test_a_worker_that_grows_makes_room_for_itself_at_once(broker: Start) -> Non
         assert loaded(client) == {"held", "grows"}, "the idle one has gone, by the time of the answer"
         client.infer("grows", FRAME, do="grow", mb=200)
         assert device(client)["overrun_mb"] > 0, "more is used than may be, and that is said"
-        assert loaded(client) == {"held", "grows"}, "nobody in use has gone"
+        assert loaded(client) == {"held", "grows"}, "no model in use was evicted"
         with pytest.raises(zoo.DeadlineExceeded, match="nobody may go"):
             client.infer("old", FRAME, timeout=2)
         assert any("nobody may go" in line for line in client.explain())

@@ -110,7 +110,7 @@ def test_a_single_frame_is_a_video_of_one(models, folders, film):
 
 
 def test_frames_of_one_video_may_differ_in_size(models, folders, film):
-    """Crops that follow somebody do."""
+    """Crops that follow a person do."""
     video = [frame[: 300 - 9 * i, : 120 + 20 * i] for i, frame in enumerate(film[10:18])]
     assert as_dict(ask(models[8], video, top_k=None)[0]) == pytest.approx(direct(folders[8], video), abs=1e-5)
 

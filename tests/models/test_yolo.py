@@ -116,8 +116,8 @@ def test_keypoints_are_those_of_the_library(poser, weights, bus):
     np.testing.assert_allclose(found.points, expected.keypoints.data[..., :2].numpy(), atol=1e-2)
     np.testing.assert_allclose(found.scores, expected.keypoints.conf.numpy(), atol=1e-4)
     np.testing.assert_allclose(found.boxes, expected.boxes.xyxy.numpy(), atol=1e-2)
-    (nobody,) = ask(poser, bus, conf=1.0)
-    assert nobody.points.shape == (0, 17, 2)
+    (empty,) = ask(poser, bus, conf=1.0)
+    assert empty.points.shape == (0, 17, 2)
 
 
 @pytest.mark.parametrize("kind", ["detector", "poser", "segmenter"])

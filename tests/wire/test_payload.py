@@ -1,4 +1,4 @@
-"""Bodies: nothing that comes in a message makes us look outside the memory it names, or raise what nobody expects."""
+"""Bodies: nothing in a message makes a reader look outside the memory it names, or raises an unexpected error."""
 
 from __future__ import annotations
 

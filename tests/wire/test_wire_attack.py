@@ -1,4 +1,4 @@
-"""Nothing that comes over a socket hurts anybody but its sender.
+"""What comes over a socket harms its sender at most.
 
 One broker is attacked by everything in this file. After each attack the good client still gets its answers from
 the very same process, and the broker holds no descriptor, session, lease or request of the attacker's.
@@ -125,7 +125,7 @@ class Raw:
 
     def close(self) -> None:
         if self.line is None and self.greeted:
-            self.say(protocol.Bye())  # without a lifeline nobody would notice for SESSION_TTL_S
+            self.say(protocol.Bye())  # without a lifeline it would be noticed after SESSION_TTL_S
             self.sock.setsockopt(zmq.LINGER, 1000)
             self.sock.close()
         self.die()
@@ -398,7 +398,7 @@ def test_a_client_cannot_open_a_workers_channel(target: Target) -> None:
         lifeline.send(attached.line, protocol.LifelineChannel(), theirs.fileno())
         theirs.close()
         assert hung_up(attached.line)
-        assert ours.recv(1) == b"", "nobody keeps the other end"
+        assert ours.recv(1) == b"", "no process keeps the other end"
 
 
 def test_names_that_cannot_be_attached(target: Target) -> None:
@@ -413,7 +413,7 @@ def test_names_that_cannot_be_attached(target: Target) -> None:
         line = target.line()
         lifeline.send(line, protocol.LifelineAttach(role, key))
         assert hung_up(line), (role, key)
-    greeted.share()  # whoever was first is untouched
+    greeted.share()  # the first one is untouched
 
 
 def test_attaching_twice_ends_the_line_and_its_session(target: Target) -> None:
@@ -446,7 +446,7 @@ def test_out_of_descriptors_newcomers_are_hung_up_on_and_the_rest_go_on(target: 
                         return 1
             return 0
 
-        wait_until(turned_away, 5.0, "somebody was turned away")
+        wait_until(turned_away, 5.0, "a connection was refused")
         assert target.answer() == target.worker
         spent = _cpu(pid)
         for _ in range(20):
@@ -516,9 +516,9 @@ def test_descriptors_in_excess_are_closed(target: Target) -> None:
         attacker.line.sendmsg([protocol.pack(protocol.LifelineArena())], rights)
         assert isinstance(attacker.reply(), protocol.LifelineAccepted)
         attacker.line.sendmsg([protocol.pack(protocol.LifelineSettled(1))], rights)
-    nobody = target.line()
-    nobody.sendmsg([protocol.pack(protocol.LifelineArena())], rights)
-    assert hung_up(nobody)
+    unknown = target.line()
+    unknown.sendmsg([protocol.pack(protocol.LifelineArena())], rights)
+    assert hung_up(unknown)
     os.close(fd)
     wait_until(lambda: target.open_fds() <= before + 4, 5.0, "one descriptor for each of the four arenas")
 
