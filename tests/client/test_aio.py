@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.client.inside import slots
 from tests.support import Running, toy
 from zoo import (
     AsyncClient,
@@ -63,12 +64,6 @@ def _is(fd: str) -> bool:
     return os.path.lexists(f"/proc/self/fd/{fd}")
 
 
-def used(zoo: AsyncClient) -> int:
-    assert zoo._store is not None
-    assert zoo._store.shared is not None
-    return zoo._store.shared.slots
-
-
 def test_every_call_of_the_client_is_there(shared_broker: Running) -> None:
     public = {name for name in dir(Client) if not name.startswith("_")}
     assert public <= {name for name in dir(AsyncClient) if not name.startswith("_")}
@@ -92,7 +87,7 @@ def test_inference_of_every_kind(shared_broker: Running) -> None:
                 await zoo.infer("nobody", FRAME)
             with pytest.raises(InvalidInput, match="options"):
                 await zoo.infer("toy", FRAME, what=object())
-            assert used(zoo) == 0
+            assert slots(zoo) == 0
 
     run(work())
 
@@ -104,10 +99,10 @@ def test_frames_leases_and_questions(broker: Start) -> None:
                 for value in range(10):
                     frame.array[:] = value
                     assert (await zoo.infer("toy", frame, do="peek"))["value"] == value
-                assert used(zoo) == 1
-            assert used(zoo) == 0
+                assert slots(zoo) == 1
+            assert slots(zoo) == 0
             with await zoo.frame((8, 8, 3)) as frame:
-                assert used(zoo) == 1
+                assert slots(zoo) == 1
             with pytest.raises(InvalidInput):
                 await zoo.infer("toy", frame)
             async with zoo.load("toy") as lease:
@@ -140,7 +135,7 @@ def test_hundreds_of_tasks_share_a_client_and_a_small_arena(shared_broker: Runni
                 assert (await zoo.infer("toy", frame, do="peek"))["value"] == value
 
             await asyncio.gather(*(one(i % 256) for i in range(400)))
-            assert used(zoo) == 0
+            assert slots(zoo) == 0
             async with zoo.frame((1 << 20,)):
                 with pytest.raises(QueueFull):
                     await zoo.infer("toy", FRAME, timeout=0.1)
@@ -159,7 +154,7 @@ def test_a_cancelled_task_withdraws_its_request_and_keeps_the_slot_until_it_is_s
             assert all(
                 isinstance(e, asyncio.CancelledError) for e in await asyncio.gather(*tasks, return_exceptions=True)
             )
-            assert used(zoo) >= 1  # the one that is running
+            assert slots(zoo) >= 1  # the one that is running
             await until(lambda: _requests(zoo, 0))
             await until(lambda: _free(zoo))
             assert (await zoo.infer("toy", FRAME))["shape"] == [4, 5, 3]
@@ -173,7 +168,7 @@ async def _requests(zoo: AsyncClient, count: int) -> bool:
 
 
 async def _free(zoo: AsyncClient) -> bool:
-    return used(zoo) == 0
+    return slots(zoo) == 0
 
 
 def test_a_cancelled_load_leaves_no_lease(broker: Start) -> None:
@@ -215,7 +210,7 @@ def test_deadlines(broker: Start) -> None:
             await zoo.get_model("toy")
             with pytest.raises(DeadlineExceeded):
                 await zoo.infer("toy", FRAME, timeout=0.2, do="sleep", seconds=0.5)
-            assert used(zoo) == 1
+            assert slots(zoo) == 1
             await until(lambda: _free(zoo))
 
     running = broker()
@@ -240,7 +235,7 @@ def test_a_killed_broker_fails_what_is_under_way_and_its_successor_serves_the_sa
                 answers = await asyncio.gather(*(zoo.infer("toy", frame, do="peek") for _ in range(5)))
                 assert [a["value"] for a in answers] == [42] * 5
             await lease.release()
-            assert used(zoo) == 0
+            assert slots(zoo) == 0
 
     running = broker()
     run(work())

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.client.inside import driver, link, settled, slots
 from tests.support import Running, toy, wait_until
 from zoo import (
     BrokerUnreachable,
@@ -30,7 +31,8 @@ from zoo import (
     ZooError,
     curve,
 )
-from zoo.wire import protocol
+from zoo.client.exchange import Waiter
+from zoo.client.threads import run
 
 Start = Callable[..., Running]
 FRAME = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
@@ -142,10 +144,8 @@ def test_one_frame_serves_many_requests_without_being_written_again(zoo: Client)
         for value in range(20):
             frame.array[:] = value
             assert zoo.infer("toy", frame, do="peek")["value"] == value
-        assert zoo._store is not None
-        assert zoo._store.shared is not None
-        assert zoo._store.shared.slots == 1
-    assert zoo._store.shared.slots == 0
+        assert slots(zoo) == 1
+    assert slots(zoo) == 0
 
 
 def test_a_frame_is_not_usable_after_its_block(zoo: Client) -> None:
@@ -229,7 +229,7 @@ def test_sockets_of_ended_threads_are_closed(zoo: Client) -> None:
         thread = threading.Thread(target=zoo.infer, args=("toy", FRAME))
         thread.start()
         thread.join()
-    assert len(zoo._channels) <= 2
+    assert len(driver(zoo)._dealers) <= 2
 
 
 # ---------------------------------------------------------------- large results
@@ -277,17 +277,17 @@ def test_a_large_result_that_was_not_read_yet_survives_its_worker(broker: Start)
     running = broker()
     client, other = running.client(), running.client()
     client.get_model("toy")
-    channel = client._channel(time.monotonic() + 5.0, 5.0)
-    outgoing = client._frames(channel.link).outgoing(FRAME + 3, None, "rgb", {"do": "large"})
-    rid = next(client._rids)
-    client._send(channel, (protocol.pack(protocol.Infer(rid, "toy", 5000, 2, outgoing.arenas)), outgoing.body))
+    waiter, deadline = Waiter(), time.monotonic() + 5.0
+    outgoing = run(driver(client).store(link(client), deadline)).outgoing(FRAME + 3, None, "rgb", {"do": "large"})
+    dealer = driver(client).ready()
+    dealer.infer(waiter, "toy", outgoing, 2, deadline)
     wait_until(lambda: other.processes()[0]["requests"] == 1)
     assert other.unload("toy")
-    assert channel.link.look()  # takes in the news about the worker's arena
-    answer = client._collect(channel, {rid: ("toy", outgoing)}, time.monotonic() + 5.0)["toy"]["map"]
+    assert link(client).look()  # takes in the news about the worker's arena
+    answer = run(driver(client).next(dealer, waiter, deadline, deadline))[1]["map"]
     assert (answer == 3).all()
     del answer
-    wait_until(lambda: channel.link.look() and not channel.link._mappings, 5.0, "the mapping goes with its last result")
+    wait_until(lambda: link(client).look() and not link(client)._mappings, 5.0, "the mapping goes with its last result")
 
 
 # ---------------------------------------------------------------- time
@@ -301,11 +301,9 @@ def test_a_deadline_is_kept_while_a_worker_computes(broker: Start) -> None:
         client.infer("toy", FRAME, timeout=0.2, do="sleep", seconds=1.0)
     assert time.monotonic() - started < 0.8
     assert failure.value.retryable
-    assert client._store is not None
-    assert client._store.shared is not None
-    assert client._store.shared.slots == 1  # the worker still reads it
+    assert slots(client) == 1  # the worker still reads it
     client.infer("toy", FRAME)
-    wait_until(lambda: client._link.look() and client._store.shared.slots == 0, 5.0, "the slot is given back")  # type: ignore[union-attr]
+    wait_until(lambda: settled(client), 5.0, "the slot is given back")
 
 
 def test_an_interrupted_call_gives_its_slot_back(broker: Start) -> None:
@@ -314,7 +312,7 @@ def test_an_interrupted_call_gives_its_slot_back(broker: Start) -> None:
     threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
         client.infer("toy", FRAME, do="sleep", seconds=0.6)
-    wait_until(lambda: client._link.look() and client._store.shared.slots == 0, 5.0, "the slot is given back")  # type: ignore[union-attr]
+    wait_until(lambda: settled(client), 5.0, "the slot is given back")
     assert client.infer("toy", FRAME)["shape"] == [4, 5, 3]
     assert client.get_status()["requests"] == 0
 
@@ -374,7 +372,7 @@ def test_close_ends_other_threads_calls(broker: Start) -> None:
     client.get_model("toy")
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(client.infer, "toy", FRAME, do="sleep", seconds=1.0)
-        wait_until(lambda: len(client._channels) == 2)
+        wait_until(lambda: len(driver(client)._dealers) == 2)
         client.close()
         with pytest.raises(BrokerUnreachable):
             call.result(timeout=5.0)
@@ -417,9 +415,7 @@ def test_a_killed_broker_fails_what_is_under_way_and_its_successor_serves_the_sa
         assert list(pool.map(lambda _: client.infer("toy", frame, do="peek")["value"], range(4))) == [42] * 4
     lease.release()
     assert client.get_status()["leases"] == 0
-    assert client._store is not None
-    assert client._store.shared is not None
-    assert client._store.shared.slots == 0
+    assert slots(client) == 0
 
 
 def test_a_dead_client_holds_nothing(broker: Start) -> None:

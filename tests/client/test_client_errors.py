@@ -23,6 +23,7 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.client.inside import arena
 from tests.support import ROOT, Running
 from zoo import AsyncClient, BrokerUnreachable, Client, InvalidInput, OutOfMemory, ZooError
 from zoo.wire import protocol
@@ -233,8 +234,7 @@ def test_what_the_system_refuses_once_is_a_zoo_error_once(
         assert isinstance(told.value, BrokerUnreachable | OutOfMemory)
         assert told.value.retryable
         assert zoo.infer("toy", FRAME)["shape"] == [4, 4, 3]
-        assert zoo._store is not None
-        assert zoo._store.shared is not None  # not inline for life
+        assert arena(zoo)  # not inline for life
 
 
 @pytest.mark.parametrize("failure", [NO_FILES, NO_MEMORY, MemoryError()])
@@ -274,8 +274,7 @@ def test_a_broker_that_ends_while_an_arena_is_made_does_not_make_the_client_send
     assert told.value.retryable
     running.start()
     assert client.infer("toy", FRAME)["shape"] == [4, 4, 3]
-    assert client._store is not None
-    assert client._store.shared is not None
+    assert arena(client)
 
 
 def test_a_process_that_runs_out_of_descriptors_is_told_so_and_goes_on(shared_broker: Running) -> None:

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from tests import support
+from tests.client.inside import link, settled, slots
 from tests.support import Running, tables, toy, wait_until
 from zoo import (
     AsyncClient,
@@ -37,7 +38,9 @@ from zoo import (
     WorkerCrashed,
     curve,
 )
+from zoo.client import calls, threads
 from zoo.enrichment import Enrichment
+from zoo.wire import protocol
 
 Start = Callable[..., Running]
 DOC = (Path(__file__).parent.parent.parent / "docs/protocol.md").read_text(encoding="utf-8")
@@ -93,18 +96,6 @@ def chain() -> Iterator[Running]:
         running.close()
     finally:
         support.remove(folder)
-
-
-def slots(client: Client | AsyncClient) -> int:
-    assert client._store is not None
-    assert client._store.shared is not None
-    return client._store.shared.slots
-
-
-def settled(client: Client) -> bool:
-    """No slot is taken any more, once the lifeline was looked at."""
-    assert client._link is not None
-    return client._link.look() and slots(client) == 0
 
 
 def check_street(found: Enrichment, frame: np.ndarray) -> None:
@@ -190,7 +181,7 @@ def test_the_frame_is_written_once(chain: Running) -> None:
 def test_the_table_comes_from_the_broker_with_the_state_of_each_model(chain: Running) -> None:
     with Client(chain.endpoint, timeout=20.0) as zoo:
         zoo.get_model("find")
-        table = zoo._query("enrich")
+        table = threads.run(zoo._calls.ask(calls.Call(protocol.Query(0, "enrich"), dict)))
         assert table["models"].keys() == {"find", "read", "look", "film", "whole"}
         assert table["models"]["find"]["state"] == "loaded"
     rows = DOC.split("### `enrich`\n", 1)[1].split("\n#", 1)[0]
@@ -445,8 +436,7 @@ def test_hundreds_of_events_leave_nothing_behind(chain: Running) -> None:
         status = zoo.get_status()
         assert (status["leases"], status["requests"]) == (0, 0)
         assert slots(zoo) == 1
-        assert zoo._link is not None
-        assert not zoo._link.held
+        assert link(zoo).exchange.idle
         assert len(os.listdir("/proc/self/fd")) <= before
 
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.client.inside import arena, driver, link, slots
 from tests.support import ROOT, Running, toy, wait_until
 from zoo import AsyncClient, BrokerUnreachable, Client, InvalidInput, ZooError, curve
-from zoo.client.link import Link
 
 Start = Callable[..., Running]
 FRAME = np.zeros((4, 4, 3), np.uint8)
@@ -52,12 +52,6 @@ def in_child(act: Callable[[], Any], within: float = 5.0) -> str:
     return said
 
 
-def used(client: Client) -> int:
-    assert client._store is not None
-    assert client._store.shared is not None
-    return client._store.shared.slots
-
-
 CALLS: dict[str, Callable[[Any], Any]] = {
     "infer": lambda zoo: zoo.infer("toy", FRAME),
     "frame": lambda zoo: zoo.frame((4, 4, 3)),
@@ -72,10 +66,8 @@ def hold_every_lock(client: Client, go_on: threading.Event) -> threading.Thread:
     held = threading.Event()
 
     def hold() -> None:
-        assert client._link is not None
-        assert client._store is not None
-        assert client._store.shared is not None
-        with client._lock, client._link._lock, client._depot._lock, client._store.shared._mutex:
+        own = driver(client)
+        with own._lock, own.link._lock, own.depot._lock, arena(client)._mutex:
             held.set()
             go_on.wait(20.0)
 
@@ -269,10 +261,10 @@ def test_a_dropped_frame_gives_its_slot_back_when_its_array_is_gone_too(broker: 
     client.infer("toy", frame)
     array = frame.array[2:]
     del frame
-    assert used(client) == 1
+    assert slots(client) == 1
     array[:] = 1  # it is still ours
     del array
-    assert used(client) == 0
+    assert slots(client) == 0
 
 
 def test_a_dropped_lease_is_given_back(broker: Start) -> None:
@@ -346,10 +338,9 @@ def test_nothing_is_warned_about_when_a_client_is_dropped(broker: Start) -> None
         warnings.simplefilter("error")
         client = Client(running.endpoint)
         client.infer("toy", FRAME)
-        link = client._link
-        assert isinstance(link, Link)
+        line = link(client)
         del client
-        assert link.fileno() == -1
+        assert line.fileno() == -1
 
 
 def test_a_client_that_could_not_be_made_is_dropped_in_silence() -> None:

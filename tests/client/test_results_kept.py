@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from broker.front.handoff import MAX_UNSENT, Line
+from tests.client.inside import driver, link
 from tests.support import Running, wait_until
 from zoo import AsyncClient, BrokerUnreachable, Client
 from zoo.client import session
-from zoo.client.link import Link
 from zoo.wire import lifeline, protocol
 
 Start = Callable[..., Running]
@@ -51,24 +51,28 @@ def is_borrowed(array: np.ndarray) -> bool:
     return type(found).__name__ == "_Borrowed"
 
 
+def dropped(client: Client) -> None:
+    """What the garbage collector does with it."""
+    driver(client).__del__()
+
+
 def nonsense(client: Client) -> None:
-    assert client._link is not None
-    assert client._link._line is not None
-    client._link._line.send(b"\xff\xff")
+    line = link(client)._line
+    assert line is not None
+    line.send(b"\xff\xff")
 
 
 def second_attach(client: Client) -> None:
-    assert client._link is not None
-    assert client._link._line is not None
-    lifeline.send(client._link._line, protocol.LifelineAttach("client", client._link.key))
+    line = link(client)._line
+    assert line is not None
+    lifeline.send(line, protocol.LifelineAttach("client", link(client).key))
 
 
 def bye_on_the_front(client: Client) -> None:
-    assert client._link is not None
-    session.say(client._link, protocol.Bye())
+    session.say(link(client), protocol.Bye())
 
 
-@pytest.mark.parametrize("end", [Client.close, Client.__del__, nonsense, second_attach, bye_on_the_front])
+@pytest.mark.parametrize("end", [Client.close, dropped, nonsense, second_attach, bye_on_the_front])
 def test_a_result_outlives_its_session(broker: Start, end: Callable[[Client], None]) -> None:
     running = broker()
     other = running.client()
@@ -136,22 +140,20 @@ def test_results_of_a_process_that_is_gone_go_back(broker: Start) -> None:
 def test_a_client_without_results_hangs_up_at_once(broker: Start) -> None:
     client = broker().client()
     array = large(client, 1)
-    link = client._link
-    assert link is not None
+    line = link(client)
     del array
     client.close()
-    assert link.fileno() == -1
+    assert line.fileno() == -1
 
 
 def test_a_result_that_is_read_after_its_client_was_closed_is_refused(broker: Start) -> None:
     client = broker().client()
     large(client, 1)
-    link = client._link
-    assert isinstance(link, Link)
-    number = next(iter(link._mappings))
+    line = link(client)
+    number = next(iter(line._mappings))
     client.close()
     with pytest.raises(BrokerUnreachable, match="closed"):
-        link.lend(number)
+        line.lend(number)
 
 
 def test_a_client_that_does_not_read_is_cut_off_and_can_still_give_back() -> None:

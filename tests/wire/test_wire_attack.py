@@ -30,6 +30,7 @@ import zmq
 
 from broker.front import handoff
 from tests import support
+from tests.client.inside import link
 from tests.support import Running, toy, wait_until
 from zoo import Client
 from zoo.wire import arena, lifeline, payload, protocol
@@ -403,8 +404,7 @@ def test_a_client_cannot_open_a_workers_channel(target: Target) -> None:
 
 def test_names_that_cannot_be_attached(target: Target) -> None:
     greeted = target.attached()
-    good = target.good._link
-    assert good is not None
+    good = link(target.good)
     for role, key in (
         ("client", b""), ("client", bytes(8)), ("client", greeted.key), ("client", good.key), ("client", b"x" * 1000),
         ("worker", b""), ("worker", b"w1-" + bytes(12)), ("worker", greeted.key), ("worker", good.key),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from zoo.client.frame_arena import FrameArena
-from zoo.errors import InvalidInput, OutOfMemory
+from zoo.errors import InvalidInput, OutOfMemory, QueueFull
 from zoo.wire import arrays, payload, protocol
 
 Boxes = Sequence[Sequence[float]] | np.ndarray
@@ -146,9 +146,11 @@ class Outgoing:
                 "not in shared memory: send less at once, an encoded image, or raise max_inline_mb in its config.toml"
             )
 
-    def keep(self) -> None:
+    def keep(self) -> list[Slot]:
+        """The slots, each needed once more until it is dropped."""
         for slot in self.slots:
             slot.keep()
+        return [*self.slots]
 
     def drop(self) -> None:
         for slot in self.slots:
@@ -171,6 +173,11 @@ class Store:
 
     def __init__(self, shared: FrameArena | None) -> None:
         self.shared = shared
+
+    def full(self) -> QueueFull:
+        """The error for a caller whose time is up while it waits for a slot."""
+        size = self.shared.size >> 20 if self.shared is not None else 0
+        return QueueFull(f"every slot of this client's {size} MB arena is in use; wait for answers, or raise arena_mb")
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Slot:
         """An uninitialised slot.

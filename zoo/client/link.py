@@ -24,8 +24,9 @@ from collections import deque
 
 import numpy as np
 
-from zoo.client import frames, peers
-from zoo.errors import AccessDenied, BrokerUnreachable, ProtocolMismatch
+from zoo.client import peers
+from zoo.client.exchange import Exchange
+from zoo.errors import AccessDenied, BrokerUnreachable, ProtocolMismatch, ZooError
 from zoo.system.locks import is_mine
 from zoo.wire import arena, arrays, lifeline, protocol
 
@@ -135,9 +136,7 @@ class Link:
         shares_memory: it has, or had, a lifeline.
         dead: set once the broker is known to be gone, or the client is closed.
         closed: nothing is read or asked any more; see `loans`.
-        held: slots of requests that were answered, or given up on, while a worker may still read them.
-        unwanted: requests for a lease whose callers have given up; should one be granted, it is released.
-        fences: by the rid of a question, requests that the broker never got if it answers that question first.
+        exchange: its requests.
         loans: of results that arrays still look at.
     """
 
@@ -152,11 +151,7 @@ class Link:
         self.arena_limit = welcome.arena_limit_bytes
         self.inline_limit = welcome.inline_limit_bytes
         self._look_at = 0.0
-        self.held: dict[int, frames.Outgoing] = {}
-        self.unwanted: set[int] = set()
-        self.fences: dict[int, set[int]] = {}
         self.loans: dict[int, weakref.ref[Loan]] = {}
-        self._settled: set[int] = set()  # by the lifeline, before the answer that says "held" was read
         self.sockets = itertools.count(1)
         self._mappings: dict[int, _Mapping] = {}
         self._unsent: deque[tuple[int, int]] = deque()
@@ -165,6 +160,7 @@ class Link:
         self._replies: deque[protocol.LifelineMessage] = deque()
         self._line: socket.socket | None = None
         self.shares_memory = welcome.handoff is not None and sys.platform == "linux"
+        self.exchange = Exchange(self.shares_memory)
         if welcome.handoff is not None and self.shares_memory:
             try:
                 left = min(HANDSHAKE_S, deadline - time.monotonic())
@@ -278,10 +274,7 @@ class Link:
             if mapping is not None:
                 mapping.close()
         elif isinstance(message, protocol.LifelineSettled):
-            self._settled.add(message.rid)  # in this order: see `hold`
-            if message.rid in self.held:
-                self._settled.discard(message.rid)
-                self.settle(message.rid)
+            self.exchange.settled(message.rid)
         else:
             self._replies.append(message)
 
@@ -300,11 +293,17 @@ class Link:
                     self._lock.release()
                 except RuntimeError:
                     pass  # another thread looks
+        if self.dead:
+            self.exchange.end(went_away())
         return not self.dead
 
     def seems_well(self) -> bool:
         """`look()`, but not more often than every `LOOK_S`: this stands before every request."""
         return not self.dead and (time.monotonic() < self._look_at or self.look())
+
+    def is_unknown(self) -> None:
+        """The broker says that it does not know this session; no lifeline tells where there is none."""
+        self.dead = self.dead or not self.shares_memory
 
     # ------------------------------------------------------------ results in workers' arenas
 
@@ -351,34 +350,14 @@ class Link:
         except (OSError, TypeError, AttributeError):
             pass  # the broker is gone, or the interpreter is going
 
-    # ------------------------------------------------------------ slots of answered requests
-
-    def hold(self, rid: int, outgoing: frames.Outgoing) -> None:
-        """Keeps the slots until `settle`, or not at all when the news of that was faster than the answer."""
-        if not self.shares_memory:
-            outgoing.drop()  # nothing is shared, so it is not read
-            return
-        self.held[rid] = outgoing
-        if rid in self._settled:  # another thread may be taking it from the lifeline just now: the second one sees
-            self._settled.discard(rid)
-            self.settle(rid)
-
-    def answered(self, message: protocol.FromBroker, outgoing: frames.Outgoing) -> None:
-        """The answer to a request is there: its slots are free, unless the answer says otherwise."""
-        if isinstance(message, protocol.Error) and message.held:
-            self.hold(message.rid, outgoing)
-        else:
-            outgoing.drop()
-
-    def settle(self, rid: int) -> None:
-        outgoing = self.held.pop(rid, None)
-        if outgoing is not None:
-            outgoing.drop()
-
     # ------------------------------------------------------------ its end
 
-    def close(self) -> None:
-        """Gives back all that was this session's, at once; what arrays still look at, when they are gone."""
+    def close(self, why: ZooError | None = None) -> None:
+        """Gives back all that was this session's, at once; what arrays still look at, when they are gone.
+
+        Args:
+            why: what the callers that still wait get.
+        """
         self.dead = self.closed = True
         line = self._line
         if line is not None and self.looks_at_results():
@@ -388,8 +367,7 @@ class Link:
                 pass  # it is over already, or stands still: then it is cut off for not reading
         if not self.looks_at_results():  # also when the last of them went meanwhile
             self.hang_up()
-        for rid in list(self.held):
-            self.settle(rid)
+        self.exchange.end(why or client_closed())
 
     def looks_at_results(self) -> bool:
         return any(loan() is not None for loan in list(self.loans.values()))
@@ -406,8 +384,20 @@ class Link:
         """In the child of a fork: all of this is the parent's, and our copy of the line must not keep it alive."""
         self.dead = self.closed = True
         self._lock = threading.RLock()
-        self.held.clear()
+        self.exchange.end(forked())
         self.hang_up()
+
+
+def went_away() -> BrokerUnreachable:
+    return BrokerUnreachable("the broker went away while the request was under way; try again")
+
+
+def client_closed() -> BrokerUnreachable:
+    return BrokerUnreachable("this client is closed", retryable=False)
+
+
+def forked() -> BrokerUnreachable:
+    return BrokerUnreachable("a client does not survive a fork; make a new one in the child", retryable=False)
 
 
 def _ready(line: socket.socket, events: int, timeout: float) -> bool:

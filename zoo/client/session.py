@@ -1,8 +1,6 @@
-"""What both clients share: opening a link (see `zoo/client/link.py`), and reading what comes.
+"""Opening a session: sockets, `Hello`, and where memory can be shared a lifeline (see `zoo/client/link.py`).
 
-A link is opened with `Hello` and, where memory can be shared, a lifeline (`open_link`; nothing else here waits on
-ZeroMQ). Late answers, to requests that were given up, go through `Reader.late`, so that slots and leases are given
-back and nothing is lost.
+Only `open_link` waits, for a broker that is still starting.
 """
 
 from __future__ import annotations
@@ -15,16 +13,14 @@ import sys
 import time
 from typing import Any
 
-import numpy as np
 import zmq
 
 from zoo.client import peers
-from zoo.client.frame_arena import FrameArena
-from zoo.client.link import Link, Loan
+from zoo.client.link import Link
 from zoo.config.address import Address
 from zoo.curve import read_key
-from zoo.errors import AccessDenied, BrokerUnreachable, OutOfMemory, ProtocolMismatch, QueueFull, ZooError
-from zoo.wire import multipart, payload, protocol
+from zoo.errors import AccessDenied, BrokerUnreachable, ZooError
+from zoo.wire import protocol
 
 GRACE_S = 0.6  # past its deadline, a request's answer is still waited for this long
 LAST_S = 0.8  # past its deadline, no call waits for anything any more
@@ -32,70 +28,6 @@ MAX_SOCKETS = 32768  # of a process: one for each thread of each client
 HELLO_S = 1.0  # an unanswered Hello is said again: the broker that took it may be gone
 BYE_MS = 300  # how long a closing client tries to say so, where no lifeline says it
 POLL_MS = 100  # how often a waiting client looks whether its broker is still there
-
-
-class Reader:
-    """Reads answers out of one socket's inbox."""
-
-    def __init__(self, link: Link, inbox: multipart.Inbox) -> None:
-        self._link = link
-        self._inbox = inbox
-        self._loan: Loan | None = None
-        self._decode = payload.result_decoder(self._look_up)
-
-    def _look_up(self, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        if self._loan is None:
-            raise ProtocolMismatch("a result refers to an arena, and does not say to which")
-        return self._loan.view(offset, shape, dtype)
-
-    def outcome(self, message: protocol.FromBroker, parts: list[bytes]) -> Any:
-        """What the caller gets; an exception object when the request failed."""
-        if isinstance(message, protocol.Error):
-            if message.message == protocol.UNKNOWN_SESSION and not self._link.shares_memory:
-                self._link.dead = True  # there is no lifeline to tell; the next call says Hello again
-            return message.exception()
-        if isinstance(message, protocol.Value):
-            return message.value
-        if not isinstance(message, protocol.Result):
-            return ProtocolMismatch(f"the broker answered with a {type(message).__name__}")
-        try:
-            if message.arena:
-                if self._inbox.kept is None:
-                    self._inbox.kept = self._link.lend(message.arena)
-                self._loan = self._inbox.kept
-            body = self._decode(parts[1] if len(parts) > 1 else b"")
-        except ZooError as e:
-            return e
-        except MemoryError as e:
-            return OutOfMemory(f"this process has no memory left for the result ({e})")
-        finally:
-            self._loan = None
-        return body.results if body.many else body.results[0]
-
-    def late(self, message: protocol.FromBroker, parts: list[bytes]) -> protocol.Message | None:
-        """Deals with what no call waits for any more; gives a message to be sent because of it, or None.
-
-        Raises:
-            ZooError: it is about no request at all; the broker could not read something that we sent.
-        """
-        if isinstance(message, protocol.Welcome):
-            return None
-        if isinstance(message, protocol.Error) and not message.rid:
-            raise message.exception()
-        link, rid = self._link, message.rid
-        for rids in list(link.fences.values()):
-            rids.discard(rid)
-        if isinstance(message, protocol.Error) and message.held:
-            return None  # `LifelineSettled` follows
-        self.outcome(message, parts)  # once decoded and dropped, a result's slots go back
-        link.settle(rid)
-        for unknown in link.fences.pop(rid, ()):
-            link.settle(unknown)
-        if rid in link.unwanted:
-            link.unwanted.discard(rid)
-            if isinstance(message, protocol.Value):
-                return protocol.Release(0, message.value)
-        return None
 
 
 # ---------------------------------------------------------------- opening
@@ -222,10 +154,6 @@ class Flag:
         return self.up
 
 
-def remaining_ms(deadline: float) -> int:
-    return max(1, int((deadline - time.monotonic()) * 1000))
-
-
 def configure(sock: Any, identity: bytes, endpoint: str) -> None:
     """Options that every client socket has."""
     sock.setsockopt(zmq.ROUTING_ID, identity)
@@ -260,22 +188,11 @@ def say(link: Link, message: protocol.Message) -> None:
         pass  # then the end of the session says it
 
 
-def give_back_lease(link: Link, number: int) -> None:
-    """Of a lease that is garbage."""
-    if not link.dead and not sys.is_finalizing():
-        say(link, protocol.Release(0, number))
-
-
 def unreachable(endpoint: Address, timeout: float) -> BrokerUnreachable:
     text = f"no broker answers at {endpoint} ({endpoint.how}) within {timeout:g} s; start one with `zoo serve`"
     if endpoint.startswith("tcp://"):
         text += ", or see whether it knows this client's CURVE key"
     return BrokerUnreachable(text)
-
-
-def arena_full(own: FrameArena | None) -> QueueFull:
-    size = own.size >> 20 if own is not None else 0
-    return QueueFull(f"every slot of this client's {size} MB arena is in use; wait for answers, or raise arena_mb")
 
 
 def close_quietly(sock: Any) -> None:

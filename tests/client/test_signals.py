@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import zoo
+from tests.client.inside import driver, link, slots
 from tests.support import Running, toy, wait_until
 from zoo import BrokerUnreachable, Client
 
@@ -45,26 +46,18 @@ def give_up() -> None:
     raise Alarm
 
 
-def used(client: Client) -> int:
-    assert client._store is not None
-    assert client._store.shared is not None
-    return client._store.shared.slots
-
-
 def state(client: Client) -> dict[str, Any]:
     """What is in use. Questions have answers that come late be read."""
     client.get_status()
     gc.collect()
-    link = client._link
-    if link is not None:
-        link.look()
+    line = link(client)
+    line.look()
     status = client.get_status()
     return {
-        "slots": used(client),
+        "slots": slots(client),
         "leases": status["leases"],
         "requests": status["requests"],
-        "held": link.held if link is not None else {},
-        "fences": link.fences if link is not None else {},
+        "not idle": not line.exchange.idle,
     }
 
 
@@ -239,7 +232,7 @@ def test_a_call_in_a_handler_takes_no_answer_of_the_call_that_it_interrupts(brok
     assert not wrong, wrong
     assert set(values) == {0}
     assert is_clean(client)
-    assert len(client._channels) <= 3
+    assert len(driver(client)._dealers) <= 3
 
 
 def test_a_handler_may_close_the_client_that_it_interrupts(broker: Start) -> None:

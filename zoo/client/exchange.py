@@ -1,0 +1,230 @@
+"""What of a session is pending, withdrawn, held or settled: decided here, without I/O, threads or a clock.
+
+A session may have many sockets and many callers. Every request has a number (`rid`); from `ask` on it belongs to a
+`Waiter`, until one of three things ends that:
+
+    answer      its outcome goes to the waiter; its slots are free, or held if the answer says that a worker reads on
+    withdraw    the caller has given up: its slots are held until the late answer or `settled` frees them, and a lease
+                that the late answer brings is released
+    end         of the lifeline, of the client, or by a fork: all waiters get the error, all slots are free
+
+An answer may be lost, with a socket in which a signal handler raised. So a withdrawal ends with a question, its fence,
+which the broker answers after everything that it had to say before. A withdrawn request without an answer by then has
+none, or its answer is lost; the broker is told so (`Cancel.lost`) and takes back what it lent with it.
+
+`LifelineSettled` comes by another way than the answer that says "held", and may be faster. Threads share an exchange.
+A signal handler may raise between any two steps: what a request holds is freed at most once, and is freed by the
+garbage collector where its freeing was interrupted. So each step leaves a request where a second attempt finds it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from zoo.errors import ZooError
+from zoo.wire import protocol
+
+
+class Slot(Protocol):
+    """A frame's memory. `drop` is called once for each request that needed it."""
+
+    def drop(self) -> None: ...
+
+
+class Grant(Protocol):
+    """What a granted lease is kept by."""
+
+    def granted(self, number: int) -> None: ...
+
+
+class Asked:
+    """A request: whose answer it is (a model's name, or ""), and what it needs until it is settled."""
+
+    __slots__ = ("grant", "name", "slots")
+
+    def __init__(self, name: str, slots: list[Any], grant: Grant | None) -> None:
+        self.name = name
+        self.slots = slots
+        self.grant = grant
+
+    def free(self) -> None:
+        """Frees its slots, each once, however often and in whatever thread this is called."""
+        while self.slots:
+            try:
+                self.slots.pop().drop()
+            except IndexError:
+                return  # another thread was faster
+
+
+class Waiter:
+    """A caller that waits for the answers to its requests.
+
+    Attributes:
+        asked: its requests without an answer, by rid.
+        came: answers, as (name, outcome); an outcome may be an error.
+        error: no more answers come, for this reason.
+    """
+
+    __slots__ = ("asked", "came", "error")
+
+    def __init__(self) -> None:
+        self.asked: dict[int, Asked] = {}
+        self.came: deque[tuple[str, Any]] = deque()
+        self.error: ZooError | None = None
+
+
+class Exchange:
+    """The requests of one session with one life of a broker.
+
+    Args:
+        shares_memory: whether workers read frames where the client has placed them. If not, nothing is ever held.
+    """
+
+    def __init__(self, shares_memory: bool) -> None:
+        self._shares_memory = shares_memory
+        self._numbers = itertools.count(1)
+        self._over: ZooError | None = None
+        self._waiters: dict[int, Waiter] = {}  # of requests without an answer, by rid
+        self._held: dict[int, Asked] = {}  # without a waiter, while a worker may read their slots
+        self._settled: set[int] = set()  # told by the lifeline before the answer that says "held" was read
+        self._unwanted: set[int] = set()  # withdrawn requests for a lease
+        self._fences: dict[int, set[int]] = {}  # by the rid of a fence, the withdrawn requests without an answer yet
+
+    @property
+    def idle(self) -> bool:
+        """No request is pending, held or withdrawn."""
+        return not (self._waiters or self._held or self._settled or self._unwanted or self._fences)
+
+    def ask(self, waiter: Waiter, name: str, slots: list[Any], grant: Grant | None = None) -> int:
+        """The number of a new request, which the caller sends next."""
+        rid = next(self._numbers)
+        waiter.asked[rid] = Asked(name, slots, grant)
+        self._waiters[rid] = waiter
+        if self._over is not None:
+            self.end(self._over)
+        return rid
+
+    def unsent(self, rid: int) -> None:
+        """The request could not be sent."""
+        waiter = self._waiters.pop(rid, None)
+        asked = waiter.asked.pop(rid, None) if waiter is not None else None
+        if asked is not None:
+            asked.free()
+
+    def answer(self, message: protocol.FromBroker, outcome: Any) -> tuple[Waiter | None, Sequence[protocol.Message]]:
+        """Takes in an answer.
+
+        Args:
+            outcome: what the caller gets for it.
+
+        Returns:
+            The waiter that has something new, and messages to be sent on the socket that the answer came from.
+
+        Raises:
+            ZooError: the message is about no request at all; the broker could not read something that was sent.
+        """
+        if isinstance(message, protocol.Welcome):
+            return None, ()
+        rid = message.rid
+        held = isinstance(message, protocol.Error) and message.held
+        waiter = self._waiters.get(rid)
+        asked = waiter.asked.get(rid) if waiter is not None else None
+        if waiter is None or asked is None:
+            return None, self._late(message, held)
+        if asked.grant is not None and isinstance(message, protocol.Value):
+            asked.grant.granted(message.value)  # it goes back with the grant, if no caller takes that
+        if held:
+            self._hold(rid, asked)
+        waiter.came.append((asked.name, outcome))
+        waiter.asked.pop(rid, None)
+        self._waiters.pop(rid, None)
+        if not held:
+            asked.free()
+        return waiter, ()
+
+    def _late(self, message: protocol.Result | protocol.Error | protocol.Value, held: bool) -> list[protocol.Message]:
+        """The answer to a withdrawn request, or to a fence."""
+        rid = message.rid
+        if isinstance(message, protocol.Error) and not rid:
+            raise message.exception()
+        self._waiters.pop(rid, None)  # of a withdrawal that was interrupted
+        for missing in list(self._fences.values()):
+            missing.discard(rid)
+        replies: list[protocol.Message] = []
+        if rid in self._unwanted:
+            self._unwanted.discard(rid)
+            if isinstance(message, protocol.Value):
+                replies.append(protocol.Release(0, message.value))
+        if not held:  # else `settled` follows
+            self._free(rid)
+        for lost in self._fences.pop(rid, ()):
+            self._unwanted.discard(lost)
+            self._free(lost)
+            replies.append(protocol.Cancel(lost, lost=True))
+        return replies
+
+    def withdraw(self, waiter: Waiter) -> tuple[int, list[protocol.Message]]:
+        """Gives up on all that the waiter has asked.
+
+        Returns:
+            The number of the fence (0: none is needed), and what has to be sent, in this order and on one socket.
+        """
+        rids = list(waiter.asked)
+        for rid, asked in list(waiter.asked.items()):
+            if asked.grant is not None:
+                self._unwanted.add(rid)
+            self._hold(rid, asked)
+        waiter.asked.clear()
+        for rid in rids:
+            self._waiters.pop(rid, None)
+        if not rids or self._over is not None:
+            self._unwanted.difference_update(rids)
+            return 0, []
+        fence = next(self._numbers)
+        self._fences[fence] = set(rids)
+        return fence, [*map(protocol.Cancel, rids), protocol.Release(fence, 0)]
+
+    def awaits(self, fence: int) -> bool:
+        """The fence has not been answered yet."""
+        return fence in self._fences
+
+    def settled(self, rid: int) -> None:
+        """The lifeline says that no worker reads the slots of that request any more."""
+        if rid not in self._waiters and rid not in self._held:  # in this order: see `answer`
+            return
+        self._settled.add(rid)  # in this order: see `_hold`
+        if rid in self._held:
+            self._free(rid)
+
+    def end(self, why: ZooError) -> None:
+        """The session is over: no answer comes any more, and no slot is read."""
+        self._over = self._over or why
+        while self._waiters:
+            try:
+                rid, waiter = self._waiters.popitem()
+            except KeyError:
+                break  # another thread was faster
+            waiter.error = waiter.error or self._over
+            asked = waiter.asked.pop(rid, None)
+            if asked is not None:
+                asked.free()
+        for rid in list(self._held):
+            self._free(rid)
+        self._settled.clear()
+        self._unwanted.clear()
+        self._fences.clear()
+
+    def _hold(self, rid: int, asked: Asked) -> None:
+        """Keeps the slots until `settled`, or not at all where that was faster."""
+        self._held[rid] = asked
+        if rid in self._settled or self._over is not None or not self._shares_memory:
+            self._free(rid)
+
+    def _free(self, rid: int) -> None:
+        asked = self._held.pop(rid, None)
+        self._settled.discard(rid)
+        if asked is not None:
+            asked.free()

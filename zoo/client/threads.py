@@ -1,0 +1,268 @@
+"""How threads wait: the driver of `Client`.
+
+Each thread has a ZeroMQ socket of its own, so that a call costs no hand-over between threads. The session, its lifeline
+and the arena are shared. A thread that calls the client in a signal handler, in the middle of a call of its own, gets
+another socket for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import Any, ParamSpec, TypeVar
+
+import zmq
+
+from zoo.client import frames, session
+from zoo.client.dealer import Dealer
+from zoo.client.depot import Depot
+from zoo.client.exchange import Waiter
+from zoo.client.link import Link, client_closed, forked
+from zoo.config.address import Address
+from zoo.errors import BrokerUnreachable, DeadlineExceeded, ZooError
+from zoo.system.locks import is_mine
+from zoo.wire import protocol
+
+WITHDRAW_S = 2.0  # the broker's answer to a Cancel is waited for at most this long, within the caller's deadline
+CLOSE_S = 0.5  # how long `close` waits for the calls of other threads to notice
+SLOT_POLL_S = 0.005
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def run(steps: Generator[Any, None, T]) -> T:
+    """A call's steps, to the end. With this driver they yield nothing."""
+    try:
+        next(steps)
+    except StopIteration as end:
+        found: T = end.value
+        return found
+    raise AssertionError("a call of a thread has yielded")
+
+
+def blocks(wait: Callable[P, T]) -> Callable[P, Generator[Any, None, T]]:
+    """Makes steps of a function that waits by itself."""
+
+    def steps(*args: P.args, **kwargs: P.kwargs) -> Generator[Any, None, T]:
+        return wait(*args, **kwargs)
+        yield
+
+    return steps
+
+
+class Threads:
+    """See `zoo.client.calls.Driver`. One that is garbage ends its session."""
+
+    crowded = False
+
+    def __init__(self, endpoint: Address, arena_bytes: int) -> None:
+        self._quit = session.Flag()
+        self._endpoint = endpoint
+        self.depot = Depot(arena_bytes)
+        self._local = threading.local()
+        self._lock = threading.RLock()
+        self.link: Link | None = None
+        self._dealers: dict[Dealer, threading.Thread] = {}
+        self._pid = os.getpid()
+        self._pinger: threading.Thread | None = None
+
+    @property
+    def closed(self) -> bool:
+        return self._quit.up
+
+    # ------------------------------------------------------------ sockets
+
+    def ready(self) -> Dealer | None:
+        link = self.link
+        for dealer in getattr(self._local, "dealers", ()):
+            if dealer.link is link and not is_mine(dealer.lock) and link.seems_well():
+                if dealer.torn:
+                    dealer.mend()
+                return dealer  # type: ignore[no-any-return]
+        return None
+
+    @blocks
+    def open(self, deadline: float, seconds: float) -> Dealer:
+        if self._pid != os.getpid():
+            raise forked()
+        if is_mine(self._lock):
+            raise BrokerUnreachable("called by a signal handler while its thread connects; try again outside of it")
+        try:
+            if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                raise session.unreachable(self._endpoint, seconds)
+            return self._new_dealer(deadline, seconds)
+        finally:
+            try:
+                self._lock.release()
+            except RuntimeError:
+                pass  # it was not got
+
+    def _new_dealer(self, deadline: float, seconds: float) -> Dealer:
+        if self.closed:
+            raise client_closed()
+        mine: list[Dealer] = getattr(self._local, "dealers", [])
+        for dealer, thread in list(self._dealers.items()):
+            if not thread.is_alive():
+                dealer.take_late()
+                self._shut(dealer)
+            elif dealer in mine and dealer.link is not self.link and not is_mine(dealer.lock):
+                self._shut(dealer)
+        if self.link is None or not self.link.look():
+            self._drop_link(0.0)
+            link, sock = session.open_link(self._endpoint, seconds, deadline, self._quit)
+            self.link = link
+            if not link.shares_memory:
+                self._keep_alive(link)
+        else:
+            link, number = self.link, next(self.link.sockets)
+            sock = session.open_socket(link.key, number, link.endpoint)
+        dealer = Dealer(link, sock, threading.RLock())
+        self._dealers[dealer] = threading.current_thread()
+        if self.closed:
+            self._drop_link(0.0)
+            raise client_closed()
+        self._local.dealers = [one for one in mine if one in self._dealers] + [dealer]
+        return dealer
+
+    def _shut(self, dealer: Dealer, until: float = 0.0) -> None:
+        """Closes a socket, unless another thread's call does not leave it in time."""
+        try:
+            if dealer.lock.acquire(timeout=max(0.0, until - time.monotonic())):
+                session.close_quietly(dealer.sock)
+                self._dealers.pop(dealer, None)
+        finally:
+            try:
+                dealer.lock.release()
+            except RuntimeError:
+                pass  # it was not got
+
+    def _keep_alive(self, link: Link) -> None:
+        """Without a lifeline, a session lives by its messages."""
+        self._pinger = threading.Thread(target=_ping, args=(link,), name="zoo-ping", daemon=True)
+        try:
+            self._pinger.start()
+        except RuntimeError as e:
+            self._pinger = None
+            raise BrokerUnreachable(f"this process cannot start a thread ({e})") from None
+
+    @blocks
+    def store(self, link: Link, deadline: float) -> frames.Store:
+        return self.depot.get(link, deadline)
+
+    # ------------------------------------------------------------ waiting
+
+    @blocks
+    def next(self, dealer: Dealer, waiter: Waiter, deadline: float, until: float) -> tuple[str, Any] | None:
+        while True:
+            if waiter.came:
+                return waiter.came.popleft()
+            if waiter.error is not None:
+                raise waiter.error
+            try:
+                dealer.take()
+            except zmq.Again:
+                if self.closed:
+                    raise client_closed() from None
+                now = time.monotonic()
+                if not dealer.link.look():
+                    continue
+                if now > deadline + session.GRACE_S:
+                    raise DeadlineExceeded("the broker itself did not answer in time") from None
+                if now >= until:
+                    return None
+            except zmq.ZMQError:
+                raise client_closed() from None
+
+    @blocks
+    def place(self, dealer: Dealer, store: frames.Store, deadline: float, take: Callable[[], T]) -> T:
+        while True:
+            if not dealer.link.look():
+                raise BrokerUnreachable("the broker went away while a slot was waited for; try again")
+            with dealer.lock:
+                dealer.take_late()
+            try:
+                return take()
+            except frames.NoRoom:
+                left = deadline - time.monotonic()
+                if left <= 0 or store.shared is None:
+                    raise store.full() from None
+                store.shared.wait_for_slot(min(left, SLOT_POLL_S))
+
+    def withdraw(self, dealer: Dealer, waiter: Waiter, deadline: float) -> None:
+        """Slots and leases do not hang on this thread making another call: the broker's word on them is waited for."""
+        exchange = dealer.link.exchange
+        fence, messages = exchange.withdraw(waiter)
+        end = min(time.monotonic() + WITHDRAW_S, deadline + session.LAST_S)
+        with contextlib.suppress(ZooError, zmq.ZMQError):  # what ended the call is what the caller should see
+            if messages and dealer.torn:
+                dealer.mend()
+            dealer.say(*messages)
+            while exchange.awaits(fence) and time.monotonic() < end and dealer.link.look():
+                with contextlib.suppress(zmq.Again):
+                    dealer.take()
+
+    # ------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        self._quit.up = True  # first: a thread may hold the lock while it waits for a broker
+        if self._pid != os.getpid():
+            self.link, self._dealers = None, {}  # all of it is the parent's
+            self.depot.forget()
+            return
+        end = time.monotonic() + CLOSE_S
+        waits = not is_mine(self._lock)  # else this is a signal handler, and what it interrupted sees `_quit`
+        try:
+            if waits:
+                self._lock.acquire(timeout=CLOSE_S)
+            self._drop_link(end)
+            self.depot.close()
+        finally:
+            try:
+                if waits:
+                    self._lock.release()
+            except RuntimeError:
+                pass  # it was not got in time: that thread closes what it has opened
+        pinger = self._pinger
+        if pinger is not None and pinger is not threading.current_thread():
+            pinger.join(timeout=CLOSE_S)
+
+    def __del__(self) -> None:
+        try:
+            if not self._quit.up and not sys.is_finalizing() and self._pid == os.getpid():
+                self._quit.up = True
+                self._drop_link(0.0)
+                self.depot.close()
+        except Exception:
+            pass  # not even made, or the interpreter is going
+
+    def _drop_link(self, until: float) -> None:
+        """Ends the link. Calls under way on it notice by themselves; their threads close their sockets later."""
+        link, self.link = self.link, None
+        if link is not None:
+            if not link.shares_memory and not link.dead:
+                session.say(link, protocol.Bye())
+            link.close()
+        for dealer in list(self._dealers):
+            self._shut(dealer, until)
+
+
+def _ping(link: Link) -> None:
+    """Until the link ends. It must not hold the client: a client that is garbage ends the link."""
+    sock = None
+    try:
+        sock = session.open_socket(link.key, next(link.sockets), link.endpoint)
+        due = 0.0
+        while not link.dead:
+            if time.monotonic() >= due:
+                sock.send(protocol.pack(protocol.Ping()), zmq.NOBLOCK)
+                due = time.monotonic() + protocol.PING_S
+            time.sleep(min(0.1, protocol.PING_S))
+    except (zmq.ZMQError, BrokerUnreachable):
+        pass  # then its requests keep the session alive, or the broker ends it and the next call opens another
+    finally:
+        session.close_quietly(sock)
