@@ -278,9 +278,9 @@ def test_a_large_result_that_was_not_read_yet_survives_its_worker(broker: Start)
     client, other = running.client(), running.client()
     client.get_model("toy")
     waiter, deadline = Waiter(), time.monotonic() + 5.0
-    outgoing = run(driver(client).store(link(client), deadline)).outgoing(FRAME + 3, None, "rgb", {"do": "large"})
+    request = run(driver(client).store(link(client), deadline)).request(FRAME + 3, None, "rgb", {"do": "large"})
     dealer = driver(client).ready()
-    dealer.infer(waiter, "toy", outgoing, 2, deadline)
+    dealer.infer(waiter, "toy", request, 2, deadline)
     wait_until(lambda: other.processes()[0]["requests"] == 1)
     assert other.unload("toy")
     assert link(client).look()  # takes in the news about the worker's arena

@@ -199,7 +199,7 @@ class Calls:
             grant.link = dealer.link
 
         def send(waiter: Waiter) -> None:
-            dealer.ask(waiter, call.message, deadline, grant)
+            dealer.ask(waiter, call.message, deadline, grant.granted if grant is not None else None)
 
         outcomes = yield from self._collect(dealer, deadline, [""], send)
         return call.value(_or_raise(outcomes[""]))
@@ -248,18 +248,18 @@ class Calls:
         rank = checks.check_priority(priority)
         deadline = time.monotonic() + seconds
 
-        def take(store: frames.Store) -> frames.Outgoing:
-            return store.outgoing(frame, boxes, color, options)
+        def take(store: frames.Store) -> frames.RequestBody:
+            return store.request(frame, boxes, color, options)
 
         def send(waiter: Waiter) -> None:
             for name in names:
-                dealer.infer(waiter, name, outgoing, rank, deadline)
+                dealer.infer(waiter, name, request, rank, deadline)
 
-        dealer, _, outgoing = yield from self._place(deadline, seconds, take)
+        dealer, _, request = yield from self._place(deadline, seconds, take)
         try:
             return (yield from self._collect(dealer, deadline, names, send))
         finally:
-            outgoing.drop()
+            request.drop()
 
     def _place(
         self, deadline: float, seconds: float, take: Callable[[frames.Store], T]
@@ -343,8 +343,8 @@ class Calls:
                 try:
                     while not plan.done:
                         for ask in plan.take(time.monotonic()):
-                            outgoing = store.compose(placed if ask.video else placed[-1:], ask.boxes, ask.options)
-                            dealer.infer(waiter, ask.model, outgoing, rank, deadline)
+                            request = store.compose(placed if ask.video else placed[-1:], ask.boxes, ask.options)
+                            dealer.infer(waiter, ask.model, request, rank, deadline)
                         if not plan.done:
                             answer = yield from self._driver.next(dealer, waiter, deadline, plan.wake)
                             if answer is not None:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import zmq
 
 from zoo.client import session
-from zoo.client.exchange import Grant, Waiter
-from zoo.client.frames import Outgoing
+from zoo.client.exchange import Waiter
+from zoo.client.frames import RequestBody
 from zoo.client.link import Link, Loan
 from zoo.errors import BrokerUnreachable, OutOfMemory, ProtocolMismatch, ZooError
 from zoo.wire import multipart, payload, protocol
@@ -47,21 +47,21 @@ class Dealer:
 
     # ------------------------------------------------------------ sending
 
-    def infer(self, waiter: Waiter, model: str, outgoing: Outgoing, priority: int, deadline: float) -> None:
+    def infer(self, waiter: Waiter, model: str, request: RequestBody, priority: int, deadline: float) -> None:
         """Asks for one inference.
 
         Raises:
             InvalidInput: it is too large. BrokerUnreachable: it cannot be sent.
         """
-        outgoing.check(self.link.inline_limit)
+        request.check(self.link.inline_limit)
         exchange = self.link.exchange
-        rid = exchange.ask(waiter, model, outgoing.keep())
-        header = protocol.pack(protocol.Infer(rid, model, remaining_ms(deadline), priority, outgoing.arenas))
-        self._send_asked(rid, (header, outgoing.body, *outgoing.buffers))
+        rid = exchange.ask(waiter, model, request.keep())
+        header = protocol.pack(protocol.Infer(rid, model, remaining_ms(deadline), priority, request.arenas))
+        self._send_asked(rid, (header, request.body, *request.buffers))
 
-    def ask(self, waiter: Waiter, message: Any, deadline: float, grant: Grant | None = None) -> None:
+    def ask(self, waiter: Waiter, message: Any, deadline: float, granted: Callable[[int], None] | None = None) -> None:
         """Asks anything else; sets the message's `rid` and `timeout_ms`. Raises BrokerUnreachable."""
-        message.rid = rid = self.link.exchange.ask(waiter, "", [], grant)
+        message.rid = rid = self.link.exchange.ask(waiter, "", [], granted)
         if hasattr(message, "timeout_ms"):
             message.timeout_ms = remaining_ms(deadline)
         self._send_asked(rid, (protocol.pack(message),))

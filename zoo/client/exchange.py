@@ -21,34 +21,28 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from zoo.errors import ZooError
 from zoo.wire import protocol
 
 
-class Slot(Protocol):
-    """A frame's memory. `drop` is called once for each request that needed it."""
+class Pending:
+    """A request without an answer, or a held one.
 
-    def drop(self) -> None: ...
+    Attributes:
+        name: under which its caller wants the answer.
+        slots: frames' memory; `drop` is called for each when no worker reads it any more.
+        granted: called with the number of the lease that it asks for; None when it asks for none.
+    """
 
+    __slots__ = ("granted", "name", "slots")
 
-class Grant(Protocol):
-    """What a granted lease is kept by."""
-
-    def granted(self, number: int) -> None: ...
-
-
-class Asked:
-    """A request: whose answer it is (a model's name, or ""), and what it needs until it is settled."""
-
-    __slots__ = ("grant", "name", "slots")
-
-    def __init__(self, name: str, slots: list[Any], grant: Grant | None) -> None:
+    def __init__(self, name: str, slots: list[Any], granted: Callable[[int], None] | None) -> None:
         self.name = name
         self.slots = slots
-        self.grant = grant
+        self.granted = granted
 
     def free(self) -> None:
         """Frees its slots, each once, however often and in whatever thread this is called."""
@@ -71,7 +65,7 @@ class Waiter:
     __slots__ = ("asked", "came", "error")
 
     def __init__(self) -> None:
-        self.asked: dict[int, Asked] = {}
+        self.asked: dict[int, Pending] = {}
         self.came: deque[tuple[str, Any]] = deque()
         self.error: ZooError | None = None
 
@@ -88,7 +82,7 @@ class Exchange:
         self._numbers = itertools.count(1)
         self._over: ZooError | None = None
         self._waiters: dict[int, Waiter] = {}  # of requests without an answer, by rid
-        self._held: dict[int, Asked] = {}  # without a waiter, while a worker may read their slots
+        self._held: dict[int, Pending] = {}  # without a waiter, while a worker may read their slots
         self._settled: set[int] = set()  # told by the lifeline before the answer that says "held" was read
         self._unwanted: set[int] = set()  # withdrawn requests for a lease
         self._fences: dict[int, set[int]] = {}  # by the rid of a fence, the withdrawn requests without an answer yet
@@ -98,10 +92,10 @@ class Exchange:
         """No request is pending, held or withdrawn."""
         return not (self._waiters or self._held or self._settled or self._unwanted or self._fences)
 
-    def ask(self, waiter: Waiter, name: str, slots: list[Any], grant: Grant | None = None) -> int:
+    def ask(self, waiter: Waiter, name: str, slots: list[Any], granted: Callable[[int], None] | None = None) -> int:
         """The number of a new request, which the caller sends next."""
         rid = next(self._numbers)
-        waiter.asked[rid] = Asked(name, slots, grant)
+        waiter.asked[rid] = Pending(name, slots, granted)
         self._waiters[rid] = waiter
         if self._over is not None:
             self.end(self._over)
@@ -134,8 +128,8 @@ class Exchange:
         asked = waiter.asked.get(rid) if waiter is not None else None
         if waiter is None or asked is None:
             return None, self._late(message, held)
-        if asked.grant is not None and isinstance(message, protocol.Value):
-            asked.grant.granted(message.value)  # it goes back with the grant, if no caller takes that
+        if asked.granted is not None and isinstance(message, protocol.Value):
+            asked.granted(message.value)  # it goes back with the grant, if no caller takes that
         if held:
             self._hold(rid, asked)
         waiter.came.append((asked.name, outcome))
@@ -174,7 +168,7 @@ class Exchange:
         """
         rids = list(waiter.asked)
         for rid, asked in list(waiter.asked.items()):
-            if asked.grant is not None:
+            if asked.granted is not None:
                 self._unwanted.add(rid)
             self._hold(rid, asked)
         waiter.asked.clear()
@@ -217,7 +211,7 @@ class Exchange:
         self._unwanted.clear()
         self._fences.clear()
 
-    def _hold(self, rid: int, asked: Asked) -> None:
+    def _hold(self, rid: int, asked: Pending) -> None:
         """Keeps the slots until `settled`, or not at all where that was faster."""
         self._held[rid] = asked
         if rid in self._settled or self._over is not None or not self._shares_memory:

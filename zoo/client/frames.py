@@ -121,7 +121,7 @@ class _Lent:
         self.__array_interface__ = {**pixels.__array_interface__, "shape": slot.shape, "version": 3}
 
 
-class Outgoing:
+class RequestBody:
     """A request's body and everything that must stay in place until it is settled."""
 
     __slots__ = ("body", "buffers", "shared", "slots")
@@ -205,7 +205,7 @@ class Store:
             raise NoRoom
         return slot
 
-    def outgoing(self, frame: Any, boxes: Boxes | None, color: str, options: dict[str, Any]) -> Outgoing:
+    def request(self, frame: Any, boxes: Boxes | None, color: str, options: dict[str, Any]) -> RequestBody:
         """Everything a request carries, its frames in place.
 
         Raises:
@@ -218,7 +218,7 @@ class Store:
             ready = slot.ready.get((color, shared.id)) if slot.arena is shared else None
             if ready is not None:
                 slot.keep()
-                return Outgoing(ready, [], [slot], shared)
+                return RequestBody(ready, [], [slot], shared)
         corners = check_boxes(boxes)
         placed = self.place(frame, color)
         try:
@@ -248,8 +248,8 @@ class Store:
             raise
         return placed
 
-    def compose(self, placed: Sequence[Placed], boxes: Corners | None, options: dict[str, Any]) -> Outgoing:
-        """A request about frames that are in place. It takes no slot of its own: see `Outgoing.keep`.
+    def compose(self, placed: Sequence[Placed], boxes: Corners | None, options: dict[str, Any]) -> RequestBody:
+        """A request about frames that are in place. It takes no slot of its own: see `RequestBody.keep`.
 
         Raises:
             InvalidInput: an option is not a JSON-like value, or all of them are too large to be sent.
@@ -270,7 +270,7 @@ class Store:
                 f"{what}: {size / (1 << 20):.0f} MB are too much for one message, which takes "
                 f"{protocol.MAX_MESSAGE_BYTES >> 21} MB"
             )
-        return Outgoing(body, buffers, [one.slot for one in placed], self.shared)
+        return RequestBody(body, buffers, [one.slot for one in placed], self.shared)
 
     def _place(self, part: Any, color: str) -> Placed:
         if isinstance(part, Frame):

@@ -2,7 +2,7 @@
 
 A session has one plain ZeroMQ socket, and the loop watches its descriptor: no reader task, no thread, and so nothing
 that could be left pending. ZeroMQ signals that descriptor on edges, so every use of the socket is followed by
-`Watch.drain`, which takes everything that is there.
+`LoopWatch.drain`, which takes everything that is there.
 
 A caller that waits has a future. One that stops waiting (cancelled, out of time) withdraws its requests, and their
 slots stay taken until the broker says that no worker reads them any more.
@@ -45,7 +45,7 @@ def awaits(wait: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Generator[A
     return steps
 
 
-class Watch:
+class LoopWatch:
     """An event loop's watch over the socket of a session, and the callers that wait for what comes out of it."""
 
     def __init__(self, link: Link, sock: zmq.Socket[bytes], loop: asyncio.AbstractEventLoop) -> None:
@@ -154,7 +154,7 @@ class Tasks:
     """See `zoo.client.calls.Driver`. One that is garbage ends its session."""
 
     def __init__(self, endpoint: Address, arena_bytes: int) -> None:
-        self._watch: Watch | None = None
+        self._watch: LoopWatch | None = None
         self._endpoint = endpoint
         self.depot = Depot(arena_bytes)
         self._opening = asyncio.Lock()
@@ -240,7 +240,7 @@ class Tasks:
                 if self._watch is not None:
                     self._watch.close(BrokerUnreachable("the broker does not answer on its lifeline; try again"))
                 link, sock = await self._handshake(deadline, seconds)
-                self._watch = Watch(link, sock, loop)
+                self._watch = LoopWatch(link, sock, loop)
             return self._watch.dealer
         finally:
             self._opening.release()
