@@ -1,16 +1,21 @@
 """One connection to the front socket, as far as it is known: what several files of this folder note about it.
 
-libzmq owns the descriptor. It is looked at here, and used by `Door.cut` only, which makes sure that it is still the
-same connection's.
+libzmq owns the descriptor, and may close it at any moment; its number then is another connection's. The inode of a
+socket is not used again while we look: by it, a duplicate is known to be of the connection that is meant.
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
+import os
+import socket
 import termios
 import time
 from dataclasses import dataclass, field
+
+from zoo.system.peer import credentials
 
 
 @dataclass(slots=True, eq=False)
@@ -18,8 +23,7 @@ class Connection:
     """A connection.
 
     Attributes:
-        fd: libzmq's descriptor. inode: of the socket; no other connection has it while we look.
-        pid: of the process at the other end; 0 while nothing has asked, -1 where the kernel does not know.
+        fd: libzmq's descriptor. inode: of the socket.
         identity: the routing id of what came by it; empty while nothing has.
         since: when it was first seen.
         refused: when it was told that there is no place for it; 0: it was not.
@@ -30,13 +34,35 @@ class Connection:
 
     fd: int
     inode: int
-    pid: int = 0
     identity: bytes = b""
     since: float = field(default_factory=time.monotonic)
     refused: float = 0.0
     ended: bool = False
     suspect: int = 0
     out: int = 0
+
+    def is_still(self, fd: int) -> bool:
+        """Whether a descriptor is this connection's."""
+        try:
+            return os.fstat(fd).st_ino == self.inode
+        except OSError:
+            return False
+
+    @property
+    def pid(self) -> int:
+        """The process at the other end; 0 where the kernel does not know."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.fd)) as sock:
+            if sock.family == socket.AF_UNIX and self.is_still(sock.fileno()):
+                return credentials(sock).pid
+        return 0
+
+    def end(self) -> bool:
+        """Cuts it off: libzmq meets its end, and tells of it. False: it has gone already."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self.fd)) as sock:
+            if self.is_still(sock.fileno()):
+                self.ended = True
+                sock.shutdown(socket.SHUT_RDWR)
+        return self.ended
 
     def unread(self) -> int:
         """Bytes that wait in the kernel for libzmq to read them."""
