@@ -19,7 +19,8 @@ import numpy as np
 import zoo
 from benchmarks import common, scene
 from zoo import results
-from zoo.config.schema import ModelConfig, load_config
+from zoo.config.reading import load_config
+from zoo.config.schema import ModelConfig
 
 MODELS = {model.name: model for model in load_config(Path(__file__).parents[1] / "config.toml").models}
 NETWORKS = [name for name, model in MODELS.items() if model.path]  # what can run in half precision

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import zoo
 from benchmarks import common, scene
-from zoo.config import schema as zoo_config
+from zoo.config.reading import load_config
 
 SHIPPED = Path(__file__).resolve().parent.parent / "config.toml"
 GOAL, MEMORY_GOAL = 1.10, 1.10
@@ -295,7 +295,7 @@ def running(weights: Path) -> Iterator[tuple[Zoo, int]]:
 
 
 def run(names: list[str], weights: Path, seconds: float, event_turns: int) -> dict[str, Any]:
-    configured = {model.name: model for model in zoo_config.load_config(SHIPPED).models}
+    configured = {model.name: model for model in load_config(SHIPPED).models}
     figures: dict[str, Any] = {"models": {}, "batch": {}}
     kept: dict[str, Direct] = {}  # those that the event needs again
     with running(weights) as (zoo_side, broker), contextlib.ExitStack() as closing:

@@ -30,7 +30,8 @@ import zoo
 from benchmarks import common
 from broker.scheduler import events
 from broker.service import Service
-from zoo.config import schema as zoo_config
+from zoo.config.reading import load_config
+from zoo.config.schema import ZooConfig
 from zoo.wire import protocol
 
 GOAL = 15.0
@@ -78,7 +79,7 @@ MOMENTS = {
 class Traced(Service):
     """Writes [monotonic seconds, moment, seconds that adapter.load took] lines to a file."""
 
-    def __init__(self, config: zoo_config.ZooConfig, trace: Path) -> None:
+    def __init__(self, config: ZooConfig, trace: Path) -> None:
         super().__init__(config)
         self._trace = trace.open("w", buffering=1)
         for action in (events.KillWorker, events.StartWorker):
@@ -116,7 +117,7 @@ SERVE = "import sys; from benchmarks import swap; swap.serve(*sys.argv[1:])"
 
 
 def serve(config: str, trace: str) -> NoReturn:
-    Traced(zoo_config.load_config(config), Path(trace)).run()
+    Traced(load_config(config), Path(trace)).run()
     os._exit(0)
 
 

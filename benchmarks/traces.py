@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from zoo.config.reading import load_config
 from zoo.config.rules import ANYTHING, Rule
-from zoo.config.schema import ModelConfig, ModelPriority, load_config
+from zoo.config.schema import ModelConfig, ModelPriority
 
 HOUR_S = 3600.0
 DAY_S = 24 * HOUR_S

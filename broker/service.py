@@ -28,7 +28,8 @@ from broker.front.handoff import Ended, Line
 from broker.memory import meters, resident
 from broker.scheduler.events import Reconfigured, Resident, ShutDown, Tick, WorkerSaid
 from zoo.config import changes
-from zoo.config.schema import MB_PER_GB, ZooConfig, load_config
+from zoo.config.reading import load_config
+from zoo.config.schema import MB_PER_GB, ZooConfig
 from zoo.errors import ConfigError
 from zoo.wire import multipart, protocol
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from zoo.client.aio import AsyncClient, AsyncLease
     from zoo.client.client import Client, Lease
     from zoo.client.frames import Frame
-    from zoo.config.schema import ModelConfig, ModelPriority, ZooConfig, load_config
+    from zoo.config.reading import load_config
+    from zoo.config.schema import ModelConfig, ModelPriority, ZooConfig
     from zoo.enrichment import Enriched, Enrichment
     from zoo.errors import (
         AccessDenied,
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
     )
 
 _HOMES = (  # where a public name is looked for: the modules that load least come first
-    "zoo.errors", "zoo.config.schema", "zoo.results", "zoo.enrichment", "zoo.client.frames", "zoo.client.client",
-    "zoo.client.aio",
+    "zoo.errors", "zoo.config.schema", "zoo.config.reading", "zoo.results", "zoo.enrichment",
+    "zoo.client.frames", "zoo.client.client", "zoo.client.aio",
 )  # fmt: skip
 
 __all__ = [

@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     from broker.service import Service
-    from zoo.config.schema import endpoint_problem, load_config
+    from zoo.config.endpoint import endpoint_problem
+    from zoo.config.reading import load_config
     from zoo.errors import ConfigError
 
     try:

@@ -21,7 +21,7 @@ from broker.front import listening
 from broker.front.listening import Identity, identity
 from broker.front.lock import Lock
 from zoo.config.address import user_id
-from zoo.config.schema import default_endpoint, default_endpoints
+from zoo.config.endpoint import default_endpoint, default_endpoints
 from zoo.errors import ConfigError
 from zoo.system import peer
 

@@ -16,7 +16,7 @@ import zoo
 from tests.support import Running, toy, wait_until
 from zoo.cli import main
 from zoo.config.changes import compare
-from zoo.config.schema import parse_config
+from zoo.config.reading import parse_config
 
 FRAME = np.zeros((8, 8, 3), np.uint8)
 Start = Callable[..., Running]

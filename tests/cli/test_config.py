@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from zoo.config import rules, schema
 from zoo.config.address import find_address
-from zoo.config.schema import ModelPriority, load_config, parse_config
+from zoo.config.endpoint import MAX_IPC_PATH, endpoint_problem
+from zoo.config.reading import find_config, load_config, parse_config
+from zoo.config.schema import ModelPriority
 from zoo.errors import ConfigError, InvalidInput
 from zoo.weights.source import Published, Wanted, is_file
 
@@ -197,8 +199,8 @@ adapter = "x"
         "z.toml:7 models.vram_mb",
         "z.toml:9 models.priority",
         "z.toml:8 models",
-        "z.toml:13 extra",
         "z.toml:12 models.adapter",
+        "z.toml:13 extra",
     ]
 
 
@@ -384,7 +386,7 @@ def test_relative_paths_start_at_the_files_own_folder(tmp_path: Path) -> None:
 def test_which_configuration_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ZOO_CONFIG", raising=False)
-    assert schema.find_config() == SHIPPED  # the shipped one
+    assert find_config() == SHIPPED  # the shipped one
     (tmp_path / "config.toml").write_text(MODEL)
     assert [m.name for m in load_config().models] == ["a"]
     (tmp_path / "other.toml").write_text('[[models]]\nname = "b"')
@@ -414,15 +416,15 @@ def test_where_a_client_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     "endpoint", ["ipc:///tmp/x", "ipc://x", "tcp://127.0.0.1:1", "tcp://[::1]:65535", "tcp://host.name:80", "tcp://*:*"]
 )
 def test_endpoints_that_are_fine(endpoint: str) -> None:
-    assert schema.endpoint_problem(endpoint) is None
+    assert endpoint_problem(endpoint) is None
 
 
 def test_the_longest_path_still_leaves_room_for_every_suffix() -> None:
-    longest = "/" + "x" * (schema.MAX_IPC_PATH - 1)
-    assert schema.endpoint_problem(f"ipc://{longest}") is None
-    assert schema.endpoint_problem(f"ipc://{longest}x") is not None
+    longest = "/" + "x" * (MAX_IPC_PATH - 1)
+    assert endpoint_problem(f"ipc://{longest}") is None
+    assert endpoint_problem(f"ipc://{longest}x") is not None
     assert len(f"{longest}.handoff") <= 107
-    assert schema.endpoint_problem(f"ipc:///{'é' * 50}") is not None  # bytes count, not characters
+    assert endpoint_problem(f"ipc:///{'é' * 50}") is not None  # bytes count, not characters
 
 
 def test_a_client_says_what_is_wrong_with_its_endpoint() -> None:

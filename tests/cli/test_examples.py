@@ -19,7 +19,7 @@ import pytest
 from tests import support
 from tests.support import ROOT, Running
 from zoo.cli import parser
-from zoo.config import schema
+from zoo.config import reading
 
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -100,7 +100,7 @@ def test_configuration_can_be_read(example: Example, zoo_dir: Path) -> None:
     if "models" not in tomllib.loads(text):
         text += support.tables("models", [support.toy(name) for name in dict.fromkeys(named)])
     (zoo_dir / "config.toml").write_text(text)
-    schema.load_config(zoo_dir / "config.toml")
+    reading.load_config(zoo_dir / "config.toml")
 
 
 # ---------------------------------------------------------------- an adapter

@@ -15,7 +15,8 @@ import zoo
 from broker.memory.footprints import FILE, FootprintFile, Known, version
 from broker.scheduler.residency import Peak
 from tests.support import Running, toy
-from zoo.config.schema import BrokerConfig, ModelConfig, ZooConfig, load_config
+from zoo.config.reading import load_config
+from zoo.config.schema import BrokerConfig, ModelConfig, ZooConfig
 from zoo.system import files
 from zoo.weights import catalogue, inventory
 

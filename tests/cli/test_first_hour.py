@@ -15,7 +15,7 @@ import pytest
 from tests.support import ROOT, Running, config_text, toy
 from zoo import Client
 from zoo.cli import main
-from zoo.config import schema
+from zoo.config import reading
 from zoo.errors import ConfigError
 
 Start = Callable[..., Running]
@@ -37,7 +37,7 @@ def test_init_writes_a_valid_configuration_with_its_folders_and_replaces_nothing
     assert (status, err) == (0, "")
     assert f"wrote {folder}/config.toml" in out
     assert {p.name for p in folder.iterdir()} == {"config.toml", "weights", "state"}
-    made = schema.load_config(folder / "config.toml")
+    made = reading.load_config(folder / "config.toml")
     assert (made.resolve(made.broker.weights_dir), made.state) == (folder / "weights", folder / "state")
     (folder / "config.toml").write_text("# mine\n")
     status, out, err = run("init", folder)
@@ -52,7 +52,7 @@ def test_what_init_gives_as_examples_is_valid_when_it_is_uncommented(tmp_path: P
     text = "\n".join(
         line.removeprefix("# ") for line in init.TEXT.splitlines() if line.startswith(("# [[", "# name", "# adapter"))
     )
-    assert [m.name for m in schema.parse_config(text).models] == ["brightness", "clip-vit-l"]
+    assert [m.name for m in reading.parse_config(text).models] == ["brightness", "clip-vit-l"]
 
 
 def test_init_and_serve_work_in_an_empty_folder(zoo_dir: Path) -> None:
@@ -108,7 +108,7 @@ def test_check_says_what_ls_would_and_what_cannot_be_imported(tmp_path: Path, ru
 ])  # fmt: skip
 def test_a_wrong_word_in_the_configuration_is_answered_with_the_choices(line: str, choices: str) -> None:
     with pytest.raises(ConfigError, match=f"expected one of {choices}, got"):
-        schema.parse_config(f"[broker]\n{line}\n")
+        reading.parse_config(f"[broker]\n{line}\n")
 
 
 def test_pull_asks_the_running_broker_where_weights_belong(

@@ -38,8 +38,8 @@ from zoo import (
 )
 from zoo.client.enrich import Ask, Plan, Residence, Table, read_table
 from zoo.client.event import Event, read_detections
+from zoo.config.reading import load_config
 from zoo.config.rules import Rule
-from zoo.config.schema import load_config
 from zoo.enrichment import Enrichment
 
 ROOT = Path(__file__).parent.parent.parent

@@ -745,7 +745,7 @@ import zmq
 from broker.service import Service
 from zoo.wire import protocol
 from zoo.wire import multipart as wire
-from zoo.config.schema import load_config
+from zoo.config.reading import load_config
 
 service = Service(load_config(Path(sys.argv[1])))
 key = bytes(protocol.SESSION_BYTES)

@@ -56,7 +56,7 @@ def check(args: Namespace) -> int:
     valid.
     """
     from zoo.cli import check
-    from zoo.config.schema import load_config
+    from zoo.config.reading import load_config
     from zoo.weights import catalogue
 
     config = load_config(args.config)
@@ -81,7 +81,7 @@ def ls(args: Namespace, zoo: Client) -> int:
     try:
         rows, note = zoo.models(), ""
     except BrokerUnreachable:
-        from zoo.config.schema import load_config
+        from zoo.config.reading import load_config
         from zoo.weights import catalogue
 
         rows = catalogue.rows(load_config(), {})

@@ -65,7 +65,7 @@ def _config(args: Namespace) -> ZooConfig:
     Raises:
         ConfigError: none that can be used, or one whose weights would come to lie in the installed package.
     """
-    from zoo.config.schema import find_config, load_config
+    from zoo.config.reading import find_config, load_config
 
     config = load_config(args.config or _brokers_file(args) or find_config())
     folder = config.resolve(config.broker.weights_dir).resolve()

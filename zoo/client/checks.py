@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from zoo.config.address import Address, find_address
-from zoo.config.schema import ModelPriority, endpoint_problem
+from zoo.config.endpoint import endpoint_problem
+from zoo.config.schema import ModelPriority
 from zoo.errors import InvalidInput
 from zoo.wire.arrays import ODD, shown
 

@@ -1,12 +1,19 @@
-"""Where the code of a user's own adapter lies, and in which state: found without running any of it."""
+"""Where the code of a user's own adapter lies, and in which state: found without running any of it.
+
+The file's size and time are part of its model's version: an edited adapter starts learning anew, and `reload` starts
+its model again.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 
 OURS = "workers.models."  # these change with a release, and then the broker is another one as well
+
+Find = Callable[[str, Sequence[str] | None], ModuleSpec | None]  # a module's name and where to look → what is known
 
 
 def file_of(adapter: str) -> str | None:
@@ -14,46 +21,49 @@ def file_of(adapter: str) -> str | None:
 
     `importlib.util.find_spec` would import the packages around it.
     """
-    place: list[str] | None = None
-    spec: ModuleSpec | None = None
-    name = ""
-    for part in adapter.partition(":")[0].split("."):
-        name = f"{name}.{part}" if name else part
-        try:
-            spec = PathFinder.find_spec(name, place)
-        except (ImportError, ValueError, OSError):
-            return None
-        if spec is None:
-            return None
-        place = list(spec.submodule_search_locations or [])
-    return spec.origin if spec is not None and spec.has_location else None
+    try:
+        found = [spec for _, spec in _path_to(adapter, PathFinder.find_spec)]
+    except (ImportError, ValueError, OSError):
+        return None
+    whole = len(found) == len(_module(adapter))
+    return found[-1].origin if whole and found[-1] is not None and found[-1].has_location else None
 
 
 def missing(adapter: str, base: str) -> str | None:
     """The module of "package.module:Class" that no finder knows, without importing any; None when all are there.
 
+    What a module is asked for beyond itself, its import tells.
+
     Args:
         base: a folder that is searched after Python's path: the one of config.toml.
     """
+
+    def find(name: str, place: Sequence[str] | None) -> ModuleSpec | None:
+        finds = [finder.find_spec for finder in sys.meta_path if hasattr(finder, "find_spec")]
+        found = next(filter(None, (find(name, place) for find in finds)), None)
+        return found or (PathFinder.find_spec(name, [base]) if place is None else None)
+
+    try:
+        return next((name for name, spec in _path_to(adapter, find) if spec is None), None)
+    except (ImportError, ValueError, OSError):
+        return None
+
+
+def _module(adapter: str) -> list[str]:
+    return adapter.partition(":")[0].split(".")
+
+
+def _path_to(adapter: str, find: Find) -> Iterator[tuple[str, ModuleSpec | None]]:
+    """The packages around a module and itself, from the outermost; it ends early at what is not there or no package."""
     place: list[str] | None = None
-    name = ""
-    for part in adapter.partition(":")[0].split("."):
-        name = f"{name}.{part}" if name else part
-        spec: ModuleSpec | None = None
-        try:
-            for finder in sys.meta_path:
-                if (find := getattr(finder, "find_spec", None)) is not None and (spec := find(name, place)) is not None:
-                    break
-            else:
-                spec = PathFinder.find_spec(name, [base]) if place is None else None
-        except (ImportError, ValueError, OSError):
-            return None
-        if spec is None:
-            return name
-        if spec.submodule_search_locations is None:
-            return None  # what a module is asked for beyond itself, its import tells
+    parts = _module(adapter)
+    for n in range(1, len(parts) + 1):
+        name = ".".join(parts[:n])
+        spec = find(name, place)
+        yield name, spec
+        if spec is None or spec.submodule_search_locations is None:
+            return
         place = list(spec.submodule_search_locations)
-    return None
 
 
 def identity(adapter: str) -> str:

@@ -8,7 +8,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from zoo.config.schema import default_endpoints, endpoint_problem, load_config
+from zoo.config.endpoint import default_endpoints, endpoint_problem
+from zoo.config.reading import load_config
 from zoo.errors import ConfigError
 
 SERVER_USER = "ZOO_SERVER_USER"

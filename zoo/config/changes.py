@@ -1,4 +1,8 @@
-"""What a new configuration changes of an old one: in words, and what a running broker cannot take over."""
+"""What a new configuration changes of an old one: in words, and what a running broker cannot take over.
+
+Keys that sockets, processes or files were made from take a restart; all others are taken over. The file is read as a
+whole before anything changes.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The table of enrichment: which models look at which detections, at what part of the frame, and when.
 
-config.toml's `[enrich]` and `[[enrich.rules]]` are read into these types by `zoo/config/schema.py`; the broker hands
+config.toml's `[enrich]` and `[[enrich.rules]]` are read into these types by `zoo/config/reading.py`; the broker hands
 them to its clients, where `zoo/client/enrich.py` makes a plan of them for each event. `mistakes` finds what makes no
-sense in a table whose values, each on its own, are fine.
+sense in a table whose values, each on its own, are fine. Two rules that would ask a model differently are refused:
+which of them counts is not for a plan to guess.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Rule(msgspec.Struct, kw_only=True, frozen=True, rename={"labels": "for"}):
     """One `[[enrich.rules]]` table: these models, for these detections.
 
     Attributes:
-        models: whom to ask.
+        models: which ones to ask.
         labels: `for` in the table: what a detection must be, in any case of letters; "*" is anything.
         after: instead of `for`: a model of another rule, and these look at the best box that it found.
         on: "box" looks at each detection's box, "frame" at the whole frame, once per event, "video" at all frames of
@@ -53,7 +54,7 @@ class EnrichConfig(msgspec.Struct, kw_only=True, frozen=True):
 
     Attributes:
         min_score: detections below it are left alone.
-        timeout: seconds for one event, unless the caller brings his own.
+        timeout: seconds for one event, unless the caller gives another.
         parallel: requests of one event that are under way at once.
         rules: in the order of the table, which decides between models that are equally cheap.
     """

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 import zoo
-from zoo.config.schema import find_config
+from zoo.config.reading import find_config
 from zoo.results import typed
 
 WORK, OUT = Path(".demo"), Path("demo-out")
