@@ -80,8 +80,8 @@ class Traced(Service):
     """Writes [monotonic seconds, moment, seconds that adapter.load took] lines to a file."""
 
     def __init__(self, config: ZooConfig, trace: Path) -> None:
-        super().__init__(config)
         self._trace = trace.open("w", buffering=1)
+        super().__init__(config)
         for action in (events.KillWorker, events.StartWorker):
             self._actions[action] = self._noted(MOMENTS[action], self._actions[action])
 
@@ -95,22 +95,29 @@ class Traced(Service):
 
         return noted
 
-    def _handle(self, event: events.Event) -> None:
+    def _submit(self, event: events.Event) -> None:
         if type(event) in MOMENTS and type(event) is not events.WorkerReady:
             self._note(MOMENTS[type(event)])
-        super()._handle(event)
+        super()._submit(event)
 
-    def _brief(self, worker: Any) -> None:
-        before = worker.told
-        super()._brief(worker)
-        if worker.told and not before:
-            self._note("told")
+    def run(self) -> int:
+        """Notes what passes the channels as well: a worker's launch, and its word that it is ready."""
+        channels = self._fleet._channels
+        send, heard = channels.send, channels.heard
 
-    def _from_worker(self, number: int, parts: list[bytes]) -> None:
-        message = protocol.unpack_from_worker(parts[0])
-        if isinstance(message, protocol.Loaded):
-            self._note("ready", message.load_seconds)
-        super()._from_worker(number, parts)
+        def noted_send(worker: Any, parts: tuple[bytes, ...]) -> None:
+            if worker.told and not worker.loaded:
+                self._note("told")
+            send(worker, parts)
+
+        def noted_heard(worker: Any, parts: list[bytes], measured: bool = False) -> None:
+            message = protocol.unpack_from_worker(parts[0])
+            if isinstance(message, protocol.Loaded):
+                self._note("ready", message.load_seconds)
+            heard(worker, parts, measured)
+
+        channels.send, channels.heard = noted_send, noted_heard  # type: ignore[method-assign, assignment]
+        return super().run()
 
 
 SERVE = "import sys; from benchmarks import swap; swap.serve(*sys.argv[1:])"

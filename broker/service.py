@@ -1,339 +1,363 @@
-"""The service: sockets, process exits and timers in; messages, starts and kills out.
+"""The service: socket messages, process exits, readings and time in; messages, starts and kills out.
 
-It turns what happens into the scheduler's events and the scheduler's actions into deeds, and decides nothing itself.
-One thread, one `zmq.Poller`. In storeys, each knowing those below it, and saying which few calls go up:
+It owns all parts and decides nothing. Whatever happens is told to the scheduler as an event (`_submit`), and each
+action that the scheduler answers with is done by the part that `_actions` names. Parts are made from the bottom up;
+each is given those below it, and `_submit`, and knows nothing of those above:
 
-    service   the turns of the loop, lifelines, a new configuration
-    clients   what they ask, how they are answered
-    crew      workers: processes, what they say and use
-    loop      what is waited for; events to the scheduler, actions done
+    loop, guard     what is waited for; what an unforeseen error costs
+    scheduler       every decision, pure
+    front, handoff  the clients' socket; lifelines and arenas
+    fleet           workers: started, spoken to, killed
+    clients         sessions, and where answers go
+    intake          what clients ask
+    lifelines       what clients and workers say beside requests
+
+An error while an event or an action is dealt with is met here: `_amends` says what is to blame for it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
-import os
 import signal
+import socket
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-import zmq
-
-from broker import ending
-from broker.front import outgoing
+from broker import descriptors, ending, heap
+from broker.configuration import Configuration, devices_of
+from broker.ending import Ending
+from broker.fleet.fleet import Fleet
+from broker.front import endpoint, outgoing
 from broker.front.clients import Clients
-from broker.front.handoff import Ended, Line
+from broker.front.front import Front
+from broker.front.handoff import Handoff
+from broker.front.intake import Intake
+from broker.front.keyring import Keyring
+from broker.guard import Guard
+from broker.lifelines import Lifelines
+from broker.loop import Loop
 from broker.memory import meters, resident
-from broker.scheduler.events import Reconfigured, Resident, ShutDown, Tick, WorkerSaid
-from zoo.config import changes
-from zoo.config.reading import load_config
-from zoo.config.schema import MB_PER_GB, ZooConfig
+from broker.memory.host_cache import Copies
+from broker.memory.learnt import Learnt
+from broker.metrics import Metrics
+from broker.reload import Reloader
+from broker.scheduler.events import (
+    Action,
+    Answer,
+    Asked,
+    Deliver,
+    Dispatch,
+    Event,
+    Forget,
+    KillWorker,
+    MemoryBack,
+    MemoryStuck,
+    Refuse,
+    Released,
+    Resident,
+    SessionClosed,
+    Settled,
+    ShutDown,
+    StartWorker,
+    Stop,
+    Tick,
+    Withdrawn,
+    WorkerDone,
+    WorkerExited,
+    WorkerLoadFailed,
+    WorkerReady,
+    WorkerSaid,
+)
+from broker.scheduler.scheduler import Scheduler
+from broker.scheduler.soundness import Unsound
+from broker.status import Views
+from zoo.config.schema import ZooConfig
 from zoo.errors import ConfigError
-from zoo.wire import multipart, protocol
 
 log = logging.getLogger("zoo.broker")
 
-TERMINATING_POLL_S = 0.02
+RETRY_S = 0.02  # after an error in the scheduler's own clock
 HOUSEKEEPING_S = 1.0
 CROWDED_S = 0.05  # between two looks at who keeps others waiting
-HELD_S = 2.0  # a session without a lifeline outlives its last connection by so long
-CARRYING = (protocol.LifelineArena, protocol.LifelineChannel, protocol.LifelineCopy)  # a descriptor
+TOLD_ONCE = (
+    ShutDown,
+    SessionClosed,
+    Withdrawn,
+    WorkerExited,
+    MemoryBack,
+    MemoryStuck,
+)  # true: said again after an error
+TROUBLE = {
+    "load failed", "crashed", "killed", "quarantined", "overdrawn", "memory stuck", "out of memory", "unread",
+}  # kinds  # fmt: skip
 
 
-class Service(Clients):
-    """One broker. `run()` returns when it has been told to stop and everything has ended."""
+class Service:
+    """One broker. `run()` returns when it has been told to stop and everything has ended.
 
-    def __init__(self, config: ZooConfig, endpoint_given: str = "") -> None:
-        super().__init__(config, endpoint_given)
+    Args:
+        endpoint_given: stands over what the configuration says.
+        checks: every invariant of the scheduler is checked after each event (`--debug`).
+
+    Raises:
+        ConfigError: the configuration or the endpoint cannot be used here. OSError.
+    """
+
+    def __init__(self, config: ZooConfig, endpoint_given: str = "", *, checks: bool = False) -> None:
+        limit = descriptors.raise_limit()
+        heap.settle()
+        self._checks = checks
+        self._stop = False
+        self._unsound = False  # the scheduler contradicts itself; the broker winds down and ends with status 1
+        self._told = 0  # lines of the story that are in the log
         self._housekeeping_at = 0.0
-        self.resident = resident.ResidentFile(config.state)
-        self._line_waits = False
-        self._add(self.handoff.fileno(), self._accept)
-        self._add(self._wake_read, self._woken)
+        self._ending = Ending()
+        self._guard = guard = Guard(self._go_on_or_end)
+        self._configuration = configuration = Configuration(config, endpoint_given)
+        config = configuration.now
+        shares = descriptors.divide(
+            limit,
+            descriptors.in_use(),
+            sum(model.max_instances for model in config.models),
+            config.broker.standby,
+            metrics=bool(config.broker.metrics),
+            local=not config.endpoint.startswith("tcp://"),
+        )
+        machine = meters.Machine()
+        charged = devices_of(config, machine)
+        try:
+            devices = meters.open_devices(charged, machine)
+        except LookupError as e:
+            raise ConfigError(str(e)) from None
+        self._scheduler = scheduler = Scheduler(config.broker, charged, config.models)
+        self._keyring = keyring = Keyring(config.resolve(config.broker.curve_dir)) if config.broker.curve_dir else None
+        self._loop = loop = Loop(guard)
+        self._place = place = endpoint.claim(config.endpoint, config.broker.group, config.broker.user)
+        try:
+            self._front = front = Front(config, place, shares, keyring)
+            self._handoff = handoff = Handoff(
+                place.handoff,
+                config.broker.arena_limit_mb << 20,
+                partial(place.listen, kind=socket.SOCK_SEQPACKET),
+                shares,
+                place.admits,
+                loop.forget,
+            )
+        except (OSError, ConfigError) as e:  # zmq.ZMQError is neither
+            place.release()
+            raise ConfigError(
+                str(e) if isinstance(e, ConfigError) else f"cannot listen on {config.endpoint}: {e}"
+            ) from None
+        submit = self._submit
+        self._copies = copies = Copies(int(config.broker.host_cache_mb * meters.MB))
+        self._metrics = Metrics(scheduler, copies, guard, config.broker.metrics)
+        self._learnt = learnt = Learnt(configuration, scheduler, submit)
+        self._fleet = fleet = Fleet(
+            configuration, scheduler, devices, copies, self._metrics, handoff, loop, guard, submit
+        )
+        self._clients = clients = Clients(front, handoff, shares, keyring, fleet.arena_of, submit)
+        self._reload = Reloader(
+            configuration, scheduler, devices, fleet.editions, copies, learnt, keyring, clients, submit
+        )
+        views = Views(scheduler, fleet.usage, copies)
+        self._intake = Intake(
+            configuration, scheduler, front, handoff, shares, keyring, clients, fleet.workers, views, learnt,
+            self._reload, guard, submit,
+        )  # fmt: skip
+        self._lifelines = Lifelines(loop, handoff, clients, fleet)
+        self._resident = resident.ResidentFile(config.state)
+        self._actions: dict[type, Callable[[Any], None]] = {
+            StartWorker: fleet.start,
+            KillWorker: fleet.kill,
+            Dispatch: fleet.dispatch,
+            Deliver: clients.deliver,
+            Answer: clients.answer,
+            Refuse: clients.refuse,
+            Settled: clients.settled,
+            Forget: clients.forget,
+            Stop: self._do_stop,
+        }
+        self._amends: dict[type, Callable[[Any], None]] = {
+            StartWorker: fleet.start_failed,
+            KillWorker: fleet.kill_failed,
+            **dict.fromkeys((Deliver, Answer, Refuse, Settled, Forget), lambda _: clients.end_answered()),
+            **dict.fromkeys((Asked, Released), lambda event: clients.end_asking(event.session)),
+            **dict.fromkeys(
+                (Dispatch, WorkerReady, WorkerLoadFailed, WorkerDone, WorkerSaid),
+                lambda event: fleet.distrust(event.worker),
+            ),
+            **dict.fromkeys(TOLD_ONCE, submit),
+        }
+        loop.hear(front.sock, self._intake.hear)
+        fleet.open()
+        for name in scheduler.models:
+            learnt.recall(name)
 
     # ------------------------------------------------------------ the loop
 
     def run(self) -> int:
         """Serves until it is told to stop. Gives the exit status: 0, or 1 when its books were found to be wrong."""
-        poller = zmq.Poller()
-        poller.register(self._front, zmq.POLLIN)
-        poller.register(self._epoll.fileno(), zmq.POLLIN)
-        epoll_fd = self._epoll.fileno()
-        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: None)
-        log.info("serving on %s, %s", self.config.endpoint, self._describe())
-        if self.config.broker.restore:
-            self.guard.run("bringing back what was loaded", self._bring_back)
-        front = self._front
+        self._loop.hear_signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._hear_signals)
+        log.info("serving on %s, %s", self._configuration.now.endpoint, self._describe())
+        if self._configuration.now.broker.restore:
+            self._guard.run("bringing back what was loaded", self._bring_back)
         try:
-            while not self._stop and not self.ending.is_over(time.monotonic()):
+            while not self._stop and not self._ending.is_over(time.monotonic()):
                 try:
                     due = self._due()
-                    for source, _ in poller.poll(max(0, math.ceil((due - time.monotonic()) * 1000))):
-                        if source is front:  # one message each a turn: no client waits for another's burst
-                            self._hear_client()
-                        elif source == epoll_fd:
-                            for fd, _ in self._epoll.poll(0):
-                                self._run_watch(fd)
+                    self._loop.turn(due)
                     if time.monotonic() >= due:
                         self._time_passes()
                 except Exception as e:
-                    self.guard.failed("a turn of the loop", e)
+                    self._guard.failed("a turn of the loop", e)
         finally:
             signal.set_wakeup_fd(-1)
-            limit = ending.within(ending.CLOSE_S, 1, self.place.release)
+            limit = ending.within(ending.CLOSE_S, 1, self._place.release)
             self.close()
             limit.cancel()
-        return 1 if self.unsound else 0
-
-    def _hear_client(self) -> None:
-        parts: list[bytes] = []
-        try:
-            parts, source = multipart.take(self._front)
-            self._from_client(parts, source)
-        except Exception as e:
-            self.guard.failed("a client's message", e, lambda: self._end_talking(parts))
+        return 1 if self._unsound else 0
 
     def _due(self) -> float:
         """When there is something to do at the latest, whatever happens."""
         now = time.monotonic()
         try:
-            due = self.scheduler.next_wakeup()
+            due = self._scheduler.next_wakeup()
         except Exception as e:  # what comes from descriptors, such as the word to stop, is heard all the same
-            self.guard.failed("the scheduler's next turn", e)
-            due = now + TERMINATING_POLL_S
-        soonest = self._housekeeping_at if due is None or due > self._housekeeping_at else due
-        if self._terminating:
-            soonest = min(soonest, now + TERMINATING_POLL_S)
-        if not self._outbox.is_empty:
+            self._guard.failed("the scheduler's next turn", e)
+            due = now + RETRY_S
+        soonest = min(self._housekeeping_at, self._fleet.due(now))
+        if due is not None and due < soonest:
+            soonest = due
+        if not self._front.outgoing.is_empty:
             soonest = min(soonest, now + outgoing.TICK_S)
-        if self.arrivals.stalled:
-            soonest = min(soonest, now + outgoing.TICK_S)
-        if self._line_waits:
-            soonest = min(soonest, now + CROWDED_S)
-        return min(soonest, self.usage.due(now))
+        return min(soonest, now + CROWDED_S) if self._lifelines.crowded else soonest
 
     def _time_passes(self) -> None:
         now = time.monotonic()
-        self._handle(Tick())
-        if self._terminating:
-            self.guard.run("ending workers", lambda: self._escalate(now))
-        self.guard.run("memory that comes back", lambda: self._pass_on(self.usage.tick(now)))
-        if not self._outbox.is_empty:
-            self.guard.run("sending what waits for clients", lambda: self._outbox.flush(now))
-        if self.arrivals.stalled:
-            self.guard.run("reading workers that had to wait", self._read_stalled)
-        if self._line_waits:
-            self.guard.run("closing nameless lifelines", lambda: self._end_nameless(now))
+        run = self._guard.run  # each on its own
+        self._submit(Tick())
+        self._fleet.tick(now)
+        if not self._front.outgoing.is_empty:
+            run("sending what waits for clients", lambda: self._front.outgoing.flush(now))
+        if self._lifelines.crowded:
+            run("closing nameless lifelines", lambda: self._lifelines.end_nameless(now))
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_S
-            run = self.guard.run  # each on its own
-            run("watching for the out-of-memory killer", self.oom_killer.watch)
-            run("watching the nursery", lambda: self.pool.watch(now))
-            run("looking for memory", lambda: self._pass_on(self.usage.look_for_stuck(now)))
-            run("measuring", self.usage.survey)
-            run("writing down footprints", self._remember)
+            self._fleet.housekeeping(now)
+            run("writing down footprints", self._learnt.write_down)
             run("noting what is loaded", self._note_resident)
-            run("refilling the reserve", self._refill)
-            run("ending silent sessions", lambda: self._end_sessions(now))
-            run("closing nameless lifelines", lambda: self._end_nameless(now))
-            run("ending lifelines that were cut off", self._end_cut_off)
-            run("writing to slow lifelines", self.handoff.flush)
-            run("keeping the endpoint", lambda: self.place.keep(now, self._listen_again))
+            run("ending silent sessions", lambda: self._clients.end_silent(now, local=bool(self._place.front)))
+            run("closing nameless lifelines", lambda: self._lifelines.end_nameless(now))
+            run("ending lifelines that were cut off", self._lifelines.end_cut_off)
+            run("writing to slow lifelines", self._handoff.flush)
+            run("keeping the endpoint", lambda: self._place.keep(now, self._listen_again))
 
-    def _end_cut_off(self) -> None:
-        for line in self.handoff.cut_off():
-            self._lost_line(line, gone=False)
+    def _hear_signals(self) -> None:
+        numbers = self._loop.signals()
+        if any(n in (signal.SIGTERM, signal.SIGINT) for n in numbers):
+            drain = 0.0 if self._scheduler.stopping else self._configuration.now.broker.drain_seconds
+            self._ending.begin(drain, time.monotonic())
+            self._guard.run("noting what is loaded", lambda: self._note_resident(at_last=True))
+            self._submit(ShutDown(drain))
+        elif signal.SIGHUP in numbers:
+            try:
+                self._reload()
+            except ConfigError as e:
+                log.error("the configuration stays as it is: %s", e)
 
-    def _bring_back(self) -> None:
-        """What was loaded when the broker before ended, but for what cannot be."""
-        names = [name for name in self.resident.earlier() if name in self.scheduler.models and not self._problem(name)]
-        for name in names:
-            self._recall(name)
-        self._handle(Resident(names))
-
-    def _note_resident(self, *, at_last: bool = False) -> None:
-        if self.config.broker.restore and not self.scheduler.stopping:
-            self.resident.note(self.scheduler.resident(), at_last=at_last)
-
-    def _end_sessions(self, now: float) -> None:
-        """Of those that no lifeline speaks for."""
-        alone = [session for session in self._sessions.values() if session.line is None]
-        connected = {identity[: protocol.SESSION_BYTES] for identity in list(self._spoken)} if alone else ()
-        for session in alone:
-            silent = now - session.heard
-            gone = bool(self.place.front) and silent > HELD_S and session.key not in connected
-            if gone or silent > protocol.SESSION_TTL_S:
-                self._end_session(session)
-
-    def _woken(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            numbers = os.read(self._wake_read, 64)
-            if any(n in (signal.SIGTERM, signal.SIGINT) for n in numbers):
-                drain = 0.0 if self.scheduler.stopping else self.config.broker.drain_seconds
-                self.ending.begin(drain, time.monotonic())
-                self.guard.run("noting what is loaded", lambda: self._note_resident(at_last=True))
-                self._handle(ShutDown(drain))
-            elif signal.SIGHUP in numbers:
-                try:
-                    self.reload()
-                except ConfigError as e:
-                    log.error("the configuration stays as it is: %s", e)
+    def _listen_again(self, path: str) -> None:
+        """A socket's file was removed (see `Place.keep`)."""
+        if path == self._place.front:
+            self._front.bind()
+        else:
+            self._lifelines.listen_again()
 
     def close(self) -> None:
         """Leaves nothing behind, also when it is called in the middle of something."""
-        for close in (*self._closing(), self._close_loop):
-            self.guard.run("closing the broker", close)
+        closes = (
+            self._learnt.write_down,
+            self._metrics.close,
+            self._fleet.close,
+            self._handoff.shut,
+            self._copies.close,
+            self._front.door.close,
+            self._keyring.stop if self._keyring is not None else lambda: None,
+            self._front.close,
+            self._loop.close,
+            self._place.release,
+        )
+        for close in closes:
+            self._guard.run("closing the broker", close)
 
     def _describe(self) -> str:
-        devices = ", ".join(f"{d.name} {d.budget_mb:g} MB" for d in self.scheduler.ledger.devices.values())
-        return f"{len(self.scheduler.models)} models, {devices}"
+        devices = ", ".join(f"{d.name} {d.budget_mb:g} MB" for d in self._scheduler.ledger.devices.values())
+        return f"{len(self._scheduler.models)} models, {devices}"
 
-    # ------------------------------------------------------------ configuration
+    # ------------------------------------------------------------ events in, actions out
 
-    def reload(self) -> list[str]:
-        """Reads the file again; gives what has changed.
-
-        Raises:
-            ConfigError: it is not valid, and nothing was changed.
-        """
-        if self.config.file is None:
-            raise ConfigError("this broker was started without a config.toml: there is nothing to read again")
-        read = self._with_endpoint(load_config(self.config.file))
-        found = changes.compare(self.config, read, self.editions.take_edited(read.models))
-        told = self._reread_keys()
-        if not found.lines:
-            return told
-        self.config = found.config
-        broker, budgets = self.config.broker, {d.name: d.budget_gb * MB_PER_GB for d in self.config.devices}
-        if not budgets:
-            budgets = dict.fromkeys(self.meters, broker.vram_budget_gb * MB_PER_GB)
-        self._handle(Reconfigured(broker, budgets, self.config.models, found.restart, found.lines))
-        self.copies.resize(int(broker.host_cache_mb * meters.MB))
-        for name in {*found.restart, *(name for name in self.copies.models() if name not in self.scheduler.models)}:
-            self.copies.forget(name)
-        for name in list(self.scheduler.models):
-            if self.scheduler.is_cold(name):
-                self._recall(name)
-        return found.text() + told
-
-    # ------------------------------------------------------------ lifelines
-
-    def _accept(self) -> None:
-        for line in self.handoff.accept():
-            self._add(line.fd, partial(self._read_line, line), partial(self._lost_line, line, gone=False))
-        if self.handoff.is_crowded:  # until there is room, the others wait in the backlog
-            self._drop(self.handoff.fileno())
-            self._line_waits = True
-
-    def _end_nameless(self, now: float) -> None:
-        """Connections that should have said by now whose lifeline they are."""
-        for line in self.handoff.nameless(now):
-            self._close_line(line)
-        self._accept_again()
-
-    def _accept_again(self) -> None:
-        if not self.handoff.is_crowded and self.handoff.fileno() not in self._watch:
-            self._line_waits = False
-            self._add(self.handoff.fileno(), self._accept)
-
-    def _read_line(self, line: Line) -> None:
-        if self.handoff.lines.get(line.fd) is not line:
-            return
+    def _submit(self, event: Event) -> None:
+        """Tells the scheduler what has happened, and does what it answers."""
         try:
-            for message, fd in self.handoff.receive(line):
-                self._line_says(line, message, fd)
-                if self.handoff.lines.get(line.fd) is not line:
-                    return
-        except ConnectionError as e:
-            self._lost_line(line, gone=isinstance(e, Ended))
+            actions = self._scheduler.handle(event, time.monotonic())
+        except Exception as e:
+            self._do(self._scheduler.take_actions())
+            self._failed(event, e)
+            return
+        self._do(actions)
+        if self._scheduler.story.count != self._told:
+            self._tell()
+        if self._checks:
+            self._guard.run("an event", self._scheduler.check)
 
-    def _line_says(self, line: Line, message: protocol.LifelineMessage, fd: int | None) -> None:
-        if fd is not None and type(message) not in CARRYING:
-            os.close(fd)
-        if line.departed:
-            self._departed_says(line, message, fd if type(message) in CARRYING else None)
-        elif isinstance(message, protocol.LifelineAttach):
-            if not self._attach(line, message):
-                raise ConnectionError("refused")
-            self._accept_again()
-        elif not line.key or (line.role == "worker" and line.key not in self._by_key):
-            if fd is not None and type(message) in CARRYING:
-                os.close(fd)
-            raise ConnectionError("nothing is known of it")
-        elif isinstance(message, protocol.LifelineArena):
-            number = self.handoff.offer(line, fd)
-            if number is not None:
-                if line.role == "worker":
-                    self._by_key[line.key].arena = number
-                else:
-                    line.send(protocol.LifelineAccepted(number))
-        elif isinstance(message, protocol.LifelineChannel):
-            self._open_channel(line, fd)
-        elif isinstance(message, protocol.LifelineCopy):
-            self._take_copy(line, message.why, fd)
-        elif isinstance(message, protocol.LifelineReleased) and line.role == "client":
-            session = self._sessions.get(line.key)
-            if session is not None and (message.id, message.offset) in session.results:
-                session.results.discard((message.id, message.offset))
-                self._free_result(message.id, message.offset)
-                if message.id not in self.handoff.arenas and not self._still_read(line.key, message.id):
-                    line.send(protocol.LifelineGone(message.id))
-        elif isinstance(message, protocol.LifelineBye) and line.role == "client":
-            session = self._sessions.get(line.key)
-            if session is not None:
-                self._end_session(session)
-        elif isinstance(message, protocol.LifelineFingerprint) and line.role == "worker":
-            self._handle(WorkerSaid(self._by_key[line.key].number, message.id, message.digest[:64]))
+    def _do(self, actions: list[Action]) -> None:
+        """Does each, whatever becomes of the others."""
+        do = self._actions
+        for action in actions:
+            try:
+                do[type(action)](action)
+            except Exception as e:
+                self._failed(action, e)
 
-    def _attach(self, line: Line, message: protocol.LifelineAttach) -> bool:
-        if message.role == "client":
-            session = self._sessions.get(message.key)
-            if session is None or session.line is not None:
-                line.send(protocol.LifelineRefused("broker_unreachable", "say Hello first; the session is unknown"))
-                return False
-            if not self.handoff.attach(line, message):
-                return False
-            session.line, session.pid = line, line.pid
-            line.send(protocol.LifelineAccepted(0))
-            return True
-        worker = self._by_key.get(message.key)
-        if message.role != "worker" or worker is None or not self.handoff.attach(line, message):
-            return False
-        worker.line = line
-        return True
+    def _do_stop(self, _: Stop) -> None:
+        self._stop = True
 
-    def _departed_says(self, line: Line, message: protocol.LifelineMessage, fd: int | None) -> None:
-        if fd is not None:
-            os.close(fd)
-        if isinstance(message, protocol.LifelineReleased):
-            if self.departed.release(line.key, (message.id, message.offset)):
-                self._free_result(message.id, message.offset)
-            if self.departed.is_done(line.key):
-                self._lost_line(line, gone=True)
+    def _failed(self, what: Event | Action, error: Exception) -> None:
+        """An event or action has raised."""
+        amend = self._amends.get(type(what))
+        self._guard.failed(type(what).__name__, error, None if amend is None else lambda: amend(what))
 
-    def _lost_line(self, line: Line, gone: bool) -> None:
-        """Its session, or its worker, has ended. `gone`: the process at the other end is, and its results are free."""
-        session = self._sessions.get(line.key) if line.role == "client" else None
-        if line.departed:
-            if gone:
-                for arena, offset in self.departed.forget(line.key):
-                    self._free_result(arena, offset)
-                self._close_line(line)
-        elif session is not None and session.line is line:
-            self._end_session(session, gone=gone)
-        else:
-            if line.role == "worker" and (worker := self._by_key.get(line.key)) is not None:
-                worker.line = None  # its exit follows
-            self._close_line(line)
+    def _go_on_or_end(self) -> None:
+        """After an internal error: an unsound broker takes nothing new, finishes what runs, and ends."""
+        try:
+            self._scheduler.check()
+        except Unsound as e:
+            if self._unsound:
+                return
+            self._unsound = True
+            grace = self._configuration.now.broker.drain_seconds
+            self._ending.begin(grace, time.monotonic())
+            log.critical("the scheduler contradicts itself, this broker ends: %s", "; ".join(e.wrong))
+            self._submit(ShutDown(grace))
 
-    def _close_line(self, line: Line) -> None:
-        if line.role == "worker" and line.key in self._by_key:
-            with contextlib.suppress(ConnectionError):  # what it said last counts (a fingerprint, an arena)
-                for message, fd in self.handoff.receive(line):
-                    self._line_says(line, message, fd)
-        self._drop(line.fd)
-        self.handoff.close(line, self._still_read)
+    def _tell(self) -> None:
+        """Logs the lines of the scheduler's story that are new."""
+        for line in self._scheduler.story.since(self._told):
+            level = logging.WARNING if line.kind in TROUBLE else logging.INFO
+            log.log(level, "%s%s", f"{line.model}: " if line.model else "", line.text, extra={"line": line})
+        self._told = self._scheduler.story.count
+
+    # ------------------------------------------------------------ what was loaded before
+
+    def _bring_back(self) -> None:
+        """What was loaded when the broker before ended, but for what cannot be."""
+        models = self._scheduler.models
+        names = [name for name in self._resident.earlier() if name in models and not self._intake.problem(name)]
+        for name in names:
+            self._learnt.recall(name)
+        self._submit(Resident(names))
+
+    def _note_resident(self, *, at_last: bool = False) -> None:
+        if self._configuration.now.broker.restore and not self._scheduler.stopping:
+            self._resident.note(self._scheduler.resident(), at_last=at_last)

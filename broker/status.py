@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
-from broker.fleet.pool import Child
+from broker.fleet.process import WorkerProcess
 from broker.memory.host_cache import Copies
 from broker.memory.meters import MB
 from broker.memory.usage import MemoryUsage
@@ -26,11 +26,6 @@ from zoo.system.files import shown
 from zoo.weights import catalogue
 
 MOST_DIGITS, MOST_NAME = 20, 64
-
-
-class Worker(Protocol):
-    child: Child | None
-    stand_in: bool
 
 
 class Views:
@@ -85,7 +80,7 @@ class Views:
             row["problem"] = row["problem"] or self._scheduler.trouble(row["name"], now)
         return rows
 
-    def processes(self, workers: Mapping[int, Worker]) -> list[dict[str, Any]]:
+    def processes(self, workers: Mapping[int, WorkerProcess]) -> list[dict[str, Any]]:
         rows = self._scheduler.processes()
         for row in rows:
             worker = workers.get(row["worker"])

@@ -1,7 +1,8 @@
 """A broker in which one function fails once: `python -m tests.faulty` for `python -m zoo.broker`.
 
-The file `fault` beside config.toml names it: a method of the service, an event of the scheduler, or a system call. The
-next call of it removes the file and raises, before anything is done. With `FOR_EVER` behind the name, each call raises.
+The file `fault` beside config.toml names it: a method of one of the service's parts, an event of the scheduler, or a
+system call. The next call of it removes the file and raises, before anything is done. With `FOR_EVER` behind the name,
+each call raises.
 """
 
 from __future__ import annotations
@@ -16,6 +17,21 @@ import sys
 from collections.abc import Callable
 from typing import Any, get_args
 
+from broker.configuration import Configuration
+from broker.fleet.channels import Channels
+from broker.fleet.copying import Copying
+from broker.fleet.fleet import Fleet
+from broker.fleet.process import Roster, WorkerProcess
+from broker.fleet.reports import WorkerReports
+from broker.fleet.reserve import Reserve
+from broker.front.clients import Clients
+from broker.front.front import Front
+from broker.front.handoff import Handoff, LifelineEnd
+from broker.front.intake import Intake
+from broker.lifelines import Lifelines
+from broker.loop import Loop
+from broker.memory.learnt import Learnt
+from broker.reload import Reloader
 from broker.scheduler import events as vocabulary
 from broker.scheduler.scheduler import Scheduler
 from broker.service import Service
@@ -25,9 +41,14 @@ from zoo.wire import lifeline, multipart
 FAULT = "fault"
 CONTRADICTION = "contradiction"  # instead of a function's name: the scheduler miscounts what runs
 FOR_EVER = " for ever"
+PARTS = (
+    Service, Loop, Configuration, Reloader, Learnt, Front, Handoff, LifelineEnd, Lifelines, Clients, Intake,
+    Fleet, Channels, WorkerReports, Reserve, Copying, Roster, WorkerProcess,
+)  # fmt: skip
 KEEPS_ITSELF_ALIVE = {  # what the guard is made of, and what is over before it begins or after it ends
-    "run", "close", "unsound", "_do", "_failed", "_go_on_or_end", "_closing", "_close_loop", "_describe", "__init__",
-    "_router", "_with_endpoint", "_run_watch", "_do_stop", "_lifelines", "_handle", "_due", "_tell",
+    "Service.run", "Service.close", "Service._due", "Service._submit", "Service._do", "Service._failed",
+    "Service._tell", "Service._do_stop", "Service._go_on_or_end", "Service._describe", "Loop.turn", "Loop._act",
+    "Loop.hear", "Loop.hear_signals", "Loop.close", "Front.close", "Fleet.open", "Fleet.close", "Handoff.shut",
 }  # fmt: skip
 CALLS: dict[str, tuple[Any, str]] = {
     **{f"os.{name}": (os, name) for name in ("dup", "open", "read", "write", "close", "stat", "fstat", "pipe2")},
@@ -43,14 +64,16 @@ CALLS: dict[str, tuple[Any, str]] = {
 _remove, _access, _read, _open, _shut = os.unlink, os.access, os.read, os.open, os.close
 
 
-def methods() -> list[str]:
-    """Every method of the service, by its name."""
-    return sorted(
-        name
-        for part in Service.__mro__[:-1]
-        for name, value in vars(part).items()
-        if callable(value) and not name.startswith("__") and name not in KEEPS_ITSELF_ALIVE
-    )
+def methods() -> dict[str, tuple[type, str]]:
+    """Every method of the service's parts."""
+    return {
+        name: (part, attribute)
+        for part in PARTS
+        for attribute, value in vars(part).items()
+        if callable(value)
+        and not attribute.startswith("__")
+        and (name := f"{part.__name__}.{attribute}") not in KEEPS_ITSELF_ALIVE
+    }
 
 
 def events() -> list[str]:
@@ -60,7 +83,7 @@ def events() -> list[str]:
 
 
 def targets() -> list[str]:
-    return [*dict.fromkeys(methods()), *events(), *CALLS, "epoll.register", "epoll.unregister", "epoll.modify"]
+    return [*methods(), *events(), *CALLS, "epoll.register", "epoll.unregister", "epoll.modify"]
 
 
 def is_due(name: str) -> bool:
@@ -103,10 +126,8 @@ def _no_more() -> OSError:
 select_epoll = select.epoll
 
 if __name__ == "__main__":
-    for part in Service.__mro__[:-1]:
-        for name, value in list(vars(part).items()):
-            if name in methods():
-                setattr(part, name, failing(name, value, RuntimeError("as the test wants it")))
+    for method, (part, attribute) in methods().items():
+        setattr(part, attribute, failing(method, getattr(part, attribute), RuntimeError("as the test wants it")))
     original = Scheduler.handle
 
     def handle(self: Scheduler, event: Any, now: float) -> Any:

@@ -60,8 +60,7 @@ def _serve(args: argparse.Namespace) -> int:
                 problem = "tcp:// needs curve_dir in config.toml; make keys with `python -m zoo.curve DIR`"
             if problem:
                 raise ConfigError(f"--endpoint: {problem}")
-        service = Service(config, args.endpoint or "")
-        service.checks = args.debug
+        service = Service(config, args.endpoint or "", checks=args.debug)
     except ConfigError as e:
         print(e, file=sys.stderr)
         return 2

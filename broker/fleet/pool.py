@@ -125,13 +125,13 @@ class Lost(NamedTuple):
     key: bytes
 
 
-class Ended(NamedTuple):
+class Exited(NamedTuple):
     """A worker has ended; `reap` says how. The child is to be closed."""
 
     child: Child
 
 
-News = Started | Failed | Lost | Ended
+News = Started | Failed | Lost | Exited
 
 
 class _Start:
@@ -267,7 +267,7 @@ class Pool:
                 if child.has_ended() or child.pidfd < 0:
                     self._collect(child)
         self._end_orphans()
-        for child in [*self._children.values(), *(n.child for n in self._news if isinstance(n, Started | Ended))]:
+        for child in [*self._children.values(), *(n.child for n in self._news if isinstance(n, Started | Exited))]:
             child.close()
         self._epoll.close()
         os.close(self._wake)
@@ -430,7 +430,7 @@ class Pool:
         del self._children[child.pid]
         self._drop(child.pidfd)
         self._drop(child.printed.fd)
-        self._tell(Ended(child))
+        self._tell(Exited(child))
 
     def _end_orphans(self) -> None:
         """Reaps what has come to this process because its parents are gone; ends it if a worker has made it."""

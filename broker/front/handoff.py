@@ -1,7 +1,11 @@
 """The Unix socket on which processes hand over arenas, and whose connections are their lifelines.
 
-Keeps who is connected, which arenas exist, whose they are and who was given them. Never looks inside one.
-All sockets are non-blocking; a peer that does not read its own is cut off rather than waited for.
+Keeps which processes are connected, which arenas exist, who shared them, and which peers were given them. Never looks
+inside one. All sockets are non-blocking; a peer that does not read its own is cut off rather than waited for.
+
+A result lies in a slot of its worker's arena, which goes back when the client's last array of it is gone, or the
+client's process. So whatever ends a session (the client closes, talks nonsense, does not read its lifeline), its
+lifeline stays open, in this direction only, until all results were given back or its end-of-file comes.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from broker.descriptors import UNDIVIDED, Shares
 from broker.front import listening
@@ -28,16 +33,27 @@ ATTACH_S = 10.0  # a connection that has not said who it is by then is closed
 MAX_UNSENT = 4096
 
 
-class Ended(ConnectionError):
+ENDING = (protocol.LifelineAttach, protocol.LifelineChannel)  # the line, where they are out of place
+CARRYING = (protocol.LifelineArena, protocol.LifelineChannel, protocol.LifelineCopy)  # a descriptor
+
+Slot = tuple[int, int]  # (arena, offset)
+
+
+class PeerGone(ConnectionError):
     """The other side has closed its end, or is gone."""
 
 
-class Line:
-    """One connection. `key` is empty until the other side has said who it is.
+class LifelineEnd:
+    """The broker's end of a connection. `key` is empty until the other side has said who it is.
 
     Attributes:
+        takes: what to do with each kind of message; other kinds are not heard.
+        arenas: numbers of its own arenas.
+        given: numbers of other processes' arenas that it was handed.
+        results: slots in workers' arenas that its process looks at.
         cut: a client does not read what it is sent, and its session is to end.
-        departed: its session has ended; see `departed.py`.
+        departed: its session has ended, and not all of its results were given back.
+        closed: nothing is heard or sent any more.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -46,12 +62,15 @@ class Line:
         self.pid, self.uid, _ = peer.credentials(sock)
         self.role = ""
         self.key = b""
-        self.arenas: set[int] = set()  # its own
-        self.given: set[int] = set()  # of others, that it was handed
+        self.takes: Takes = {}
+        self.arenas: set[int] = set()
+        self.given: set[int] = set()
+        self.results: set[Slot] = set()
         self.since = time.monotonic()
         self.unsent: deque[protocol.Message] = deque()
         self.cut = False
         self.departed = False
+        self.closed = False
 
     def depart(self) -> None:
         """Nothing is sent any more, and the other side sees an end; what it gives back is still heard."""
@@ -76,7 +95,7 @@ class Line:
                 return False
             self.unsent.append(message)
             if len(self.unsent) > MAX_UNSENT:
-                self.cut = self.role == "client"  # its results are not free yet: see `departed.py`
+                self.cut = self.role == "client"  # its results are not free yet
                 with contextlib.suppress(OSError):
                     how = socket.SHUT_WR if self.cut else socket.SHUT_RDWR  # the loop then meets its end-of-file
                     self.sock.shutdown(how)
@@ -109,7 +128,7 @@ class Arena:
 
 
 class Handoff:
-    """The listening socket, the lines and the arenas."""
+    """The listening socket, the lines and the arenas. `forget` is told the descriptor of a line before it is closed."""
 
     def __init__(
         self,
@@ -118,18 +137,20 @@ class Handoff:
         listen: Callable[[str], socket.socket] | None = None,
         shares: Shares = UNDIVIDED,
         admits: Callable[[socket.socket], bool] = peer.is_own,
+        forget: Callable[[int], object] = lambda _: None,
     ) -> None:
         self.path = path
         self.limit = arena_limit_bytes
         self._shares = shares
-        self._nameless: dict[int, Line] = {}
+        self._nameless: dict[int, LifelineEnd] = {}
         self._spare_arenas = 0  # of clients, beyond the first of each, which has a place of its own
-        self.lines: dict[int, Line] = {}  # by file descriptor
-        self.by_key: dict[bytes, Line] = {}
+        self.lines: dict[int, LifelineEnd] = {}  # by file descriptor
+        self.by_key: dict[bytes, LifelineEnd] = {}
         self.arenas: dict[int, Arena] = {}
         self._ids = itertools.count(1)
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._admits = admits
+        self._forget = forget
         self._listen = listen or (lambda path: listening.listen(path, socket.SOCK_SEQPACKET, BACKLOG))
         self._listener = self._listen(path)
 
@@ -142,7 +163,7 @@ class Handoff:
     def fileno(self) -> int:
         return self._listener.fileno()
 
-    def accept(self) -> Iterator[Line]:
+    def accept(self) -> Iterator[LifelineEnd]:
         """New connections, of the processes of this user, of root, and of those that `admits` lets in."""
         for _ in range(BURST):
             if self.is_crowded:
@@ -157,7 +178,7 @@ class Handoff:
                 self._turn_away()
                 continue
             sock.setblocking(False)
-            line = Line(sock)
+            line = LifelineEnd(sock)
             if not self._admits(sock):
                 line.send(protocol.LifelineRefused("access_denied", "this broker serves another user"))
                 sock.close()
@@ -184,13 +205,13 @@ class Handoff:
             if line.unsent:
                 line.flush()
 
-    def nameless(self, now: float) -> list[Line]:
+    def nameless(self, now: float) -> list[LifelineEnd]:
         """Connections that should have said by now who they are."""
         patience = ATTACH_CROWDED_S if self.is_crowded else ATTACH_S
         return [line for line in self._nameless.values() if now - line.since > patience]
 
-    def receive(self, line: Line) -> Iterator[tuple[protocol.LifelineMessage, int | None]]:
-        """Packets that are there, not too many at once. Raises Ended at the end, ConnectionError for
+    def receive(self, line: LifelineEnd) -> Iterator[tuple[protocol.LifelineMessage, int | None]]:
+        """Packets that are there, not too many at once. Raises PeerGone at the end, ConnectionError for
         nonsense."""
         for _ in range(BURST):
             try:
@@ -201,22 +222,40 @@ class Handoff:
                 line.send(protocol.LifelineRefused(e.code, str(e)))
                 raise ConnectionError(str(e)) from None
             except OSError as e:
-                raise Ended(str(e)) from None
+                raise PeerGone(str(e)) from None
             if packet is None:
-                raise Ended("end of file")
+                raise PeerGone("end of file")
             yield packet
 
-    def attach(self, line: Line, message: protocol.LifelineAttach) -> bool:
-        """The first packet: False when it is not acceptable (the line should then be closed)."""
-        if line.key or not 1 <= len(message.key) <= 64 or message.key in self.by_key:
+    def hear(self, line: LifelineEnd) -> None:
+        """Gives each packet that is there to what takes its kind.
+
+        Raises:
+            PeerGone: at the end. ConnectionError: it has said what makes no sense.
+        """
+        for message, fd in self.receive(line):
+            take = line.takes.get(type(message))
+            if fd is not None and (take is None or type(message) not in CARRYING):
+                os.close(fd)
+                fd = None
+            if take is not None:
+                take(line, message, fd)
+            elif not line.departed and (not line.key or type(message) in ENDING):
+                raise ConnectionError(f"a {line.role or 'nameless'} lifeline takes no {type(message).__name__}")
+            if line.closed:
+                return
+
+    def attach(self, line: LifelineEnd, role: str, key: bytes) -> bool:
+        """The other side has said what it is. False when that is not acceptable (the line should then be closed)."""
+        if line.key or not 1 <= len(key) <= 64 or key in self.by_key:
             line.send(protocol.LifelineRefused("access_denied", "that name is taken or not allowed"))
             return False
-        line.role, line.key = message.role, message.key
+        line.role, line.key = role, key
         self._nameless.pop(line.fd, None)
-        self.by_key[line.key] = line
+        self.by_key[key] = line
         return True
 
-    def offer(self, line: Line, fd: int | None) -> int | None:
+    def offer(self, line: LifelineEnd, fd: int | None) -> int | None:
         """Takes an arena. Its new id, or None (and the other side is told why)."""
         try:
             if fd is None:
@@ -240,7 +279,7 @@ class Handoff:
         line.arenas.add(made.id)
         return made.id
 
-    def share(self, number: int, line: Line) -> bool:
+    def share(self, number: int, line: LifelineEnd) -> bool:
         """Sees to it that `line` has the arena; False when it cannot be sent."""
         if number in line.given:
             return True
@@ -255,12 +294,52 @@ class Handoff:
         found = self.arenas.get(number)
         return found is not None and found.owner == key
 
-    def cut_off(self) -> list[Line]:
+    def cut_off(self) -> list[LifelineEnd]:
         """Lines of clients that do not read, whose sessions are to end."""
         return [line for line in self.lines.values() if line.cut and not line.departed]
 
-    def disown(self, line: Line, still_read: Callable[[bytes, int], bool]) -> None:
-        """Forgets the line's own arenas; the peers that map one are told that it will not be referred to again."""
+    # ------------------------------------------------------------ results
+
+    def free(self, number: int, offset: int) -> None:
+        """The worker may use the slot again."""
+        found = self.arenas.get(number)
+        line = self.by_key.get(found.owner) if found is not None else None
+        if line is not None:
+            line.send(protocol.LifelineReleased(number, offset))
+
+    def take_back(self, line: LifelineEnd, number: int, offset: int) -> None:
+        """The process does not look at that result any more."""
+        if (number, offset) not in line.results:
+            return
+        line.results.discard((number, offset))
+        self.free(number, offset)
+        if number not in self.arenas and not _looks_at(line, number):
+            line.send(protocol.LifelineGone(number))
+
+    # ------------------------------------------------------------ ends
+
+    def count_departed(self) -> int:
+        """How many lines are kept for results alone."""
+        return sum(line.departed for line in self.lines.values())
+
+    def leave(self, line: LifelineEnd, gone: bool) -> None:
+        """The client's session has ended. Unless its process is `gone`, the line stays until all results come back."""
+        if not line.results or gone:
+            self.close(line)
+            return
+        self._disown(line)
+        line.takes = {protocol.LifelineReleased: self._take_last}
+        line.depart()
+
+    def _take_last(self, line: LifelineEnd, message: protocol.LifelineReleased, _: int | None) -> None:
+        self.take_back(line, message.id, message.offset)
+        if not line.results:
+            self.close(line)
+
+    def _disown(self, line: LifelineEnd) -> None:
+        """Forgets the line's own arenas; the peers that map one are told that it will not be referred to again. One
+        that still looks at results there is told when it has given them back.
+        """
         if line.role == "client":
             self._spare_arenas -= max(0, len(line.arenas) - 1)
         while line.arenas:
@@ -271,24 +350,25 @@ class Handoff:
                 reader = self.by_key.get(key)
                 if reader is not None and reader is not line:
                     reader.given.discard(number)
-                    if not still_read(key, number):
+                    if not _looks_at(reader, number):
                         reader.send(protocol.LifelineGone(number))
 
-    def close(self, line: Line, still_read: Callable[[bytes, int], bool] = lambda _key, _arena: False) -> None:
-        """Forgets a line and its arenas; the peers that map one are told that it will not be referred to again.
-
-        Args:
-            still_read: whether that line was sent something in that arena that it has not given back yet;
-                it is told when it has.
-        """
+    def close(self, line: LifelineEnd) -> None:
+        """Forgets a line with its arenas, and frees the results that its process looked at."""
+        if line.closed:
+            return
         self._nameless.pop(line.fd, None)
-        self.disown(line, still_read)
+        while line.results:
+            self.free(*line.results.pop())
+        self._disown(line)
         for number in line.given:
             if number in self.arenas:
                 self.arenas[number].readers.discard(line.key)
         if self.by_key.get(line.key) is line:
             del self.by_key[line.key]
         self.lines.pop(line.fd, None)
+        self._forget(line.fd)
+        line.closed = True  # only now: a close that has failed halfway is taken up again
         line.sock.close()
 
     def shut(self) -> None:
@@ -296,3 +376,11 @@ class Handoff:
             self.close(line)
         self._listener.close()
         os.close(self._spare)
+
+
+def _looks_at(line: LifelineEnd, number: int) -> bool:
+    """Whether the process has results in that arena, or on their way to it."""
+    return any(arena == number for arena, _ in line.results)
+
+
+Takes = dict[type, Callable[[LifelineEnd, Any, int | None], None]]

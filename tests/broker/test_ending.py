@@ -24,16 +24,8 @@ DRAIN_S = 1.0
 SLACK_S = 6.0  # of a loaded machine, and for the processes to end
 FAILING = ["event WorkerExited", "next_wakeup"]
 MORE = [
-    *(
-        "event ShutDown",
-        "event Tick",
-        "event MemoryBack",
-        "after ShutDown",
-        "_note_resident",
-        "_hear_pool",
-        "_remember",
-    ),
-    *("_escalate", "_time_passes", "_do_kill", "os.close"),
+    *("event ShutDown", "event Tick", "event MemoryBack", "after ShutDown", "Service._note_resident"),
+    *("Fleet._hear_pool", "Learnt.write_down", "Fleet._escalate", "Service._time_passes", "Fleet.kill", "os.close"),
 ]
 
 

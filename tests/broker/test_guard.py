@@ -20,10 +20,10 @@ from zoo import Client, ZooError
 
 FRAME = np.full((8, 8, 3), 7, np.uint8)
 SAMPLE = (
-    "_from_client",
-    "_do_deliver",
-    "_do_start",
-    "_do_kill",
+    "Intake._take",
+    "Clients.deliver",
+    "Fleet.start",
+    "Fleet.kill",
     "event WorkerDone",
     "after WorkerDone",
     "event WorkerExited",

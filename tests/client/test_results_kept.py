@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from broker.front.handoff import MAX_UNSENT, Line
+from broker.front.handoff import MAX_UNSENT, LifelineEnd
 from tests.client.inside import driver, link
 from tests.support import Running, wait_until
 from zoo import AsyncClient, BrokerUnreachable, Client
@@ -160,7 +160,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_can_still_give_back() -> Non
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         ours.setblocking(False)
-        line = Line(ours)
+        line = LifelineEnd(ours)
         line.role = "client"
         while line.send(protocol.LifelineSettled(1)):
             assert len(line.unsent) <= MAX_UNSENT

@@ -246,7 +246,7 @@ def test_device_files_that_workers_may_not_make_are_made_before(
 SHORT_OF_DESCRIPTORS = """
 import os, resource, select, sys, time
 from pathlib import Path
-from broker import pool
+from broker.fleet import pool
 from broker.fleet.environment import of_workers
 from zoo.config.schema import BrokerConfig
 from zoo.wire.launch import Seat
@@ -256,7 +256,7 @@ def until(kind):
         select.select([made], [], [], 1.0)
         made.watch(time.monotonic())
         for news in made.turn():
-            if isinstance(news, pool.Ended):
+            if isinstance(news, pool.Exited):
                 news.child.close()
             if isinstance(news, kind):
                 return news
@@ -275,7 +275,7 @@ before = fds()
 made = pool.Pool([], of_workers(BrokerConfig()), Path("/"))
 seat = lambda n: Seat(b"%d" % n, "/nowhere", 1 << 20)
 made.start(seat(1))
-print(until(pool.Ended).child.reap())
+print(until(pool.Exited).child.reap())
 settled = fds()
 for free in (0, 1, 2, 3):
     short(free)
@@ -291,7 +291,7 @@ for _ in range(30):
     time.sleep(0.01)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 made.start(seat(3))
-while isinstance(news := until((pool.Ended, pool.Failed)), pool.Failed):  # until there is a nursery again
+while isinstance(news := until((pool.Exited, pool.Failed)), pool.Failed):  # until there is a nursery again
     time.sleep(0.05)
     made.start(seat(3))
 print(news.child.reap())

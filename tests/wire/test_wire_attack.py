@@ -697,7 +697,7 @@ def test_a_second_broker_on_the_same_endpoint_is_told_who_has_it(target: Target)
 
 
 @pytest.fixture
-def handed(zoo_dir: Path) -> Iterator[tuple[handoff.Handoff, handoff.Line, socket.socket]]:
+def handed(zoo_dir: Path) -> Iterator[tuple[handoff.Handoff, handoff.LifelineEnd, socket.socket]]:
     made = handoff.Handoff(f"{zoo_dir}/h", 1 << 20)
     peer = lifeline.connect(made.path, 5.0)
     (line,) = list(made.accept())
@@ -710,7 +710,7 @@ def test_whoever_does_not_say_who_he_is_is_found_out(handed: Any) -> None:
     made, line, _ = handed
     assert made.nameless(line.since + handoff.ATTACH_S - 1) == []
     assert made.nameless(line.since + handoff.ATTACH_S + 1) == [line]
-    assert made.attach(line, protocol.LifelineAttach("client", b"key"))
+    assert made.attach(line, "client", b"key")
     assert made.nameless(line.since + handoff.ATTACH_S + 1) == []
 
 
@@ -739,31 +739,31 @@ def test_whoever_never_reads_is_cut_off(handed: Any) -> None:
 
 
 STEPPED = """
-import os, select, sys
+import os, select, sys, time
 from pathlib import Path
 import zmq
 from broker.service import Service
 from zoo.wire import protocol
-from zoo.wire import multipart as wire
 from zoo.config.reading import load_config
 
-service = Service(load_config(Path(sys.argv[1])))
+config = load_config(Path(sys.argv[1]))
+service = Service(config)
+fleet = service._fleet
 key = bytes(protocol.SESSION_BYTES)
 sock = zmq.Context.instance().socket(zmq.DEALER)
 sock.setsockopt(zmq.ROUTING_ID, key)
-sock.connect(service.config.endpoint)
+sock.connect(config.endpoint)
 sock.send(protocol.pack(protocol.Hello(key, 1, "")))
-service._from_client(wire.take(service._front)[0])
+service._intake.hear()
 sock.recv()
 sock.send(protocol.pack(protocol.Load(1, "toy", 20_000)))
-service._from_client(wire.take(service._front)[0])
-while (worker := service._workers.get(1)) is None or worker.child is None or worker.channel is None:
-    for fd, _ in service._epoll.poll(1.0):
-        service._run_watch(fd)
+service._intake.hear()
+while (worker := fleet.workers.get(1)) is None or worker.child is None or worker.channel is None:
+    service._loop.turn(time.monotonic() + 1.0)
 select.select([worker.channel.fd], [], [])
-while 1 in service._workers:  # while what it said has not been read
-    select.select([service.pool], [], [])
-    service._hear_pool()
+while 1 in fleet.workers:  # while what it said has not been read
+    select.select([fleet._pool], [], [])
+    fleet._hear_pool()
 print(protocol.unpack_from_broker(sock.recv_multipart()[0]).message, flush=True)
 service.close()
 os._exit(0)

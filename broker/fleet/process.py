@@ -1,0 +1,87 @@
+"""What the broker knows of each worker's process, and where it finds them."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import time
+
+from broker.fleet.pool import Child
+from broker.front.handoff import LifelineEnd
+from zoo.wire.channel import Channel
+from zoo.wire.launch import Launch
+
+
+class WorkerProcess:
+    """A process that runs a model, or waits for one.
+
+    Attributes:
+        number: the scheduler's; negative while it waits to be given a model.
+        key: the name under which it was forked, and attaches its lifeline.
+        version: of the model's weights when it was started.
+        copied: it was given a copy, and has not said yet whether that was of use.
+        forks: how often the nursery was asked for it.
+        held: messages of it that wait until it was measured, the first of them what it is measured for.
+        told: it has been sent `launch`.
+        loaded: it has said how its load went.
+        nonsense: it has said what none of ours would say; it is being killed, and not listened to any more.
+        unsent: it is slow to read, and something waits to be sent.
+        worked: it has run a request.
+        killed_at: when it was told to end (monotonic seconds); 0: it was not.
+        term_until: until then it may end by itself after SIGTERM.
+    """
+
+    __slots__ = (
+        "arena", "channel", "child", "copied", "device", "forks", "held", "key", "killed_at", "launch", "line",
+        "loaded", "model", "nonsense", "number", "stand_in", "term_until", "told", "unsent", "version", "worked",
+    )  # fmt: skip
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.key = new_key()
+        self.model = self.device = self.version = ""
+        self.launch: Launch | None = None
+        self.forks = 1
+        self.held: list[list[bytes]] = []
+        self.child: Child | None = None
+        self.channel: Channel | None = None
+        self.line: LifelineEnd | None = None
+        self.arena = 0
+        self.copied = self.told = self.stand_in = self.loaded = self.nonsense = self.unsent = self.worked = False
+        self.killed_at = self.term_until = 0.0
+
+    def kill(self) -> None:
+        """Ends it at once; if it is only being forked, as soon as it exists."""
+        self.killed_at = self.killed_at or time.monotonic()
+        if self.child is not None:
+            self.child.signal(signal.SIGKILL)
+
+
+class Roster:
+    """All processes, by number and by key."""
+
+    def __init__(self) -> None:
+        self.by_number: dict[int, WorkerProcess] = {}
+        self.by_key: dict[bytes, WorkerProcess] = {}
+
+    def add(self, worker: WorkerProcess) -> None:
+        self.by_number[worker.number] = worker
+        self.by_key[worker.key] = worker
+
+    def renumber(self, worker: WorkerProcess, number: int) -> None:
+        self.by_number[number] = self.by_number.pop(worker.number)
+        worker.number = number
+
+    def rename(self, worker: WorkerProcess) -> None:
+        """It gets another key, and what speaks under the old one is not known any more."""
+        del self.by_key[worker.key]
+        worker.key = new_key()
+        self.by_key[worker.key] = worker
+
+    def remove(self, worker: WorkerProcess) -> None:
+        self.by_number.pop(worker.number, None)
+        self.by_key.pop(worker.key, None)
+
+
+def new_key() -> bytes:
+    return b"w-" + secrets.token_bytes(12)

@@ -1,0 +1,83 @@
+"""Processes from the fork until they have a model: as many wait in reserve as the configuration wants."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+from broker.configuration import Configuration
+from broker.fleet.pool import Pool
+from broker.fleet.process import Roster, WorkerProcess
+from broker.fleet.standby import Standby
+from broker.front.handoff import Handoff
+from broker.scheduler.scheduler import Scheduler
+from zoo.wire.launch import Seat
+
+FORKS_MOST = 3  # for one worker, when nurseries die of them or just then
+
+
+class Reserve:
+    """See the module's docstring."""
+
+    def __init__(
+        self, configuration: Configuration, scheduler: Scheduler, pool: Pool, roster: Roster, handoff: Handoff
+    ) -> None:
+        self._configuration = configuration
+        self._scheduler = scheduler
+        self._pool = pool
+        self._roster = roster
+        self._handoff = handoff
+        self._standby = Standby()
+        self._forked = itertools.count(1)
+
+    @property
+    def is_short(self) -> bool:
+        return len(self._standby) < self._configuration.now.broker.standby
+
+    def refill(self) -> None:
+        """Sees to it that as many wait as should. Not while a model is loading: a fork would slow that."""
+        if self._scheduler.stopping or self._scheduler.is_loading:
+            return
+        wanted = self._configuration.now.broker.standby
+        for _ in range(self._standby.lacks(wanted, time.monotonic())):
+            self._standby.add(self._fork().number)
+        while len(self._standby) > wanted and (number := self._standby.take()) is not None:
+            self.end(self._roster.by_number[number])
+
+    def employ(self, number: int) -> WorkerProcess:
+        """A process for the scheduler's worker of that number: one that waits, however far it is, or else a new one."""
+        while (waiting := self._standby.take()) is not None:
+            worker = self._roster.by_number[waiting]
+            if worker.child is None or not worker.child.has_ended():  # the news of its end may be on the way to us
+                self._standby.used()
+                break
+        else:
+            worker = self._fork()
+        self._roster.renumber(worker, number)
+        return worker
+
+    def lost(self, worker: WorkerProcess) -> None:
+        """It has ended, or could not be started, before it was given a model."""
+        self._standby.lost(worker.number, time.monotonic())
+
+    def fork_again(self, worker: WorkerProcess) -> None:
+        """Under another name: whatever the first fork has brought about is dead, and its name with it."""
+        worker.told = worker.loaded = False
+        worker.forks += 1
+        self._roster.rename(worker)
+        self._start(worker)
+
+    def end(self, worker: WorkerProcess) -> None:
+        """Ends it at once, or has its start fail while it waits for the nursery."""
+        worker.kill()
+        if worker.child is None:
+            self._pool.cancel(worker.key)  # if it is too late for that, it is killed as soon as it exists
+
+    def _fork(self) -> WorkerProcess:
+        worker = WorkerProcess(-next(self._forked))
+        self._roster.add(worker)
+        self._start(worker)
+        return worker
+
+    def _start(self, worker: WorkerProcess) -> None:
+        self._pool.start(Seat(worker.key, self._handoff.path, self._handoff.limit))
