@@ -20,6 +20,7 @@ from zoo.cli.output import WrongUsage
 LIST_S = 1.0  # `zoo ls`: without a broker config.toml answers
 LOOK_S = 3.0  # how long a question waits for an answer
 WORK_S = 30.0  # a load or an inference
+TAKEN = {"boxes", "color", "timeout", "priority", "model", "frame"}  # arguments of `Client.infer`, so no options
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]  # what `ArgumentParser.add_argument` gets
 
@@ -92,10 +93,24 @@ def _box(text: str) -> tuple[float, ...]:
     return corners
 
 
+def _picture(text: str) -> Path:
+    """A file that a picture can be written to, so that this is known before any work is done."""
+    from PIL import Image
+
+    file = Path(text)
+    if file.suffix.lower() not in Image.registered_extensions():
+        raise argparse.ArgumentTypeError(f"{file}: name a picture file, such as {file.stem or 'out'}.png")
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{file}: there is no folder {file.parent}")
+    return file
+
+
 def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    if key in TAKEN:
+        raise argparse.ArgumentTypeError(f"{key}=: this name is not an adapter's option")
     try:
         return key, json.loads(value)
     except ValueError:
@@ -119,7 +134,7 @@ def _options(name: str) -> Argument:
 
 
 def _drawn(what: str) -> Argument:
-    return _argument("-o", "--output", type=Path, metavar="OUT.png", help=f"write {what} drawn on it")
+    return _argument("-o", "--output", type=_picture, metavar="OUT.png", help=f"write {what} drawn on it")
 
 
 MODEL = _argument("model", metavar="MODEL")
