@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.support import ROOT, Running, config_text, tables, toy, wait_until
 from zoo import Client, curve
-from zoo.cli import main
+from zoo.cli import main, parser
 from zoo.weights import inventory
 
 Start = Callable[..., Running]
@@ -77,6 +77,17 @@ def test_alone_it_prints_help_and_wrong_usage_is_status_2(run: Run, here: Runnin
     assert run("infer", "toy", __file__, "-o", tmp_path / "out.nonsense")[0] == 2
     assert run("infer", "toy", __file__, "-o", tmp_path / "no" / "out.png")[0] == 2
     assert run("--endpoint", "http://x", "ps")[0] == 2
+
+
+def test_every_command_has_its_line_of_help_and_a_page(run: Run) -> None:
+    status, out, _ = run("--help")
+    said = " ".join(out.split())
+    assert status == 0
+    for name, command in parser.COMMANDS.items():
+        head = (command.run.__doc__ or "").splitlines()[0]
+        assert f" {name} {head}" in said
+        if command.arguments is not None:
+            assert head in " ".join(run(name, "--help")[1].split())
 
 
 def test_version(run: Run) -> None:

@@ -15,7 +15,7 @@ COMMANDS = ["ls", "ps", "status", "explain", "footprint", "reload", "load toy", 
             "check --config CONFIG", "pull toy --config CONFIG", "--help", "ls --help", "--version"]  # fmt: skip
 
 
-def shell(running: Running, command: str, redirect: str) -> subprocess.CompletedProcess[str]:
+def shell(running: Running, command: str, redirect: str, **environment: str) -> subprocess.CompletedProcess[str]:
     config = running.folder / "checked.toml"
     config.write_text(config_text([toy()]))
     line = (
@@ -23,7 +23,8 @@ def shell(running: Running, command: str, redirect: str) -> subprocess.Completed
     )
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", line],
-        capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+        capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
     )  # fmt: skip
 
 
@@ -70,3 +71,11 @@ def test_with_json_an_error_is_one_json_object(shared_broker: Running, command: 
     assert said["retryable"] in (True, False)
     plain = shell(shared_broker, command, "")
     assert (plain.returncode, plain.stderr.count("\n"), plain.stderr[:5]) == (status, 1, "zoo: ")
+
+
+def test_a_table_is_the_same_in_any_terminal_and_locale(shared_broker: Running) -> None:
+    plain = shell(shared_broker, "ls", "")
+    bare = {"COLUMNS": "20", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TERM": "dumb"}
+    assert shell(shared_broker, "ls", "", **bare).stdout == plain.stdout
+    assert plain.stdout.count("\n") == 5
+    assert "\x1b" not in plain.stdout
