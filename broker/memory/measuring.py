@@ -35,7 +35,7 @@ class Reading(msgspec.Struct, frozen=True):
     why: str = ""
 
 
-class _Reader:
+class _DeviceThread:
     """The thread of one device. `began`: of the look under way, 0 for none; `took`: the last one, in seconds."""
 
     def __init__(self, name: str, meter: Meter, deliver: Callable[[Reading], None]) -> None:
@@ -91,7 +91,7 @@ class Measuring:
     def __init__(self, meters: dict[str, Meter]) -> None:
         self._news = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._readings: deque[Reading] = deque()
-        self._readers = {name: _Reader(name, meter, self._put) for name, meter in meters.items()}
+        self._threads = {name: _DeviceThread(name, meter, self._put) for name, meter in meters.items()}
 
     def _put(self, reading: Reading) -> None:
         self._readings.append(reading)
@@ -103,13 +103,13 @@ class Measuring:
 
     def ask(self, device: str, pids: Sequence[int] = (), more: Sequence[int] = ()) -> None:
         """Wants a look at the device that begins after this call; asked for several times before that, it is one."""
-        self._readers[device].ask(pids, more)
+        self._threads[device].ask(pids, more)
 
     def is_slow(self, device: str) -> bool:
         """Its looks take so long that nothing should wait for one."""
-        reader = self._readers[device]
-        began = reader.began
-        return reader.took > SLOW_S or (began > 0.0 and time.monotonic() - began > SLOW_S)
+        thread = self._threads[device]
+        began = thread.began
+        return thread.took > SLOW_S or (began > 0.0 and time.monotonic() - began > SLOW_S)
 
     def take(self) -> list[Reading]:
         """What has been seen since, in order."""
@@ -119,10 +119,10 @@ class Measuring:
 
     def close(self) -> None:
         """Ends the threads, but for one that a driver holds: it ends with the process."""
-        for reader in self._readers.values():
-            reader.close()
+        for thread in self._threads.values():
+            thread.close()
         end = time.monotonic() + JOIN_S
-        for reader in self._readers.values():
-            reader.thread.join(max(0.0, end - time.monotonic()))
-        if not any(reader.thread.is_alive() for reader in self._readers.values()):
+        for thread in self._threads.values():
+            thread.thread.join(max(0.0, end - time.monotonic()))
+        if not any(thread.thread.is_alive() for thread in self._threads.values()):
             os.close(self._news)
