@@ -134,6 +134,7 @@ class Intake:
             elif session is None:
                 self._unknown(identity, message, source)
             elif is_new and self._door.is_crowding(session.key):
+                self._door.refuse(identity)
                 text = self._shares.full("connections of one client", self._shares.sockets)
                 raise QueueFull(text, retry_after=FULL_RETRY_S)
             else:
