@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 
 from broker.configuration import Configuration
 from broker.fleet.editions import Editions
+from broker.front.access import Access
 from broker.front.clients import Clients
-from broker.front.keyring import Keyring
 from broker.memory import meters
 from broker.memory.host_cache import Copies
 from broker.memory.learnt import Learnt
@@ -31,7 +31,7 @@ class Reloader:
         editions: Editions,
         copies: Copies,
         learnt: Learnt,
-        keyring: Keyring | None,
+        access: Access,
         clients: Clients,
         submit: Callable[[Event], None],
     ) -> None:
@@ -41,7 +41,7 @@ class Reloader:
         self._editions = editions
         self._copies = copies
         self._learnt = learnt
-        self._keyring = keyring
+        self._access = access
         self._clients = clients
         self._submit = submit
 
@@ -72,9 +72,7 @@ class Reloader:
 
     def _reread_keys(self) -> list[str]:
         """The CURVE keys as they are now; the sessions of those that were taken away end. Raises ConfigError."""
-        if self._keyring is None:
-            return []
-        told = self._keyring.read()
+        told = self._access.read()
         for line in told:
             log.info("%s", line)
         self._clients.end_revoked()

@@ -30,11 +30,11 @@ from broker.configuration import Configuration, devices_of
 from broker.ending import Ending
 from broker.fleet.fleet import Fleet
 from broker.front import endpoint, outgoing
+from broker.front.access import Access
 from broker.front.clients import Clients
 from broker.front.front import Front
 from broker.front.handoff import Handoff
 from broker.front.intake import Intake
-from broker.front.keyring import Keyring
 from broker.guard import Guard
 from broker.lifelines import Lifelines
 from broker.loop import Loop
@@ -132,11 +132,12 @@ class Service:
         except LookupError as e:
             raise ConfigError(str(e)) from None
         self._scheduler = scheduler = Scheduler(config.broker, charged, config.models)
-        self._keyring = keyring = Keyring(config.resolve(config.broker.curve_dir)) if config.broker.curve_dir else None
+        keys = config.resolve(config.broker.curve_dir) if config.broker.curve_dir else None
+        self._access = access = Access(keys, bool(config.broker.group))
         self._loop = loop = Loop(guard)
         self._place = place = endpoint.claim(config.endpoint, config.broker.group, config.broker.user)
         try:
-            self._front = front = Front(config, place, shares, keyring)
+            self._front = front = Front(config, place, shares, access)
             self._handoff = handoff = Handoff(
                 place.handoff,
                 config.broker.arena_limit_mb << 20,
@@ -157,13 +158,13 @@ class Service:
         self._fleet = fleet = Fleet(
             configuration, scheduler, devices, copies, self._metrics, handoff, loop, guard, submit
         )
-        self._clients = clients = Clients(front, handoff, shares, keyring, fleet.arena_of, submit)
+        self._clients = clients = Clients(front, handoff, shares, access, fleet.arena_of, submit)
         self._reload = Reloader(
-            configuration, scheduler, devices, fleet.editions, copies, learnt, keyring, clients, submit
+            configuration, scheduler, devices, fleet.editions, copies, learnt, access, clients, submit
         )
         views = Views(scheduler, fleet.usage, copies)
         self._intake = Intake(
-            configuration, scheduler, front, handoff, shares, keyring, clients, fleet.workers, views, learnt,
+            configuration, scheduler, front, handoff, shares, access, clients, fleet.workers, views, learnt,
             self._reload, guard, submit,
         )  # fmt: skip
         self._lifelines = Lifelines(loop, handoff, clients, fleet)
@@ -283,7 +284,7 @@ class Service:
             self._handoff.shut,
             self._copies.close,
             self._front.door.close,
-            self._keyring.stop if self._keyring is not None else lambda: None,
+            self._access.stop,
             self._front.close,
             self._loop.close,
             self._place.release,

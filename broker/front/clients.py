@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from broker.descriptors import Shares
+from broker.front.access import Access
 from broker.front.front import Front
 from broker.front.handoff import Handoff, LifelineEnd, Takes
-from broker.front.keyring import Keyring
 from broker.scheduler.events import (
     Answer,
     Deliver,
@@ -92,14 +92,14 @@ class Clients:
         front: Front,
         handoff: Handoff,
         shares: Shares,
-        keyring: Keyring | None,
+        access: Access,
         arena_of: Callable[[int], int],
         submit: Callable[[Event], None],
     ) -> None:
         self._front = front
         self._handoff = handoff
         self._shares = shares
-        self._keyring = keyring
+        self._access = access
         self._arena_of = arena_of
         self._submit = submit
         self.sessions: dict[bytes, ClientSession] = {}
@@ -157,7 +157,7 @@ class Clients:
     def end_revoked(self) -> None:
         """Ends the sessions of clients whose CURVE keys were taken away."""
         for session in list(self.sessions.values()):
-            if self._keyring is not None and session.curve_key and session.curve_key not in self._keyring.clients:
+            if not self._access.knows(session.curve_key):
                 self.end(session)
                 self._front.cut(session.key)
 

@@ -17,12 +17,11 @@ from broker.configuration import Configuration
 from broker.descriptors import Shares
 from broker.fleet.process import WorkerProcess
 from broker.front import misread
+from broker.front.access import Access, curve_key
 from broker.front.clients import FULL_RETRY_S, Clients, ClientSession
 from broker.front.front import Front
 from broker.front.handoff import Handoff
 from broker.front.inline import FREE_BYTES
-from broker.front.keyring import Keyring, curve_key
-from broker.front.roles import Roles
 from broker.guard import Guard
 from broker.memory.learnt import Learnt
 from broker.reload import Reloader
@@ -52,7 +51,7 @@ class Intake:
         front: Front,
         handoff: Handoff,
         shares: Shares,
-        keyring: Keyring | None,
+        access: Access,
         clients: Clients,
         workers: Mapping[int, WorkerProcess],
         views: Views,
@@ -61,7 +60,6 @@ class Intake:
         guard: Guard,
         submit: Callable[[Event], None],
     ) -> None:
-        config = configuration.now
         self._configuration = configuration
         self._scheduler = scheduler
         self._front = front
@@ -69,7 +67,7 @@ class Intake:
         self._spoken = front.door.by_identity
         self._handoff = handoff
         self._shares = shares
-        self._keyring = keyring
+        self._access = access
         self._clients = clients
         self._sessions = clients.sessions
         self._workers = workers
@@ -79,7 +77,6 @@ class Intake:
         self._guard = guard
         self._submit = submit
         self._boot = secrets.token_hex(8)
-        self._roles = Roles(keyring, bool(config.broker.group))
         self._nonsense = 0
         self._asks: dict[type, Callable[[bytes, ClientSession, Any, Parts], None]] = {
             protocol.Infer: self._infer,
@@ -159,7 +156,7 @@ class Intake:
 
     def _is_revoked(self, source: Any) -> bool:
         """Whether it came by a connection of a client whose CURVE key was taken away since."""
-        return self._keyring is not None and bool(key := curve_key(source)) and key not in self._keyring.clients
+        return not self._access.knows(curve_key(source))
 
     def _hello(self, identity: bytes, message: protocol.Hello, source: Any) -> None:
         if self._is_revoked(source):
@@ -170,7 +167,7 @@ class Intake:
             size = protocol.SESSION_BYTES
             raise ProtocolMismatch(f"a session key has {size} bytes and begins the socket's routing id")
         try:
-            self._clients.open(message, curve_key(source) if self._keyring is not None else "")
+            self._clients.open(message, curve_key(source))
         except QueueFull:
             self._door.refuse(identity)
             raise
@@ -211,7 +208,7 @@ class Intake:
         self._ask(identity, session, m, kind, keep_alive=m.keep_alive)
 
     def _unload(self, identity: bytes, session: ClientSession, m: protocol.Unload, _: Parts) -> None:
-        self._roles.require(session, "unload")
+        self._access.require(session, "unload")
         self._ask(identity, session, m, Kind.UNLOAD)
 
     def _ask(
@@ -250,19 +247,19 @@ class Intake:
     # ------------------------------------------------------------ questions, answered at once
 
     def _pin(self, session: ClientSession, m: protocol.Pin) -> None:
-        self._roles.require(session, "pin" if m.on else "unpin")
+        self._access.require(session, "pin" if m.on else "unpin")
         self._known(m.model)
         self._submit(Pinned(m.model, m.on))
 
     def _reload(self, session: ClientSession, _: protocol.Reload) -> list[str]:
-        self._roles.require(session, "reload")
+        self._access.require(session, "reload")
         return self._reread()
 
     def _footprint(self, session: ClientSession, m: protocol.Footprint) -> list[dict[str, Any]]:
         models = self._scheduler.models
         names = [n for n, known in models.items() if not known.removed] if m.model is None else [self._known(m.model)]
         if m.forget:
-            self._roles.require(session, "footprint --forget")
+            self._access.require(session, "footprint --forget")
         for name in names:
             if self._scheduler.is_cold(name):
                 self._learnt.recall(name)
@@ -271,7 +268,7 @@ class Intake:
         return [row for name in names for row in self._scheduler.footprints(name)]
 
     def _cleanup_idle(self, session: ClientSession, m: protocol.CleanupIdle) -> list[str]:
-        self._roles.require(session, "cleanup_idle_models")
+        self._access.require(session, "cleanup_idle_models")
         if not 0 <= m.idle_seconds < math.inf:
             raise InvalidInput(f"idle_seconds: {m.idle_seconds} is not a number of seconds")
         names = self._scheduler.idle_models(m.idle_seconds, time.monotonic())
@@ -289,7 +286,7 @@ class Intake:
             case "ps":
                 return self._views.processes(self._workers)
             case "explain":
-                return self._views.explain(m.model, None if self._roles.is_operator(session) else session.key)
+                return self._views.explain(m.model, None if self._access.is_operator(session) else session.key)
             case "enrich":
                 return self._views.enrich(config)
             case _:
