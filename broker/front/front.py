@@ -26,6 +26,8 @@ class Front:
 
     Attributes:
         sock: for the poller.
+        access: which clients may connect, and do what.
+        shares: how many of each kind of connection there may be.
         door: who is connected.
         inline: bytes of frames and answers that lie here.
         outgoing: answers that wait for their client to read.
@@ -36,6 +38,8 @@ class Front:
 
     def __init__(self, config: ZooConfig, place: Place, shares: Shares, access: Access) -> None:
         broker = config.broker
+        self.shares = shares
+        self.access = access
         self._place, self._endpoint = place, config.endpoint
         self._context = zmq.Context()
         sock: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
