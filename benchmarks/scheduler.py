@@ -16,11 +16,11 @@ from collections import deque
 from broker.scheduler.capacity.ledger import Device
 from broker.scheduler.events import (
     Asked,
-    Dispatch,
     Event,
+    Finished,
     Kind,
     MemoryBack,
-    Outcome,
+    SendBatch,
     StartWorker,
     WorkerDone,
     WorkerExited,
@@ -65,7 +65,7 @@ class _Load:
             if isinstance(action, StartWorker):
                 self._worker[action.model] = action.worker
                 self._batches[action.worker] = deque()
-            elif isinstance(action, Dispatch):
+            elif isinstance(action, SendBatch):
                 self._batches[action.worker].append([request for request, _ in action.batch])
         return took
 
@@ -76,7 +76,7 @@ class _Load:
         for i in range(rounds):
             (name, worker), now = busy[i % len(busy)], 1.0 + i * 1e-3
             batch = self._batches[worker].popleft()
-            took.append(self._handle(WorkerDone(worker, [Outcome(request) for request in batch]), now) * 1e6)
+            took.append(self._handle(WorkerDone(worker, [Finished(request) for request in batch]), now) * 1e6)
             took.append(self.ask(name, now) * 1e6)
         return took
 

@@ -18,14 +18,13 @@ from broker.scheduler.capacity.ledger import Device
 from broker.scheduler.events import (
     Asked,
     Deliver,
-    Dispatch,
+    Finished,
     KillWorker,
     Kind,
     MemoryBack,
-    Outcome,
     Refuse,
+    SendBatch,
     StartWorker,
-    State,
     Tick,
     WorkerDone,
     WorkerExited,
@@ -33,6 +32,7 @@ from broker.scheduler.events import (
 )
 from broker.scheduler.events import Event as Happening
 from broker.scheduler.scheduler import Scheduler
+from broker.scheduler.state.states import State
 from zoo.config.schema import BrokerConfig, ModelConfig
 
 KILL_S = 0.03  # until a killed process's memory is seen back (measured by benchmarks.swap)
@@ -191,7 +191,7 @@ class World:
         finished = []
         for action in self.s.handle(event, self.now):
             match action:
-                case Dispatch(worker, batch):
+                case SendBatch(worker, batch):
                     numbers = [number for number, _ in batch]
                     if worker in self._running:
                         self._ahead[worker] = numbers
@@ -229,7 +229,7 @@ class World:
         self._works(worker, True)
         times = sorted(self._steps[number].seconds for number in batch)
         seconds = times[-1] + 0.25 * sum(times[:-1])
-        self._at(self.now + seconds, WorkerDone(worker, [Outcome(number) for number in batch]))
+        self._at(self.now + seconds, WorkerDone(worker, [Finished(number) for number in batch]))
 
     def _works(self, worker: int, on: bool) -> None:
         if on and not self._working:

@@ -17,9 +17,9 @@ from broker.fleet.process import WorkerProcess
 from broker.memory.host_cache import Copies
 from broker.memory.meters import MB
 from broker.memory.usage import MemoryUsage
-from broker.scheduler.journal import KEEP
 from broker.scheduler.scheduler import Scheduler
-from broker.scheduler.story import Line
+from broker.scheduler.story.journal import KEEP
+from broker.scheduler.story.story import Line
 from zoo.config.schema import ZooConfig
 from zoo.errors import AccessDenied, InvalidInput, ModelNotFound
 from zoo.system.files import shown

@@ -10,7 +10,7 @@ from __future__ import annotations
 import traceback
 
 from workers import inputs
-from workers.models.base import Input, Model
+from workers.models.base import Adapter, Input
 from workers.models.shared import memory
 from zoo import results
 from zoo.errors import InferenceFailed, OutOfMemory, ZooError
@@ -55,7 +55,7 @@ class Task:
         self.error = (error.code, f"{model}: {cause(error)}"[:MAX_CAUSE])
 
 
-def predict(model: Model, name: str, device: str, tasks: list[Task]) -> bool:
+def predict(model: Adapter, name: str, device: str, tasks: list[Task]) -> bool:
     """Fills in the answers (or the errors) of tasks that have been read.
 
     Returns:
@@ -85,7 +85,7 @@ def predict(model: Model, name: str, device: str, tasks: list[Task]) -> bool:
     return bool(halved)
 
 
-def _in_halves(model: Model, device: str, items: list[Input], halved: list[int]) -> list[results.AnyResult]:
+def _in_halves(model: Adapter, device: str, items: list[Input], halved: list[int]) -> list[results.AnyResult]:
     """The answers to all of them at once, or to halves as often as memory runs out. `halved`: gets those sizes."""
     try:
         return list(model.predict(items))

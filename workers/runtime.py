@@ -27,7 +27,7 @@ import numpy as np
 from workers import copies, encoded, fresh, inputs
 from workers.answers import check
 from workers.batch import MAX_CAUSE, Task, cause, predict
-from workers.models.base import Model
+from workers.models.base import Adapter
 from workers.models.shared import memory
 from workers.process import show_device
 from zoo import results
@@ -232,7 +232,7 @@ class Worker:
         while (parts := self._receive(model)) is not None:
             self._answer(model, growth, protocol.unpack_dispatch(parts[0]), parts)
 
-    def _load(self) -> tuple[Model, float]:
+    def _load(self) -> tuple[Adapter, float]:
         launch = self._launch
         started = time.perf_counter()
         path = Path(os.fsdecode(launch.path)) if launch.path is not None else None
@@ -252,7 +252,7 @@ class Worker:
             )
         return model, time.perf_counter() - started
 
-    def _load_weights(self, model: Model, path: Path | None) -> None:
+    def _load_weights(self, model: Adapter, path: Path | None) -> None:
         """What one of the zoo's adapters meets in a checkpoint is the checkpoint's, and stays as it is."""
         launch = self._launch
         try:
@@ -265,20 +265,20 @@ class Worker:
                 raise
             raise LoadFailed(f"{launch.model}: {path} cannot be served: {cause(e)}", retryable=False) from e
 
-    def _read_copy(self) -> Model | None:
+    def _read_copy(self) -> Adapter | None:
         """The model out of the copy that came with the launch; None, and a word about it, when that cannot be done."""
         try:
             fd = self._lifeline.take_copy()
             if fd is None:
                 raise TimeoutError("it did not come")
             _import_adapter(self._launch.adapter)  # as its file is now, before the copy asks for it
-            model: Model = copies.read(fd, self._launch.threads)
+            model: Adapter = copies.read(fd, self._launch.threads)
         except Exception as e:
             print(f"worker: {self._launch.model}: its copy is of no use: {cause(e)}", file=sys.stderr, flush=True)
             return None
         return model
 
-    def _receive(self, model: Model) -> list[bytes] | None:
+    def _receive(self, model: Adapter) -> list[bytes] | None:
         """The next dispatch. While there is none, the copy that is wanted of the model is made, a piece at a time."""
         while self._copy_wanted and self._channel.is_quiet(COPY_AFTER_S if self._copy is None else 0.0):
             try:
@@ -295,7 +295,7 @@ class Worker:
                 self._copy_wanted = False
         return self._channel.receive()
 
-    def _answer(self, model: Model, growth: memory.Growth, dispatch: protocol.Dispatch, parts: list[bytes]) -> None:
+    def _answer(self, model: Adapter, growth: memory.Growth, dispatch: protocol.Dispatch, parts: list[bytes]) -> None:
         waiting: deque[tuple[Task, list[bytes]]] = deque()
         at = 1
         for job in dispatch.jobs:
@@ -320,7 +320,7 @@ class Worker:
         self._channel.send((protocol.pack(protocol.Done(tuple(outcomes), halved, growth.is_news())), *bodies))
 
     def _read_some(
-        self, model: Model, dispatch: protocol.Dispatch, waiting: deque[tuple[Task, list[bytes]]]
+        self, model: Adapter, dispatch: protocol.Dispatch, waiting: deque[tuple[Task, list[bytes]]]
     ) -> list[Task]:
         """As many of the requests that wait as may be decoded, and looked at by the model, at once; at least one."""
         tasks: list[Task] = []

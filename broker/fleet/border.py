@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import socket
 
-from broker.scheduler.events import Outcome, Shortage
-from broker.scheduler.figures import known_mb
+from broker.scheduler.events import Finished, MemoryShort
+from broker.scheduler.state.peaks import known_mb
 from zoo.errors import ProtocolMismatch
 from zoo.wire import protocol
 
@@ -18,7 +18,7 @@ MOST_BATCH = 256  # requests at once: with all their parts they fit into one mes
 MOST_CODE = 64  # characters
 
 
-def outcomes(done: protocol.Done, bodies: list[bytes]) -> list[Outcome]:
+def outcomes(done: protocol.Done, bodies: list[bytes]) -> list[Finished]:
     """What became of each request of a batch.
 
     Raises:
@@ -27,9 +27,9 @@ def outcomes(done: protocol.Done, bodies: list[bytes]) -> list[Outcome]:
     left = iter(bodies)
     try:
         made = [
-            Outcome(o.id, None, (o.code[:MOST_CODE], text(o.message)), shortage(o.short))
+            Finished(o.id, None, (o.code[:MOST_CODE], text(o.message)), shortage(o.short))
             if o.code
-            else Outcome(o.id, (o.offsets, next(left)))
+            else Finished(o.id, (o.offsets, next(left)))
             for o in done.outcomes
         ]
     except StopIteration:
@@ -39,9 +39,9 @@ def outcomes(done: protocol.Done, bodies: list[bytes]) -> list[Outcome]:
     return made
 
 
-def shortage(said: protocol.Shortage | None) -> Shortage | None:
+def shortage(said: protocol.Shortage | None) -> MemoryShort | None:
     """What no device could hold is not believed."""
-    return None if said is None else Shortage(known_mb(said.used_mb), known_mb(said.asked_mb))
+    return None if said is None else MemoryShort(known_mb(said.used_mb), known_mb(said.asked_mb))
 
 
 def text(said: str) -> str:

@@ -6,28 +6,38 @@ unknown may be evicted in the very next moment, and one that has grown holds wha
 
 from __future__ import annotations
 
-from broker.core import Core
+from collections.abc import Callable
+
 from broker.fleet import border
 from broker.fleet.copying import Copying
 from broker.fleet.process import WorkerProcess
 from broker.fleet.reserve import Reserve
 from broker.memory.usage import MemoryUsage
 from broker.metrics import Metrics
-from broker.scheduler.events import WorkerDone, WorkerLoadFailed, WorkerReady
+from broker.scheduler.events import Event, WorkerDone, WorkerLoadFailed, WorkerReady
+from broker.scheduler.scheduler import Scheduler
 from zoo.errors import ProtocolMismatch
 from zoo.wire import protocol
 
 
 class WorkerReports:
-    """See the module's docstring."""
+    """`submit`: takes an event."""
 
-    def __init__(self, core: Core, usage: MemoryUsage, reserve: Reserve, copying: Copying, metrics: Metrics) -> None:
-        self._scheduler = core.scheduler
-        self._submit = core.submit
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        usage: MemoryUsage,
+        reserve: Reserve,
+        copying: Copying,
+        metrics: Metrics,
+        submit: Callable[[Event], None],
+    ) -> None:
+        self._scheduler = scheduler
         self._usage = usage
         self._reserve = reserve
         self._copying = copying
         self._metrics = metrics
+        self._submit = submit
 
     def take(self, worker: WorkerProcess, parts: list[bytes], measured: bool) -> None:
         """One message. `measured`: it has been kept back until the worker was measured.
@@ -63,7 +73,7 @@ class WorkerReports:
                 worker.held.append(parts)
                 return
         self._submit(WorkerDone(number, outcomes, message.halved))
-        if self._reserve.is_short and self._scheduler.is_idle:
+        if self._reserve.is_short and self._scheduler.is_idle():
             self._reserve.refill()
 
     def _loaded(self, worker: WorkerProcess, message: protocol.Loaded) -> None:

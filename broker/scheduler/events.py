@@ -1,8 +1,6 @@
-"""The vocabulary of the scheduler: states and their legal transitions, the events it takes, the actions it gives.
+"""The events that the scheduler takes, and the actions that it gives. Small records without behaviour.
 
-Two rules. Everything that changes a model's state goes through `TRANSITIONS`; a move that is not in the table
-is a bug and raises. Nothing here knows about sockets, processes, clocks or pixels: payloads and routes are
-opaque and only handed through.
+Nothing here knows about sockets, processes, clocks or pixels: payloads and bodies are opaque and only handed through.
 """
 
 from __future__ import annotations
@@ -14,47 +12,6 @@ from typing import Any
 import msgspec
 
 from zoo.config.schema import BrokerConfig, ModelConfig
-
-
-class State(enum.Enum):
-    """Where a model is. `docs/design.md` has the glossary and the picture."""
-
-    UNLOADED = "unloaded"  # no process, nothing charged
-    LOADING = "loading"  # charged; a process is starting and loading
-    LOADED = "loaded"  # answers requests
-    DRAINING = "draining"  # finishes what it has; newcomers wait for its next life
-    EVICTING = "evicting"  # process being killed, or gone with its memory not seen free yet
-    FAILED = "failed"  # the last load failed; no process; refused until its retry time
-
-
-class Move(enum.Enum):
-    """What happens to a model."""
-
-    START = "start"
-    READY = "ready"
-    DRAIN = "drain"
-    KEEP = "keep"  # a pin ends the draining
-    KILL = "kill"  # the broker's decision: evicted, hung, load failed or took too long
-    EXIT = "exit"  # the process went by itself
-    FREED = "freed"  # process gone and memory free (or written off)
-    FAILED = "failed"  # the same, after a load that failed
-
-
-TRANSITIONS: dict[tuple[State, Move], State] = {
-    (State.UNLOADED, Move.START): State.LOADING,
-    (State.FAILED, Move.START): State.LOADING,
-    (State.LOADING, Move.READY): State.LOADED,
-    (State.LOADING, Move.KILL): State.EVICTING,
-    (State.LOADING, Move.EXIT): State.EVICTING,
-    (State.LOADED, Move.DRAIN): State.DRAINING,
-    (State.LOADED, Move.KILL): State.EVICTING,
-    (State.LOADED, Move.EXIT): State.EVICTING,
-    (State.DRAINING, Move.KEEP): State.LOADED,
-    (State.DRAINING, Move.KILL): State.EVICTING,
-    (State.DRAINING, Move.EXIT): State.EVICTING,
-    (State.EVICTING, Move.FREED): State.UNLOADED,
-    (State.EVICTING, Move.FAILED): State.FAILED,
-}
 
 
 class Kind(enum.Enum):
@@ -78,10 +35,10 @@ class Asked(_Record):
 
     Attributes:
         request: the service's number for it, never used twice.
-        session: whose it is.
+        session: of the client that asks.
         deadline: on the clock of `handle`'s `now`.
         priority: 0 (first) to 3 within the model's queue.
-        payload: opaque; comes back in `Dispatch`.
+        payload: opaque; comes back in `SendBatch`.
         keep_alive: LEASE and PRELOAD: seconds idle before eviction; 0 evicts with the last reference.
         problem: why the model could not possibly be loaded (weights missing), as far as is known.
     """
@@ -111,7 +68,7 @@ class Withdrawn(_Record):
 
 
 class SessionClosed(_Record):
-    """A client is gone, with everything that was its."""
+    """A client is gone, with its requests and leases."""
 
     session: bytes
 
@@ -122,7 +79,7 @@ class Pinned(_Record):
 
 
 class IdleCleanup(_Record):
-    """Evict whatever nobody used for `idle_seconds`; `handle` answers with Kill actions."""
+    """Evict what has not been used for `idle_seconds`; `handle` answers with Kill actions."""
 
     idle_seconds: float
 
@@ -134,7 +91,7 @@ class WorkerReady(_Record):
     max_batch: int = 1
 
 
-class Shortage(_Record):
+class MemoryShort(_Record):
     """Of an allocation that failed: what its process used by then, and what it asked for. 0: unknown."""
 
     used_mb: float = 0.0
@@ -147,11 +104,11 @@ class WorkerLoadFailed(_Record):
     worker: int
     code: str
     message: str
-    short: Shortage | None = None
+    short: MemoryShort | None = None
     retryable: bool = True
 
 
-class Outcome(_Record):
+class Finished(_Record):
     """How one request of a batch ended; `body` is opaque.
 
     `error`: (code, message) when it failed. `short`: because memory ran out, though it was run alone.
@@ -160,14 +117,14 @@ class Outcome(_Record):
     request: int
     body: Any = None
     error: tuple[str, str] | None = None
-    short: Shortage | None = None
+    short: MemoryShort | None = None
 
 
 class WorkerDone(_Record):
     """The worker is through with a batch. `halved`: memory did not suffice for all of it at once."""
 
     worker: int
-    outcomes: list[Outcome]
+    outcomes: list[Finished]
     halved: bool = False
 
 
@@ -188,14 +145,14 @@ class WorkerExited(_Record):
 
 
 class Remembered(_Record):
-    """What was measured of the model's weights as they are now (device → `residency.Peak`); replaces what was known."""
+    """What was measured of the model's weights as they are now (device → `peaks.Peak`); replaces what was known."""
 
     model: str
     version: str
     peaks: dict[str, Any]
 
 
-class Resident(_Record):
+class LoadedEarlier(_Record):
     """Models that were loaded when the broker ended, the last used first: they are to come back, as room allows."""
 
     models: list[str]
@@ -285,7 +242,7 @@ Event = (
     | WorkerExited
     | Remembered
     | Forgotten
-    | Resident
+    | LoadedEarlier
     | Measured
     | DeviceSeen
     | DeviceUnread
@@ -312,7 +269,7 @@ class KillWorker(_Record):
     gentle: bool = False
 
 
-class Dispatch(_Record):
+class SendBatch(_Record):
     """Send these requests (number → payload) to the worker, as one batch. See `protocol.Dispatch` for the rest."""
 
     worker: int
@@ -322,7 +279,7 @@ class Dispatch(_Record):
 
 
 class Deliver(_Record):
-    """An inference succeeded on `worker`: hand `body` to whoever asked."""
+    """An inference succeeded on `worker`: hand `body` to the caller."""
 
     request: int
     body: Any
@@ -348,7 +305,7 @@ class Refuse(_Record):
 
 
 class Settled(_Record):
-    """Nobody reads the frames of an already answered request any more.
+    """No worker reads the frames of an already answered request any more.
 
     `body` is what its worker said, if anything, so that nothing it placed in its arena is lost.
     """
@@ -359,7 +316,7 @@ class Settled(_Record):
 
 
 class Forget(_Record):
-    """The client is gone: nobody is to be answered."""
+    """The client is gone: the request is not answered."""
 
     request: int
 
@@ -368,4 +325,4 @@ class Stop(_Record):
     """Everything has ended; the process may exit."""
 
 
-Action = StartWorker | KillWorker | Dispatch | Deliver | Answer | Refuse | Settled | Forget | Stop
+Action = StartWorker | KillWorker | SendBatch | Deliver | Answer | Refuse | Settled | Forget | Stop

@@ -1,13 +1,12 @@
 """What has to hold of the scheduler between any two events, as far as its state alone shows it. Reads, never changes.
 
-The invariants of `docs/design.md`, and that the books agree with each other: what is charged and what runs, who waits
-and where, who holds what, which timers there are. `faults` says in words what does not hold; a state so broken that it
-cannot even be read is a fault, too. The tests ask after each event, and so does a broker that runs with `--debug`.
+The invariants of `docs/design.md`, and that the parts of the state agree with each other: what is charged and what
+runs, what waits and where, what is held by which client, which timers there are. `faults` says in words what does not
+hold; a state so broken that it cannot even be read is a fault, too. The tests ask after each event, and so does a
+broker that runs with `--debug`.
 
 What takes more than one state to see (an answer given twice, a victim that need not have gone) is checked by the tests,
 from the actions.
-
-Pure, like all of the scheduler.
 """
 
 from __future__ import annotations
@@ -15,24 +14,22 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
-from broker.scheduler import batches
+from broker.scheduler import dispatch
+from broker.scheduler.capacity import overrun
+from broker.scheduler.capacity.demand import Want
 from broker.scheduler.capacity.ledger import EPSILON_MB
-from broker.scheduler.events import Kind, State
-from broker.scheduler.residency import MOST_MB, Request, Residency
-from broker.scheduler.timers import Due
+from broker.scheduler.events import Kind
+from broker.scheduler.registry import Lifetime, Registry
+from broker.scheduler.state.model import Guess, Model, Request, Worker
+from broker.scheduler.state.peaks import MOST_MB
+from broker.scheduler.state.states import STATES, Phase, State
+from broker.scheduler.state.timers import Due
 
-if TYPE_CHECKING:
-    from broker.scheduler.queue import Queue
-    from broker.scheduler.scheduler import Scheduler
-
-NO_PROCESS = (State.UNLOADED, State.FAILED)
-ANSWERING = (State.LOADED, State.DRAINING)
 FIGURES = (
     "mb", "service_s", "least_service_s", "load_seconds", "last_used", "started_at", "dispatched_at", "loaded_at",
 )  # fmt: skip
-AWAY = (*NO_PROCESS, State.EVICTING)  # where requests that wait make the model wanted
+MOVING = (Phase.LOADING, Phase.CONDEMNED, Phase.ENDING)
 
 
 class Unsound(AssertionError):
@@ -43,20 +40,17 @@ class Unsound(AssertionError):
         self.wrong = wrong
 
 
-def faults(s: Scheduler) -> list[str]:
+def faults(r: Registry, grace_ends: float = math.inf) -> list[str]:
     """What does not hold, in words; empty when all is well. It takes time in proportion to all that is there."""
     wrong: list[str] = []
     for check in CHECKS:
         try:
-            wrong += check(s)
+            wrong += check(r)
         except Exception as e:
             wrong.append(f"{check.__name__.strip('_')} cannot be checked: {type(e).__name__}: {e}")
+    if r.stage is Lifetime.STOPPING and (grace_ends, Due.GRACE, 0) not in set(r.timers):
+        wrong.append("the grace of the end has no timer")
     return wrong
-
-
-def _all(s: Scheduler) -> Iterator[Residency]:
-    yield from s.models.values()
-    yield from s.further.values()
 
 
 def _differ(what: str, one: Iterable[object], other: Iterable[object]) -> Iterator[str]:
@@ -68,59 +62,48 @@ def _differ(what: str, one: Iterable[object], other: Iterable[object]) -> Iterat
 # ---------------------------------------------------------------- memory
 
 
-def _ledger(s: Scheduler) -> Iterator[str]:
-    charges = s.ledger.charges()
-    for worker, charge in s.ledger._charges.items():
-        if worker != charge.worker:
-            yield f"the charge of worker {charge.worker} stands under {worker}"
-    for device, d in s.ledger.devices.items():
-        total = sum(c.mb for c in charges if c.device == device)
-        if not abs(s.ledger.used_mb(device) - total) <= EPSILON_MB:
-            yield f"{device}: {s.ledger.used_mb(device)} MB are said to be charged, the charges add up to {total}"
-        if not (d.budget_mb >= 0 and s.ledger.limit_mb(device) >= 0):
-            yield f"{device}: a budget of {d.budget_mb} MB, {s.ledger.limit_mb(device)} may be charged"
-    for charge in charges:
-        if charge.device not in s.ledger.devices or not 0 <= charge.mb < math.inf:
-            yield f"worker {charge.worker} is charged {charge.mb} MB on {charge.device!r}"
+def _ledger(r: Registry) -> Iterator[str]:
+    yield from r.ledger.faults()
 
 
-def _charged_once(s: Scheduler) -> Iterator[str]:
+def _charged_once(r: Registry) -> Iterator[str]:
     """A living worker is charged where it is, and what it is said to take."""
-    for worker, model in s._workers.items():
-        charge = s.ledger.of(worker)
+    for number, worker in r.workers.items():
+        charge = r.ledger.of(number)
         if charge is None:
-            yield f"{model.name}: worker {worker} lives and is not charged"
-        elif (charge.device, charge.mb, charge.model.partition("#")[0]) != (model.device, model.mb, model.config.name):
-            yield f"{model.name}: {model.mb} MB on {model.device} by its own record, charged {charge}"
+            yield f"{worker.name}: worker {number} lives and is not charged"
+        elif (charge.device, charge.mb, charge.model) != (worker.device, worker.mb, worker.model.name):
+            yield f"{worker.name}: {worker.mb} MB on {worker.device} by its own record, charged {charge}"
 
 
-def _overdrawn(s: Scheduler) -> Iterator[str]:
-    """Where more is charged than may be, with what is coming back, that is known; and nothing idle is left there."""
-    if s.stopping or s._look_at < math.inf:  # a look is to come
+def _overdrawn(r: Registry) -> Iterator[str]:
+    """Where more is charged than may be, with what is coming back, that is known; and no worker there is idle."""
+    if r.stopping or r.look_at < math.inf:  # a look is to come
         return
-    for device in s.ledger.devices:
-        short = s._short_mb(device)
-        if (short > EPSILON_MB) != (device in s._overdrawn):
-            yield f"{device}: charged {short} MB too much; overdrawn: {device in s._overdrawn}"
+    view = r.view()
+    for device in r.ledger.devices:
+        short = overrun.short_mb(device, view)
+        if (short > EPSILON_MB) != (device in r.overdrawn):
+            yield f"{device}: charged {short} MB too much; overdrawn: {device in r.overdrawn}"
         if short > EPSILON_MB:
-            for model in s._workers.values():
-                if model.device == device and model.mb > 0 and _may_go(model):
-                    yield f"{device}: charged {short} MB too much, and {model.name} is idle there"
-    yield from (f"there is no device {name!r} to be overdrawn" for name in s._overdrawn - set(s.ledger.devices))
+            for worker in r.workers.values():
+                if worker.device == device and worker.mb > 0 and _may_go(worker):
+                    yield f"{device}: charged {short} MB too much, and {worker.name} is idle there"
+    yield from (f"there is no device {name!r} to be overdrawn" for name in r.overdrawn - set(r.ledger.devices))
 
 
-def _may_go(model: Residency) -> bool:
-    return model.state is State.LOADED and not (model.referenced or model.queue.live)
+def _may_go(worker: Worker) -> bool:
+    return worker.state is State.LOADED and worker.idle and not worker.held
 
 
-def _loads(s: Scheduler) -> Iterator[str]:
+def _loads(r: Registry) -> Iterator[str]:
     """No more loads at once than may be, nor two of one model."""
-    loading = [m for m in _all(s) if m.state is State.LOADING]
-    for device, count in Counter(m.device for m in loading).items():
-        since = max(m.started_at for m in loading if m.device == device)
-        if count > s.config.concurrent_loads and since > s._reconfigured_at:
-            yield f"{device}: {count} loads at once, concurrent_loads = {s.config.concurrent_loads}"
-    for name, count in Counter(m.first.name for m in loading).items():
+    loading = [w for w in r.workers.values() if w.state is State.LOADING]
+    for device, count in Counter(w.device for w in loading).items():
+        since = max(w.started_at for w in loading if w.device == device)
+        if count > r.config.concurrent_loads and since > r.reconfigured_at:
+            yield f"{device}: {count} loads at once, concurrent_loads = {r.config.concurrent_loads}"
+    for name, count in Counter(w.model.name for w in loading).items():
         if count > 1:
             yield f"{name}: {count} of its workers load at once"
 
@@ -128,83 +111,84 @@ def _loads(s: Scheduler) -> Iterator[str]:
 # ---------------------------------------------------------------- models and their processes
 
 
-def _records(s: Scheduler) -> Iterator[str]:
-    yield from _differ("numbers of models", s._numbered.items(), ((m.number, m) for m in _all(s)))
-    for name, model in s.models.items():
-        if (model.name, model.config.name, model.first) != (name, name, model):
-            yield f"{model.name}: stands under {name!r}, its first is {model.first.name}"
-        for other in model.others:
-            if s.further.get(other.name) is not other:
-                yield f"{name}: its further worker {other.name} is not known"
-        devices = Counter(one.device for one in (model, *model.others) if one.worker)
-        yield from (f"{name}: {count} workers on {device}" for device, count in devices.items() if count > 1)
-        kept = [m for m in (model, *model.others) if m.state in (State.LOADING, State.LOADED)]
-        if sum(not m.unload_when_loaded for m in kept) > model.config.max_instances:
-            yield f"{name}: {len(kept)} workers, max_instances = {model.config.max_instances}"
-    for name, other in s.further.items():
-        if other.name != name or other not in other.first.others or s.models.get(other.first.name) is not other.first:
-            yield f"{other.name}: a further worker of {other.first.name}, which does not have it"
-        if other.leases or other.pinned or other.waiting or other.unloads or other.short or other.claim:
-            yield f"{name}: holds what is its model's"
-        serving = other.state is State.LOADED and not other.unload_when_loaded
-        if serving and other.first.state is not State.LOADED:
-            yield f"{name}: is loaded, and its first is {other.first.state.value}"
+def _models(r: Registry) -> Iterator[str]:
+    for name, model in r.models.items():
+        if (model.name, model.config.name) != (name, name):
+            yield f"{model.name}: stands under {name!r}, its settings are {model.config.name}'s"
+        if model.workers and model.primary not in model.workers:
+            yield f"{name}: its primary worker {model.primary.number} has no process, others have"
+        if not model.workers and model.primary.phase is not Phase.GONE:
+            yield f"{name}: {model.primary.phase.value}, without a process"
+        for key, count in Counter(w.device for w in model.workers).items():
+            if count > 1:
+                yield f"{name}: {count} workers on {key}"
+        names = Counter(w.name for w in model.workers)
+        if any(count > 1 for count in names.values()) or (model.workers and model.primary.name != name):
+            yield f"{name}: its workers are named {sorted(names)}"
+        serving = [w for w in model.workers if w.phase in (Phase.LOADING, Phase.SERVING, Phase.YIELDING)]
+        if len(serving) > model.config.max_instances:
+            yield f"{name}: {len(serving)} workers, max_instances = {model.config.max_instances}"
+        if model.primary.state is not State.LOADED and any(w.state is State.LOADED for w in serving):
+            yield f"{name}: a worker is loaded, and its primary one is {model.primary.state.value}"
+        for extra in model.extras:
+            if extra.short:
+                yield f"{extra.name}: holds what is the primary worker's"
 
 
-def _workers(s: Scheduler) -> Iterator[str]:
-    known = {m.worker: m for m in _all(s) if m.worker}
+def _workers(r: Registry) -> Iterator[str]:
+    known = {w.number: w for m in r.models.values() for w in m.workers}
     yield from _differ(
-        "living workers", ((w, m.name) for w, m in s._workers.items()), ((w, m.name) for w, m in known.items())
+        "living workers", ((n, id(w)) for n, w in r.workers.items()), ((n, id(w)) for n, w in known.items())
     )
-    moving = {w: m for w, m in s._workers.items() if m.state in (State.LOADING, State.EVICTING)}
-    yield from _differ(
-        "loading or going", ((w, m.name) for w, m in s._moving.items()), ((w, m.name) for w, m in moving.items())
-    )
-    for worker, model in s._workers.items():
-        if known.get(worker) is not model:
-            yield f"worker {worker} is said to be {model.name}'s, whose worker is {model.worker}"
-    for model in _all(s):
-        if (model.worker == 0) != (model.state in NO_PROCESS):
-            yield f"{model.name}: {model.state.value} with worker {model.worker}"
-        if model.worker and model.device not in s.ledger.devices:
-            yield f"{model.name}: on {model.device!r}, which is no device"
+    moving = [w.number for w in r.workers.values() if w.phase in MOVING]
+    yield from _differ("loading or ending", r.moving, moving)
+    yielding = [w.number for w in r.workers.values() if w.phase is Phase.YIELDING]
+    yield from _differ("yielding", r.yielding, yielding)
+    if r.yielding and not r.contested and not r.stopping:
+        yield f"{yielding} yield, and no model waits for their room"
+    for number, worker in r.workers.items():
+        if worker.number != number or worker.phase is Phase.GONE or STATES[worker.phase] is not worker.state:
+            yield f"{worker.name}: worker {worker.number} under {number}, {worker.phase.value}, {worker.state.value}"
+        if worker.device not in r.ledger.devices:
+            yield f"{worker.name}: on {worker.device!r}, which is no device"
 
 
-def _states(s: Scheduler) -> Iterator[str]:
+def _states(r: Registry) -> Iterator[str]:
     """What a state rules out."""
-    for model in _all(s):
-        where = f"{model.name} ({model.state.value})"
-        if model.state is State.DRAINING and (model.leases or model.pinned):
-            yield f"{where}: {model.reasons()}"
-        if model.state is State.DRAINING and not (model.inflight or model.queue.live or s._drained):
-            yield f"{where}: has nothing left to do, and does not go"
+    for model in r.models.values():
+        where, primary = f"{model.name} ({model.state.value})", model.primary
+        if primary.phase is Phase.DRAINING and primary.held:
+            yield f"{where}: {primary.reasons()}"
+        if primary.phase is Phase.DRAINING and primary.idle and r.stage <= Lifetime.STOPPING:
+            yield f"{where}: has nothing left to do, and does not end"
         if model.later.live and model.state not in (State.DRAINING, State.EVICTING):
-            yield f"{where}: {model.later.live} wait for its next life"
-        if model.unloads and model.state in (*NO_PROCESS, State.LOADED) and not model.others:
+            yield f"{where}: {model.later.live} wait for its next process"
+        if model.unloads and (not model.workers or (primary.state is State.LOADED and not model.extras)):
             yield f"{where}: requests to unload it are not answered"
-        if model.unloads and model.state is State.LOADING and not model.unload_when_loaded:
+        if model.unloads and primary.phase is Phase.LOADING:
             yield f"{where}: is to be unloaded, and does not know it"
-        if model.short and model.state is not State.LOADED:
+        if primary.short and primary.state is not State.LOADED:
             yield f"{where}: waits for more memory"
-        if model.unasked and (model.pinned or model.waiting or not model.worker):
+        if model.guess is Guess.OPEN and (model.pinned or model.waiting or not model.workers):
             yield f"{where}: is held for a guess"
-        if model.max_batch < 1 or model.batch_limit < 0:
-            yield f"{where}: batches of {model.max_batch}, at most {model.batch_limit}"
-        if s._drained and (model.leases or model.waiting or model.unloads):
-            yield f"{where}: {model.reasons()} after the end"
-    if s._stopped and s._workers:
-        yield f"stopped, and {len(s._workers)} workers live"
+        if r.stage >= Lifetime.KILLED and (model.leases or model.waiting or model.unloads):
+            yield f"{where}: {primary.reasons()} after the end"
+    if r.stage is Lifetime.STOPPED and r.workers:
+        yield f"stopped, and {len(r.workers)} workers live"
 
 
-def _numbers(s: Scheduler) -> Iterator[str]:
+def _numbers(r: Registry) -> Iterator[str]:
     """No figure is NaN or infinite that something is reckoned with."""
-    for model in _all(s):
-        for key in FIGURES:
-            value = getattr(model, key)
-            if not -math.inf < value < math.inf:
-                yield f"{model.name}: {key} is {value}"
-        if model.mb < 0 or model.service_s < 0 or math.isnan(model.retry_at + model.least_load_s):
-            yield f"{model.name}: {model.mb} MB, {model.service_s} s a request, again from {model.retry_at}"
+    for model in r.models.values():
+        for worker in (model.primary, *model.extras):
+            for key in FIGURES:
+                value = getattr(worker, key)
+                if not -math.inf < value < math.inf:
+                    yield f"{worker.name}: {key} is {value}"
+            if worker.mb < 0 or worker.service_s < 0 or worker.max_batch < 1 or worker.batch_limit.most < 0:
+                yield f"{worker.name}: {worker.mb} MB, {worker.service_s} s a request, {worker.max_batch} at once"
+        if math.isnan(model.failures.retry_at + model.least_load_s):
+            yield f"{model.name}: its next load is due at {model.failures.retry_at}"
         for device, peak in model.peaks.items():
             if not 0 <= peak.mb <= MOST_MB:
                 yield f"{model.name}: its peak on {device} is {peak.mb} MB"
@@ -213,169 +197,147 @@ def _numbers(s: Scheduler) -> Iterator[str]:
 # ---------------------------------------------------------------- requests
 
 
-def _requests(s: Scheduler) -> Iterator[str]:
+def _requests(r: Registry) -> Iterator[str]:
     """What was accepted and not answered is in exactly one place, and each place knows it."""
     placed: list[Request] = []
-    for model in _all(s):
-        for queue in (model.queue, model.later):
-            waiting = queue.all()
-            placed += waiting
-            yield from _queue(model, queue, waiting)
-            if queue is model.queue and model.state is State.LOADED:
-                yield from (f"{model.name}: {r.kind.value} {r.id} waits" for r in waiting if r.kind is not Kind.INFER)
-        placed += model.unloads
-        for request in model.unloads:
-            if request.kind is not Kind.UNLOAD or request.queue is not None or request.running:
-                yield f"{model.name}: request {request.id} among those to unload it"
-        at_worker = [*model.inflight, *model.ahead]
-        placed += [r for r in at_worker if r.running]
-        if at_worker and model.state not in (*ANSWERING, State.EVICTING):
-            yield f"{model.name} ({model.state.value}): {len(at_worker)} requests at its worker"
-        if model.ahead and not model.inflight:
-            yield f"{model.name}: a batch lies ahead of nothing"
-        if len(at_worker) > 1 and any(r.alone for r in at_worker):
-            yield f"{model.name}: {[r.id for r in at_worker if r.alone]} do not run alone"
-        for r in at_worker:
-            if (
-                r.queue is not None
-                or r.kind is not Kind.INFER
-                or r.model is not model.first
-                or r.worker != model.worker
-            ):
-                yield f"{model.name}: request {r.id} of {r.model.name} at worker {model.worker}, sent to {r.worker}"
-            if not r.running and r.id in s.requests:
-                yield f"{model.name}: request {r.id} is at its worker, and does not know it"
-        if any(r.queue is not model.queue or not (r.starved and r.alone) for r in model.short):
-            yield f"{model.name}: {[r.id for r in model.short]} wait for memory, and not in its queue"
-    counts = Counter(r.id for r in placed)
+    for model in r.models.values():
+        yield from _waiting(model)
+        placed += [*model.queue.all(), *model.later.all(), *model.unloads]
+        for worker in model.workers:
+            yield from _at_worker(worker, r)
+            placed += [q for q in (*worker.inflight, *worker.ahead) if q.running]
+    counts = Counter(q.id for q in placed)
     yield from (f"request {number} is in {count} places" for number, count in counts.items() if count > 1)
-    yield from _differ("requests on the books and in their places", s.requests, counts)
-    for number, r in s.requests.items():
-        if r.id != number or r.outcome is not None or s.models.get(r.model.name) is not r.model:
-            yield f"request {r.id} of {r.model.name} stands under {number}, answered {r.outcome}"
-        if math.isnan(r.deadline):
+    yield from _differ("requests that are accepted, and in their places", r.requests, counts)
+    for number, q in r.requests.items():
+        if q.id != number or q.outcome is not None or r.models.get(q.model.name) is not q.model:
+            yield f"request {q.id} of {q.model.name} stands under {number}, answered {q.outcome}"
+        if math.isnan(q.deadline):
             yield f"request {number} has no deadline"
-    running = sum(len(m.inflight) + len(m.ahead) for m in _all(s))
-    if s._running != running:
-        yield f"{s._running} requests are said to run, {running} do"
+    running = sum(len(w.inflight) + len(w.ahead) for w in r.workers.values())
+    if r.running != running:
+        yield f"{r.running} requests are said to run, {running} do"
 
 
-def _queue(model: Residency, queue: Queue[Request], waiting: list[Request]) -> Iterator[str]:
-    if len(waiting) != queue.live:
-        yield f"{model.name}: {queue.live} are said to wait, {len(waiting)} do"
-    size = sum(len(line) for ring in queue._rings for line in ring.values())
-    if queue._size != size:
-        yield f"{model.name}: its queue is said to hold {queue._size} entries, {size} are there"
-    for r in waiting:
-        if r.running or r.model is not model or r.kind is Kind.UNLOAD:
-            yield f"{model.name}: request {r.id} ({r.kind.value}) of {r.model.name} waits in its queue"
+def _waiting(model: Model) -> Iterator[str]:
+    for queue in (model.queue, model.later):
+        yield from (f"{model.name}: {fault}" for fault in queue.faults())
+        for q in queue.all():
+            if q.running or q.model is not model or q.kind is Kind.UNLOAD or q.queue is not queue:
+                yield f"{model.name}: request {q.id} ({q.kind.value}) of {q.model.name} waits in its queue"
+            if queue is model.queue and model.state is State.LOADED and q.kind is not Kind.INFER:
+                yield f"{model.name}: {q.kind.value} {q.id} waits"
+    for q in model.unloads:
+        if q.kind is not Kind.UNLOAD or q.queue is not None or q.running:
+            yield f"{model.name}: request {q.id} among those to unload it"
+    if any(q.queue is not model.queue or not (q.starved and q.alone) for q in model.primary.short):
+        yield f"{model.name}: {[q.id for q in model.primary.short]} wait for memory, and not in its queue"
 
 
-def _served(s: Scheduler) -> Iterator[str]:
+def _at_worker(worker: Worker, r: Registry) -> Iterator[str]:
+    at_worker = [*worker.inflight, *worker.ahead]
+    if at_worker and worker.state is State.LOADING:
+        yield f"{worker.name} ({worker.state.value}): {len(at_worker)} requests at its worker"
+    if worker.ahead and not worker.inflight:
+        yield f"{worker.name}: a batch lies ahead of nothing"
+    if len(at_worker) > 1 and any(q.alone for q in at_worker):
+        yield f"{worker.name}: {[q.id for q in at_worker if q.alone]} do not run alone"
+    for q in at_worker:
+        if q.queue is not None or q.kind is not Kind.INFER or q.model is not worker.model or q.worker != worker.number:
+            yield f"{worker.name}: request {q.id} of {q.model.name} at worker {worker.number}, sent to {q.worker}"
+        if not q.running and q.id in r.requests:
+            yield f"{worker.name}: request {q.id} is at its worker, and does not know it"
+
+
+def _served(r: Registry) -> Iterator[str]:
     """Where a worker has a place, no request waits that need not."""
-    for model in s._workers.values():
-        first = model.first
-        head = first.queue.head() if model.state is State.LOADED and first.queue.live else None
-        if head is None or model.yielding or not s._takes(model, head):
+    for model in r.models.values():
+        head = model.queue.head() if model.queue.live else None
+        if head is None or dispatch.place(model, head) is None:
             continue
-        in_company = -math.inf < first.leaves_at <= batches.leaves_at(first) and not s.stopping
+        in_company = -math.inf < model.primary.leaves_at <= dispatch.leaves_at(model) and not r.stopping
         if not in_company:
             yield f"{model.name}: has a place, and request {head.id} waits"
 
 
-# ---------------------------------------------------------------- who waits for room
+# ---------------------------------------------------------------- what waits for room
 
 
-def _wanted(s: Scheduler) -> Iterator[str]:
-    for name, model in s.models.items():
-        wanted = bool(model.short) or (model.waiting > 0 and model.state in AWAY)
-        if wanted != (s._wanted.get(name) is model):
-            yield f"{name} ({model.state.value}): {model.waiting} wait, and it is {'not ' * wanted}wanted"
-        if model.claim and (not wanted or model.claim_on not in s.devices_for(model)):
-            yield f"{name}: has a claim on {model.claim_on!r}, and is {'not ' * (not wanted)}wanted"
-        if model.blocked and not wanted:
-            yield f"{name}: is not wanted, and waits: {model.blocked}"
-    yield from (f"{name} is wanted, and not registered" for name in s._wanted if name not in s.models)
-    claims = Counter(m.claim for m in s.models.values() if m.claim)
+def _demands(r: Registry) -> Iterator[str]:
+    for name, model in r.models.items():
+        demand = r.demands.get(name)
+        want = Want.GROW if model.primary.short else Want.LOAD if model.waiting and not model.primary.alive else None
+        if want is not (demand.want if demand is not None else None):
+            wants = want.value if want else "nothing"
+            yield f"{name} ({model.state.value}): {model.waiting} wait, wants {wants}, {demand and demand.want.value}"
+        if demand is not None and (demand.model is not model):
+            yield f"{name}: its demand is for {demand.model.name}"
+        if demand is not None and demand.claim and demand.claim_on not in r.devices_for(model):
+            yield f"{name}: has a claim on {demand.claim_on!r}"
+    yield from (f"{name} demands room, and is not registered" for name in r.demands if name not in r.models)
+    claims = Counter(d.claim for d in r.demands.values() if d.claim)
     yield from (f"{count} models have claim {claim}" for claim, count in claims.items() if count > 1)
-
-
-def _yielding(s: Scheduler) -> Iterator[str]:
-    known = {m.name: m for m in _all(s)}
-    for name in s._yielding:
-        if name not in known:
-            yield f"{name} yields, and is not known"
-        elif known[name].state is State.LOADED and not known[name].yielding:
-            yield f"{name} yields, and does not know it"
-    for name, model in known.items():
-        if model.state is State.LOADED and model.yielding and name not in s._yielding:
-            yield f"{name} takes no work, and for no model's sake"
-    if s._yielding and not s._contested and not s.stopping:
-        yield f"{sorted(s._yielding)} yield, and no model waits for their room"
+    if r.touched or (r.look and not r.stopping):
+        yield f"it has not settled: {[m.name for m in r.touched]}"
 
 
 # ---------------------------------------------------------------- clients
 
 
-def _clients(s: Scheduler) -> Iterator[str]:
+def _clients(r: Registry) -> Iterator[str]:
     by_session: dict[bytes, set[int]] = {}
-    for number, r in s.requests.items():
-        by_session.setdefault(r.session, set()).add(number)
-    for key, session in s.sessions.items():
+    for number, q in r.requests.items():
+        by_session.setdefault(q.session, set()).add(number)
+    for key, session in r.sessions.items():
         if not session.requests and not session.leases:
             yield f"client {key.hex()} has nothing, and is kept"
         yield from _differ(f"requests of client {key.hex()}", session.requests, by_session.get(key, ()))
-    yield from (f"client {key.hex()} has requests, and is not known" for key in by_session if key not in s.sessions)
-    held = {(lease, key, m.name) for m in s.models.values() for lease, key in m.leases.items()}
+    yield from (f"client {key.hex()} has requests, and is not known" for key in by_session if key not in r.sessions)
+    held = {(lease, key, m.name) for m in r.models.values() for lease, key in m.leases.items()}
     yield from _differ(
-        "leases and their models", ((n, m.name) for n, m in s._leases.items()), ((n, m) for n, _, m in held)
+        "leases and their models", ((n, m.name) for n, m in r.leases.items()), ((n, m) for n, _, m in held)
     )
-    theirs = {(lease, key) for key, session in s.sessions.items() for lease in session.leases}
+    theirs = {(lease, key) for key, session in r.sessions.items() for lease in session.leases}
     yield from _differ("leases and their clients", ((n, key) for n, key, _ in held), theirs)
 
 
 # ---------------------------------------------------------------- time
 
 
-def _timers(s: Scheduler) -> Iterator[str]:
-    """Whatever is to happen some time has its entry."""
-    heap = s.timers._heap
-    yield from (
-        f"timers: entry {i} is due before its parent" for i in range(1, len(heap)) if heap[i] < heap[(i - 1) // 2]
-    )
-    entries, watched = set(heap), {key for _, due, key in heap if due == Due.WATCH}
-    for number, r in s.requests.items():
-        if (r.deadline, Due.DEADLINE, number) not in entries:
+def _timers(r: Registry) -> Iterator[str]:
+    """What is to happen some time has its entry."""
+    yield from r.timers.faults()
+    entries = set(r.timers)
+    for number, q in r.requests.items():
+        if (q.deadline, Due.DEADLINE, number) not in entries:
             yield f"request {number} has no timer"
-    for model in _all(s):
-        at_work = model.state is State.LOADING or (model.state in ANSWERING and bool(model.inflight))
-        if at_work and (model.watched != model.worker or model.worker not in watched):
-            yield f"{model.name} ({model.state.value}): worker {model.worker} is not watched"
-        if model.idle_at < math.inf and (model.idle_at, Due.IDLE, model.number) not in entries:
-            yield f"{model.name}: is to be looked at when idle, and has no timer"
-        if _may_go(model) and not model.first.queue.live and model.idle_at > model.last_used + s._idle_limit(model):
-            yield f"{model.name}: is idle, and no timer will end it"
-        if model.leaves_at < math.inf and (model.leaves_at, Due.BATCH, model.number) not in entries:
-            yield f"{model.name}: its next batch waits for company, and has no timer"
-    if s._look_at < math.inf and (s._look_at, Due.LOOK, 0) not in entries:
+    for worker in r.workers.values():
+        for due, when in ((Due.WATCH, worker.watch_at), (Due.IDLE, worker.idle_at), (Due.BATCH, worker.leaves_at)):
+            if when < math.inf and (when, due, worker.number) not in entries:
+                yield f"{worker.name}: has no timer {due.name}"
+        at_work = worker.state is State.LOADING or (worker.answers and bool(worker.inflight))
+        if at_work and worker.watch_at == math.inf:
+            yield f"{worker.name} ({worker.state.value}): worker {worker.number} is not watched"
+        if _may_go(worker) and not worker.model.queue.live:
+            limit = worker.last_used + r.idle_limit(worker.model)
+            if worker.idle_at > limit:
+                yield f"{worker.name}: is idle, and no timer will end it"
+    if r.look_at < math.inf and (r.look_at, Due.LOOK, 0) not in entries:
         yield "a look for room is to come, and has no timer"
-    if s.stopping and not s._drained and (s._grace_ends, Due.GRACE, 0) not in entries:
-        yield "the grace of the end has no timer"
 
 
-CHECKS: tuple[Callable[[Scheduler], Iterable[str]], ...] = (
+CHECKS: tuple[Callable[[Registry], Iterable[str]], ...] = (
     _ledger,
     _charged_once,
     _overdrawn,
     _loads,
-    _records,
+    _models,
     _workers,
     _states,
     _numbers,
     _requests,
     _served,
-    _wanted,
-    _yielding,
+    _demands,
     _clients,
     _timers,
 )

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from broker import logs, outlet
-from broker.scheduler.story import Line
+from broker.scheduler.story.story import Line
 from tests.support import ROOT, Running, config_text, toy, wait_until
 from zoo import Client
 from zoo import broker as entry
@@ -48,16 +48,16 @@ def test_whatever_a_message_holds_it_stays_one_line_that_can_be_written(kind: st
 
 
 def test_a_decision_has_its_numbers_as_fields() -> None:
-    line = Line(5.0, "a\nb", "evicted, 300 MB", "evicted", {"mb": 300.0, "running": [1, 2], "message": "not this"})
-    made = record("a\nb: evicted, 300 MB", line=line, created=1e9, msecs=5.0)
+    line = Line(5.0, "a\nb", "killed", {"limit_seconds": 300.0, "running": [1, 2], "message": "not this"})
+    made = record("a\nb: killed", line=line, created=1e9, msecs=5.0)
     assert json.loads(logs.formatter("json").format(made)) == {
         "time": "2001-09-09T01:46:40.005Z",
         "level": "WARNING",
         "logger": "zoo.broker",
-        "event": "evicted",
+        "event": "killed",
         "model": "a\nb",
-        "message": "evicted, 300 MB",
-        "mb": 300.0,
+        "message": line.text,
+        "limit_seconds": 300.0,
         "running": [1, 2],
     }
 
@@ -127,7 +127,7 @@ def ends(process: subprocess.Popen[bytes]) -> int:
     return process.wait(timeout=15.0)
 
 
-@pytest.mark.parametrize("kind", ["text", pytest.param("json", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["text", "json"])
 def test_a_log_that_is_never_read_stops_neither_requests_nor_the_end(zoo_dir: Path, kind: str) -> None:
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
@@ -142,9 +142,7 @@ def test_a_log_that_is_never_read_stops_neither_requests_nor_the_end(zoo_dir: Pa
         os.close(write)
 
 
-@pytest.mark.parametrize(
-    "where", ["/dev/full", "nothing", pytest.param("a pipe without a reader", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("where", ["/dev/full", "a pipe without a reader", "nothing"])
 def test_a_log_that_cannot_be_written_costs_nothing_but_the_log(zoo_dir: Path, where: str) -> None:
     if where == "/dev/full":
         fd = os.open("/dev/full", os.O_WRONLY)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from broker.fleet import border
-from broker.scheduler.events import Outcome
+from broker.scheduler.events import Finished
 from tests import liar, support
 from tests.support import Running, toy, wait_until
 from zoo import Client, WorkerCrashed
@@ -109,7 +109,7 @@ def test_a_blocking_channel_is_made_to_wait_for_nothing() -> None:
 def test_results_and_bodies_have_to_fit() -> None:
     failed, fine = protocol.Outcome(1, (), "c" * 100, "m" * 9000), protocol.Outcome(2, (8,))
     made = border.outcomes(protocol.Done((failed, fine)), [b"body"])
-    assert made == [Outcome(1, None, ("c" * border.MOST_CODE, "m" * protocol.MAX_TEXT)), Outcome(2, ((8,), b"body"))]
+    assert made == [Finished(1, None, ("c" * border.MOST_CODE, "m" * protocol.MAX_TEXT)), Finished(2, ((8,), b"body"))]
     for bodies in ([], [b"a", b"b"]):
         with pytest.raises(ProtocolMismatch, match="results than it said"):
             border.outcomes(protocol.Done((failed, fine)), bodies)

@@ -59,7 +59,7 @@ def test_a_hot_model_gets_a_second_worker_and_outlives_either(broker: Start) -> 
         assert all(future.result()["pid"] in {*pids, *workers(client).values()} for future in asked)
     status = client.get_status()
     assert [row["name"] for row in status["loaded_models"]] == ["hot"]
-    assert any("its first worker is the one on right from now on" in line for line in client.explain("hot"))
+    assert any("its primary worker is the one on right from now on" in line for line in client.explain("hot"))
     assert client.unload("hot")
     assert client.get_status()["vram_used_mb"] == 0
 

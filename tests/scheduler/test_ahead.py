@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from broker.scheduler.events import KillWorker, State
+from broker.scheduler.events import KillWorker
+from broker.scheduler.state.model import Guess
+from broker.scheduler.state.states import State
 from tests.scheduler.world import World, model
 
 FOUR = [model("plate", 100), model("text", 100), model("big", 800), model("other", 300)]
@@ -19,17 +21,17 @@ def used_to(*sequence: str, models=FOUR, budget: float = 1000.0, **more) -> Worl
             w.settle()
             w.wait(1.0)
         for _ in range(10):  # the next round is another story
-            w.s.habits.asked("somebody else", w.now)
+            w.s.registry.habits.asked("somebody else", w.now)
     forget(w)
     return w
 
 
 def forget(w: World) -> None:
-    w.s._asked_last = ""
+    w.s.registry.asked_last = ""
     w.cleanup(0.0)
     w.settle()
     for m in w.s.models.values():
-        m.misguessed = False
+        m.guess = Guess.NONE
     assert all(m.state is State.UNLOADED for m in w.s.models.values())
 
 
@@ -80,7 +82,7 @@ def test_a_guess_goes_before_any_other_model_whatever_its_priority(priority: str
     w.settle()
     w.ask("new")
     assert w.state("text") is State.EVICTING
-    assert "loaded ahead, and nobody has asked for it" in story(w, "text")
+    assert "loaded ahead, and not asked for since" in story(w, "text")
     w.settle()
     assert w.state("new") is State.LOADED
     assert w.state("plate") is State.LOADED

@@ -22,25 +22,25 @@ from broker.scheduler.events import (
     Asked,
     Deliver,
     DeviceSeen,
-    Dispatch,
     Event,
+    Finished,
     Forget,
     Forgotten,
     IdleCleanup,
     Kind,
+    LoadedEarlier,
     Measured,
     MemoryBack,
+    MemoryShort,
     MemoryStuck,
-    Outcome,
     Pinned,
     Reconfigured,
     Refuse,
     Released,
     Remembered,
-    Resident,
+    SendBatch,
     SessionClosed,
     Settled,
-    Shortage,
     ShutDown,
     Stop,
     Tick,
@@ -51,8 +51,8 @@ from broker.scheduler.events import (
     WorkerReady,
     WorkerSaid,
 )
-from broker.scheduler.residency import Peak
 from broker.scheduler.scheduler import Scheduler
+from broker.scheduler.state.peaks import Peak
 from tests.scheduler.world import model
 from zoo.config.schema import BrokerConfig, ModelPriority
 
@@ -91,7 +91,7 @@ class Anything:
         self.stopped = 0
 
     def emit(self, event: Event) -> None:
-        known = isinstance(event, Asked) and event.request in self.s.requests
+        known = isinstance(event, Asked) and event.request in self.s.registry.requests
         actions = self.s.handle(event, self.now)
         if isinstance(event, Asked) and not known:
             self.asked[event.request] = event.model
@@ -99,7 +99,7 @@ class Anything:
             if isinstance(action, Deliver | Answer | Refuse | Forget):
                 self.answers[action.request] += 1
                 assert self.answers[action.request] == 1, f"answered twice: {action}"
-            elif isinstance(action, Dispatch):
+            elif isinstance(action, SendBatch):
                 assert action.batch
             elif isinstance(action, Settled):
                 assert self.answers[action.request], "settled before it was answered"
@@ -116,15 +116,15 @@ class Anything:
             choices = [*known, *nonsense]
             return choices[pick % len(choices)]
 
-        worker = one_of(s._workers, 0, -1, 777)
-        request = one_of(s.requests, 0, 888_888)
+        worker = one_of(s.registry.workers, 0, -1, 777)
+        request = one_of(s.registry.requests, 0, 888_888)
         name = one_of(s.models, "", "a#2", "nobody\ud800")
         session = (b"", b"c1", b"c2", b"c3")[other % 4]
         text = ("", "it broke", "\ud800\x00", "x" * 9000)[other % 4]
-        short = Shortage(figure, ODD[other % len(ODD)])
+        short = MemoryShort(figure, ODD[other % len(ODD)])
         match kind:
             case "asked":
-                number = one_of([len(self.asked) + 1] * 9, *list(s.requests)[:1])
+                number = one_of([len(self.asked) + 1] * 9, *list(s.registry.requests)[:1])
                 deadline = self.now + (figure if other % 3 == 0 else 50.0)
                 what = list(Kind)[other % 4] if other % 2 else Kind.INFER
                 keep = figure if other % 5 == 0 else None
@@ -132,7 +132,7 @@ class Anything:
                     number, session, name, what, deadline, other % 9 - 3, b"", keep, text if other % 7 == 3 else None
                 )
             case "released":
-                return Released(session, one_of(s._leases, 0, 999))
+                return Released(session, one_of(s.registry.leases, 0, 999))
             case "withdrawn":
                 return Withdrawn(request)
             case "closed":
@@ -148,12 +148,12 @@ class Anything:
             case "short":
                 return WorkerLoadFailed(worker, "out_of_memory", text, short)
             case "done" | "nothing":
-                at_work = s._workers[worker].inflight if worker in s._workers and kind == "done" else []
+                at_work = s.registry.workers[worker].inflight if worker in s.registry.workers and kind == "done" else []
                 errors = [None, None, ("invalid_input", text), ("?", text), ("out_of_memory", text)]
                 error = errors[other % 5]
-                outcomes = [Outcome(r.id, b"", error, short if other % 5 == 4 else None) for r in at_work]
+                outcomes = [Finished(r.id, b"", error, short if other % 5 == 4 else None) for r in at_work]
                 if other % 11 == 10:
-                    outcomes += [Outcome(request)]
+                    outcomes += [Finished(request)]
                 return WorkerDone(worker, outcomes, other % 6 == 5)
             case "said":
                 return WorkerSaid(worker, request, bytes([other % 3]))
@@ -169,7 +169,7 @@ class Anything:
             case "forgotten":
                 return Forgotten(name)
             case "resident":
-                return Resident([name, *list(s.models)[: other % 4], name])
+                return LoadedEarlier([name, *list(s.models)[: other % 4], name])
             case "measured":
                 return Measured(worker, figure, other % 2 == 0)
             case "seen":
@@ -195,7 +195,7 @@ class Anything:
         """The broker is told to stop; its workers do as they are told."""
         self.emit(ShutDown(0.0))
         for _ in range(1000):
-            workers = list(self.s._workers)
+            workers = list(self.s.registry.workers)
             if not workers:
                 break
             for worker in workers:
@@ -203,7 +203,7 @@ class Anything:
                 self.emit(MemoryBack(worker))
         self.emit(Tick())
         assert self.stopped == 1
-        assert not self.s.requests
+        assert not self.s.registry.requests
         unanswered = [n for n in self.asked if not self.answers[n]]
         assert not unanswered, f"{unanswered} were never answered"
 

@@ -7,7 +7,7 @@ import itertools
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from broker.scheduler.capacity.eviction import Candidate, choose, order
+from broker.scheduler.capacity.by_priority import Candidate, choose, order
 from broker.scheduler.capacity.ledger import EPSILON_MB
 from zoo.config.schema import ModelPriority as P
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from broker.scheduler.events import Forgotten, Remembered, State
-from broker.scheduler.residency import Peak
+from broker.scheduler.events import Forgotten, Remembered
+from broker.scheduler.state.peaks import Peak
+from broker.scheduler.state.states import State
 from tests.scheduler.world import World, model
 from zoo.config.schema import ModelConfig
 
@@ -122,7 +123,7 @@ def test_an_overrun_that_nobody_may_end_is_said_and_holds_loads_until_it_ends() 
     w.measure("a", 400)
     assert (w.state("a"), w.state("b")) == (State.LOADED, State.LOADED)
     assert row(w)["overrun_mb"] == 88
-    why = "charged 600 MB, 512 may be, and nobody may go: all pinned or leased: a 400 MB (MEDIUM, 1 lease)"
+    why = "charged 600 MB, 512 may be, and no model there may go: all pinned or leased: a 400 MB (MEDIUM, 1 lease)"
     assert any(why in s for s in w.story())
     waiting = w.ask("c")
     w.settle()
@@ -194,7 +195,7 @@ def test_other_programs_take_from_what_may_be_charged_and_give_it_back() -> None
     asked = w.ask("a")
     w.settle()
     assert w.code(asked) is None
-    assert "other programs leave 500 of the budget's 700 MB" in w.s.models["a"].blocked
+    assert "other programs leave 500 of the budget's 700 MB" in w.s.registry.demands["a"].why
     w.others_use("gpu0", 0, 2000)
     w.settle()
     assert w.code(asked) == "ok"
@@ -219,7 +220,7 @@ def test_declared_footprints_take_no_notice_of_meters() -> None:
     w.emit(Remembered("a", "v", {"gpu0": Peak(500.0, True)}))
     assert charged(w, "a") == 300
     assert row(w)["limit_mb"] == 512
-    assert w.s.learnt == 0
+    assert w.s.registry.learnt == 0
 
 
 # ------------------------------------------------------------ one request, and eight lives
@@ -306,11 +307,11 @@ def test_what_an_earlier_release_remembered_beyond_the_budget_is_forgotten() -> 
 def test_a_footprint_that_is_forgotten_counts_no_more_and_is_measured_again() -> None:
     w = world([model("a", 300)], 1000)
     work(w, "a", 600)
-    learnt = w.s.learnt
+    learnt = w.s.registry.learnt
     w.peaks.clear(), w.lives.clear()
     w.emit(Forgotten("a"))
     assert w.s.models["a"].need_mb("gpu0") == 300
     assert charged(w, "a") == 600, "what lives stays charged"
-    assert w.s.learnt > learnt
+    assert w.s.registry.learnt > learnt
     work(w, "a", 200)
     assert [row["lives_mb"] for row in w.s.footprints("a")] == [[200]]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from broker.scheduler.events import Dispatch, State
+from broker.scheduler.events import SendBatch
+from broker.scheduler.state.states import Phase, State
 from tests.scheduler.world import World, model
 
 HOT = model("hot", 300, max_instances=2)
@@ -47,7 +48,7 @@ def test_a_further_worker_starts_when_the_queue_would_take_longer_than_a_load() 
     w.ask("hot")
     assert w.starts() == ["hot", "hot"]
     assert devices(w) == ["gpu0", "gpu1"]
-    assert "3 waiting x 0.5 s / 1 = 1.50 s to work off, a further worker loads in 1.00 s" in w.story("hot")[-2]
+    assert "3 waiting x 0.5 s / 1 = 1.50 s to work off, an extra worker loads in 1.00 s" in w.story("hot")[-2]
     w.settle()
     assert all(w.code(n) == "ok" for n in w.questions)
 
@@ -131,7 +132,7 @@ def test_one_request_after_another_stays_with_the_first_so_that_the_further_one_
         assert w.process("hot").running
         w.done("hot")
         w.wait(1)
-    assert w.s.further == {} or w.residency("hot#2").state is State.EVICTING
+    assert w.extras() == [] or w.worker("hot#2").state is State.EVICTING
     assert w.state("hot") is State.LOADED
 
 
@@ -209,7 +210,7 @@ def test_an_input_that_killed_two_processes_is_refused_by_all_workers() -> None:
     for _ in range(8):
         w.ask("hot")
     w.ready("hot#2")
-    told = {a.worker: a.refuse for a in w.actions if isinstance(a, Dispatch)}
+    told = {a.worker: a.refuse for a in w.actions if isinstance(a, SendBatch)}
     assert told[w.process("hot").worker] == told[w.process("hot#2").worker] == (b"bad",)
 
 
@@ -219,7 +220,7 @@ def test_a_further_worker_that_does_not_load_harms_nobody_and_is_tried_again_aft
     w.load_fails("hot#2")
     w.gone("hot#2")
     assert w.state("hot") is State.LOADED
-    assert w.s.further == {}
+    assert w.extras() == []
     w.now += 0.5
     w.done("hot")
     assert len(w.starts()) == 2, "not at once"
@@ -256,7 +257,7 @@ def test_where_the_first_has_to_go_the_other_takes_its_place() -> None:
     assert w.process("new").device == "gpu0"
     assert devices(w) == ["gpu1"]
     assert w.state("hot") is State.LOADED
-    assert w.s.further == {}
+    assert w.extras() == []
 
 
 def test_a_busy_further_worker_gives_way_after_patience_and_what_has_queued_stays() -> None:
@@ -264,7 +265,7 @@ def test_a_busy_further_worker_gives_way_after_patience_and_what_has_queued_stay
     asked = [w.ask("hot") for _ in range(20)]
     w.ask("new")
     w.wait(0.3)
-    assert w.residency("hot").yielding or w.residency("hot#2").yielding
+    assert w.worker("hot").phase is Phase.YIELDING or w.worker("hot#2").phase is Phase.YIELDING
     w.settle()
     w.wait(5)
     w.settle()
@@ -308,7 +309,7 @@ def test_a_lease_outlives_the_worker_that_it_was_granted_on() -> None:
 def test_unload_ends_all_of_them_and_is_answered_when_the_last_ones_memory_is_back() -> None:
     w = grown()
     unload = w.unload("hot")
-    assert (w.state("hot"), w.residency("hot#2").state) == (State.DRAINING, State.DRAINING)
+    assert (w.state("hot"), w.worker("hot#2").state) == (State.DRAINING, State.DRAINING)
     late = w.ask("hot")
     w.settle(holding=set())
     assert w.code(unload) == "ok"
@@ -333,10 +334,10 @@ def test_fewer_workers_are_as_many_as_config_toml_says_when_they_are_done() -> N
     second = w.process("hot#2")
     w.lease("hot")
     w.reconfigure([model("hot", 300, max_instances=1)])
-    assert w.residency("hot#2").state is State.DRAINING
+    assert w.worker("hot#2").state is State.DRAINING
     assert second.running
     w.settle()
-    assert w.s.further == {}
+    assert w.extras() == []
     assert w.state("hot") is State.LOADED
     w.reconfigure([model("hot", 300, max_instances=2)])
     for _ in range(30):
@@ -351,7 +352,7 @@ def test_a_model_that_is_removed_goes_with_all_of_its_workers() -> None:
     w.settle()
     assert list(w.s.models) == ["other"]
     assert not w.processes
-    assert not w.s.further
+    assert not w.extras()
 
 
 def test_keep_alive_0_ends_all_of_them_with_the_last_reference() -> None:
@@ -380,4 +381,4 @@ def test_footprints_are_those_of_the_model_on_each_device() -> None:
     w.settle()
     w.measure("hot#2", 420)
     assert w.s.models["hot"].need_mb("gpu1") == 420
-    assert (w.residency("hot").mb, w.residency("hot#2").mb) == (300, 420)
+    assert (w.worker("hot").mb, w.worker("hot#2").mb) == (300, 420)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker.scheduler import journal
 from broker.scheduler.events import Asked, Deliver, Kind
+from broker.scheduler.story import journal
 from tests.scheduler.world import World, model
 
 
@@ -66,7 +66,7 @@ def test_refusals_of_every_sort_can_be_explained() -> None:
     late, unknown = w.ask("b", timeout=1.0), w.ask("nosuch")
     full, in_use = w.ask("b"), w.unload("a")
     w.wait(1.5)
-    assert "nobody may go" in tell(w, late)[-1]
+    assert "no model there may go" in tell(w, late)[-1]
     assert f"request {late} was refused after 1.000 s, deadline_exceeded" in tell(w, late)[-1]
     assert "there is no model 'nosuch'" in tell(w, unknown)[0]
     assert "max_queue = 1" in tell(w, full)[0]
@@ -111,7 +111,7 @@ def test_only_the_last_are_kept_and_of_them_no_payload_and_no_result() -> None:
     w.load("a")
     first = w.ask("a")
     w.settle()
-    kept = w.s.journal.find(first)
+    kept = w.s.registry.journal.find(first)
     assert (kept.payload, kept.outcome) == (None, Deliver)
     for number in range(10_000, 10_000 + journal.KEEP):
         w.s.handle(Asked(number, b"c", "nosuch", Kind.INFER, 1e9), w.now)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from broker.scheduler.capacity.ledger import Device
-from broker.scheduler.events import Asked, Kind, Refuse, SessionClosed, State, Tick, Withdrawn, WorkerReady
+from broker.scheduler.events import Asked, Kind, Refuse, SessionClosed, Tick, Withdrawn, WorkerReady
 from broker.scheduler.scheduler import Scheduler
+from broker.scheduler.state.states import State
 from tests.scheduler.world import World, model
 from zoo.config.schema import BrokerConfig
 
@@ -46,7 +47,7 @@ def test_a_batch_counts_as_what_it_takes() -> None:
         w.now += seconds
         w.done("a")
     assert [len(batch) for batch in w.batches()] == [1, 1, 3]
-    measured = w.s.models["a"].service_s
+    measured = w.worker("a").service_s
     assert measured == pytest.approx(0.8 * 0.01 + 0.2 * 0.005)
     for i in range(20):
         last = w.ask("a", client=b"%d" % i)
@@ -134,7 +135,7 @@ def test_queued_work_that_nobody_wants_is_gone_at_once_payload_and_all(way: str)
     WAYS[way](s)
     gc.collect()
     assert seen() is None
-    assert 2 not in s.requests
+    assert 2 not in s.registry.requests
     assert s.models["a"].waiting == 0
     assert "a" not in s.status(1.0)["pending_loads"], "nothing is loaded for nobody"
 
@@ -144,7 +145,7 @@ def test_a_load_that_serves_nobody_any_more_goes_on_and_says_so(way: str) -> Non
     s = Scheduler(BrokerConfig(load_timeout=1000.0), [Device("gpu0", "cuda", 512)], [model("a")])
     s.handle(Asked(1, b"other", "a", Kind.INFER, 40.0), 0.0)
     s.handle(Asked(2, b"c", "a", Kind.LEASE, 50.0), 0.0)
-    said = "the load goes on with nobody waiting for it"
+    said = "the load goes on, though no request waits for it"
     gone = s.handle(Withdrawn(1), 1.0)
     assert [(a.request, a.code) for a in gone if isinstance(a, Refuse)] == [(1, "cancelled")]
     assert [line.text for line in s.story.about("a")].count(said) == 0, "somebody still waits"

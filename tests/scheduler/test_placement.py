@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from broker.scheduler.capacity.placement import choose
-from broker.scheduler.events import State
+from broker.scheduler.state.states import State
 from tests.scheduler.world import World, model
 
 
@@ -66,7 +66,7 @@ def test_room_that_was_claimed_on_a_device_is_let_go_when_another_one_is_named()
     c = model("c", 900)
     w.reconfigure([model("a", 900), model("b", 800), c])
     w.ask("c")
-    assert w.s.models["c"].claim_on == "gpu1"
+    assert w.s.registry.demands["c"].claim_on == "gpu1"
     w.reconfigure([model("a", 900), model("b", 800), model("c", 900, device="gpu0")])
     w.settle()
     assert w.process("c").device == "gpu0"

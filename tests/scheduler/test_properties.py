@@ -23,15 +23,16 @@ from hypothesis.stateful import (
 
 from broker.scheduler.events import (
     Deliver,
+    Finished,
     Kind,
     MemoryBack,
-    Outcome,
-    State,
     WorkerDone,
     WorkerExited,
     WorkerLoadFailed,
     WorkerReady,
 )
+from broker.scheduler.state.model import Guess
+from broker.scheduler.state.states import State
 from tests.scheduler.world import World, model
 from zoo.config.schema import ModelPriority
 
@@ -145,13 +146,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         leases = sorted(self.world.leases)
         self.world.release(leases[pick % len(leases)], b"stranger" if stranger == 4 else None)
 
-    @precondition(lambda self: self.world.s.requests)
+    @precondition(lambda self: self.world.s.registry.requests)
     @rule(pick=PICK)
     def withdraw(self, pick) -> None:
         open_ones = self.world.open_questions()
         self.world.withdraw(open_ones[pick % len(open_ones)])
 
-    @precondition(lambda self: len(self.world.s.requests) > 3 or self.world.leases)
+    @precondition(lambda self: len(self.world.s.registry.requests) > 3 or self.world.leases)
     @rule(client=CLIENTS)
     def client_goes(self, client) -> None:
         self.world.close(client)
@@ -187,7 +188,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def load_fails(self, pick) -> None:
         self.world.emit_load_failed(self.pick(pick, lambda p: p.busy_loading))
 
-    @precondition(lambda self: self.world.s._running)
+    @precondition(lambda self: self.world.s.registry.running)
     @rule(pick=PICK, error=st.sampled_from([("invalid_input", "boxes: NaN"), ("what", "?")]))
     def predict_raises(self, pick, error) -> None:
         self.world.emit_done(self.pick(pick, lambda p: p.running), error)
@@ -201,7 +202,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         else:
             self.world.emit_load_runs_out(p, p.true_mb, asked)
 
-    @precondition(lambda self: self.world.s._running)
+    @precondition(lambda self: self.world.s.registry.running)
     @rule(pick=PICK, asked=SHORT, how=st.sampled_from(["alone", "alone", "halved", "killed"]))
     def memory_runs_out_at_work(self, pick, asked, how) -> None:
         p = self.pick(pick, lambda p: p.running)
@@ -212,7 +213,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         else:
             self.world.emit_runs_out(p, p.true_mb, asked)
 
-    @precondition(lambda self: self.world.s._running)
+    @precondition(lambda self: self.world.s.registry.running)
     @rule(pick=PICK, says=st.booleans(), again=st.booleans())
     def crashes_while_running(self, pick, says, again) -> None:
         p = self.pick(pick, lambda p: p.running)
@@ -244,7 +245,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         late = [
             WorkerReady(number),
             WorkerLoadFailed(number, "load_failed", "late"),
-            WorkerDone(number, [Outcome(1)]),
+            WorkerDone(number, [Finished(1)]),
             WorkerExited(10_000 + pick, "late"),
             MemoryBack(10_000 + pick),
         ]
@@ -559,7 +560,9 @@ def test_with_workers_that_work_everybody_is_served(
         w.now += 0.01
     assert all(isinstance(q.answer, Deliver) for q in w.questions.values())
     resting = (State.LOADED, State.UNLOADED, State.EVICTING)
-    assert all(m.state in resting or m.unasked for m in w.s.models.values()), "but for a guess that still loads"
+    assert all(m.state in resting or m.guess is Guess.OPEN for m in w.s.models.values()), (
+        "but for a guess that still loads"
+    )
     w.drain()
     w.empty()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from broker.scheduler.queue import LONGEST, PRIORITIES, Queue
+from broker.scheduler.state.queue import LONGEST, PRIORITIES, Queue
 from tests.scheduler.world import World, model
 
 

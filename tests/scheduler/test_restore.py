@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from broker.scheduler.events import Resident, State
+from broker.scheduler.events import LoadedEarlier
+from broker.scheduler.state.states import State
 from tests.scheduler.world import World, model
 
 
 def restored(*names: str, budget: float = 1000.0) -> World:
     w = World([model(name, 300) for name in "abcd"], budget, restore=True)
-    w.emit(Resident(list(names)))
+    w.emit(LoadedEarlier(list(names)))
     return w
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from broker.scheduler.events import KillWorker, State
-from broker.scheduler.shortage import BATCHES_FIRST
+from broker.scheduler.events import KillWorker
+from broker.scheduler.state.model import BATCHES_FIRST
+from broker.scheduler.state.states import State
 from tests.scheduler.world import World, model
 from zoo.config.schema import ModelConfig
 
@@ -30,7 +31,7 @@ def test_a_load_that_ran_out_is_tried_once_more_with_room_for_what_it_asked_for(
     assert w.code(asked) == "ok"
     assert charged(w, "a") == 430
     assert (w.state("old"), w.state("new")) == (State.UNLOADED, State.LOADED), "no more go than needed"
-    assert w.s.models["a"].failures == 0
+    assert not w.model("a").failures.cause
     assert w.s.models["a"].shortages == {"load": 1}
 
 
@@ -116,7 +117,7 @@ def test_with_declared_footprints_it_is_tried_once_more_as_things_are() -> None:
     assert w.code(asked) == "out_of_memory"
     assert charged(w, "a") == 300
     assert w.state("b") is State.LOADED
-    assert w.s.learnt == 0
+    assert w.s.registry.learnt == 0
 
 
 # ---------------------------------------------------------------- requests
@@ -127,7 +128,7 @@ def test_a_request_that_ran_out_is_tried_once_more_by_the_same_process_when_ther
     w.load("a", "old", "new")
     asked, other = w.ask("a"), w.ask("a")
     w.runs_out("a", used_mb=280, asked_mb=150)
-    assert w.s.models["a"].short
+    assert w.worker("a").short
     assert (w.state("a"), w.state("old"), w.state("new")) == (State.LOADED, State.EVICTING, State.LOADED)
     assert any("a needs 130 MB more, 30 MB short of 800" in line for line in w.story("old"))
     w.done("a")
@@ -165,7 +166,7 @@ def test_nobody_in_use_goes_for_a_request_that_ran_out_and_it_is_told_who_holds_
     w.runs_out("a", used_mb=280, asked_mb=200)
     w.settle()
     assert w.code(asked) == "out_of_memory"
-    assert "needs 480 MB on gpu0, 100 of 700 MB are free and nobody may go" in w.answer(asked).message
+    assert "needs 480 MB on gpu0, 100 of 700 MB are free and no model there may go" in w.answer(asked).message
     assert "held 300 MB (MEDIUM, 1 lease)" in w.answer(asked).message
     assert w.code(next_one) == "ok"
     assert charged(w, "a") == 300
@@ -300,7 +301,7 @@ def test_batches_become_smaller_when_memory_runs_out_and_larger_again_after_a_wh
     assert sizes(8) == [4, 4]
     assert w.s.models["a"].shortages == {"batch": 1}
     rounds = 0
-    while w.s.models["a"].batch_limit:
+    while w.worker("a").batch_limit.most:
         assert max(sizes(8)) <= 4
         rounds += 1
     assert rounds >= BATCHES_FIRST / 4
@@ -320,4 +321,4 @@ def test_a_batch_that_got_its_process_killed_is_tried_one_by_one_and_smaller_one
     w.settle()
     assert [w.code(r) for r in asked] == ["ok"] * 6
     assert charged(w, "a") == 300
-    assert w.s.models["a"].batch_limit == 2
+    assert w.worker("a").batch_limit.most == 2

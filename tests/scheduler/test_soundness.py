@@ -7,9 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from broker.scheduler.events import State
+from broker.scheduler.capacity.demand import Demand, Want
 from broker.scheduler.soundness import Unsound
-from broker.scheduler.timers import Due
+from broker.scheduler.state.model import Guess, Worker
+from broker.scheduler.state.peaks import Peak
+from broker.scheduler.state.states import Move, Phase, State
+from broker.scheduler.state.timers import Due, Timers
 from tests.scheduler.world import World, model
 
 
@@ -28,63 +31,97 @@ def busy_world() -> World:
 CORRUPTIONS: dict[str, Callable[[World], object]] = {
     "a charge forgotten": lambda w: w.s.ledger.release(w.process("b").worker),
     "a charge that is not the model's": lambda w: w.s.ledger.recharge(w.process("b").worker, 10.0),
-    "a sum that is not the charges'": lambda w: w.s.ledger._sums.update(gpu0=1.0),
     "a charge that is no number": lambda w: w.s.ledger.recharge(w.process("b").worker, math.nan),
-    "overdrawn for ever": lambda w: w.s._overdrawn.add("gpu0"),
+    "overdrawn for ever": lambda w: w.s.registry.overdrawn.add("gpu0"),
+    "overdrawn on no device": lambda w: w.s.registry.overdrawn.add("gpu7"),
     "more is charged than may be, with an idle model": lambda w: w.s.ledger.allow("gpu0", 100.0),
-    "two loads at once": lambda w: w.s._start(w.residency("e"), "gpu0", w.now),
-    "a worker that nobody knows": lambda w: w.s._workers.pop(w.process("b").worker),
-    "a load that is not held for moving": lambda w: w.s._moving.clear(),
-    "a state without a process": lambda w: setattr(w.residency("e"), "state", State.LOADED),
-    "a process without a state": lambda w: setattr(w.residency("b"), "state", State.UNLOADED),
-    "a model that drains with a lease": lambda w: setattr(w.residency("a"), "state", State.DRAINING),
-    "one too many said to run": lambda w: setattr(w.s, "_running", w.s._running + 1),
-    "one too few said to run": lambda w: setattr(w.s, "_running", w.s._running - 1),
-    "a batch that was forgotten": lambda w: w.residency("a").ahead.clear(),
-    "a batch ahead of nothing": lambda w: w.residency("a").inflight.clear(),
-    "a request that is nowhere": lambda w: w.residency("a").queue.pop(),
-    "a request in two places": lambda w: w.residency("d").queue.push(w.residency("a").inflight[0]),
-    "a request that its client does not have": lambda w: w.s.sessions[b"c"].requests.pop(),
-    "a client that has nothing": lambda w: w.s.sessions[b"holder"].leases.clear(),
-    "a lease without a client": lambda w: w.s.sessions.pop(b"holder"),
-    "a lease that its model does not know": lambda w: w.residency("a").leases.clear(),
-    "a lease on nothing": lambda w: w.s._leases.clear(),
-    "a suspect with others": lambda w: setattr(w.residency("a").ahead[0], "alone", True),
-    "a place, and somebody waits": lambda w: _let_go_of_ahead(w),
-    "waits, and is not wanted": lambda w: w.s._wanted.clear(),
-    "wanted for nobody": lambda w: w.s._wanted.setdefault("e", w.residency("e")),
-    "a claim of one that does not wait": lambda w: setattr(w.residency("b"), "claim", 7),
-    "yields, and does not know it": lambda w: w.s._yielding.add("b"),
-    "yields, and nobody asked for it": lambda w: setattr(w.residency("b"), "yielding", True),
-    "yields, and is not known": lambda w: w.s._yielding.add("a#2"),
-    "a request without a timer": lambda w: _drop(w, Due.DEADLINE),
-    "a load that is not watched": lambda w: _drop(w, Due.WATCH, w.process("c").worker),
-    "work that is not watched": lambda w: _drop(w, Due.WATCH, w.process("a").worker),
-    "an idle model without a timer": lambda w: _drop(w, Due.IDLE, w.residency("b").number),
-    "an idle model that nothing will end": lambda w: setattr(w.residency("b"), "idle_at", math.inf),
-    "a heap that is none": lambda w: w.s.timers._heap.reverse(),
-    "a figure that is no number": lambda w: setattr(w.residency("b"), "service_s", math.nan),
-    "a further worker that its model does not have": lambda w: w.s.further.update({"a#2": w.residency("e")}),
-    "a model under another name": lambda w: w.s.models.update(f=w.residency("e")),
-    "a guess that somebody waits for": lambda w: setattr(w.residency("c"), "unasked", True),
+    "two loads at once": lambda w: _start(w, "e"),
+    "a worker that is not known": lambda w: w.s.registry.workers.pop(w.process("b").worker),
+    "a worker that its model does not have": lambda w: w.model("b").workers.clear(),
+    "a load that is not held for moving": lambda w: w.s.registry.moving.clear(),
+    "a state without a process": lambda w: setattr(w.worker("e"), "phase", Phase.SERVING),
+    "a process without a state": lambda w: setattr(w.worker("b"), "phase", Phase.GONE),
+    "a phase that is not the state": lambda w: setattr(w.worker("b"), "state", State.EVICTING),
+    "a model that drains with a lease": lambda w: w.worker("a").move(Move.DRAIN),
+    "a draining model with nothing to do": lambda w: w.worker("b").move(Move.DRAIN),
+    "one too many said to run": lambda w: setattr(w.s.registry, "running", w.s.registry.running + 1),
+    "one too few said to run": lambda w: setattr(w.s.registry, "running", w.s.registry.running - 1),
+    "a batch that was forgotten": lambda w: w.worker("a").ahead.clear(),
+    "a batch ahead of nothing": lambda w: w.worker("a").inflight.clear(),
+    "a request that is nowhere": lambda w: w.model("a").queue.pop(),
+    "a request in two places": lambda w: w.model("d").queue.push(w.worker("a").inflight[0]),
+    "a request that its client does not have": lambda w: w.s.registry.sessions[b"c"].requests.pop(),
+    "a client that has nothing": lambda w: w.s.registry.sessions[b"holder"].leases.clear(),
+    "a lease without a client": lambda w: w.s.registry.sessions.pop(b"holder"),
+    "a lease that its model does not know": lambda w: w.model("a").leases.clear(),
+    "a lease on nothing": lambda w: w.s.registry.leases.clear(),
+    "a suspect with others": lambda w: setattr(w.worker("a").ahead[0], "alone", True),
+    "a place, and a request that waits": lambda w: _let_go_of_ahead(w),
+    "waits, and demands nothing": lambda w: w.s.registry.demands.clear(),
+    "a demand without a request": lambda w: w.s.registry.demands.update(e=Demand(w.model("e"), Want.LOAD)),
+    "a demand of another kind": lambda w: setattr(w.s.registry.demands["d"], "want", Want.GROW),
+    "a claim on no device": lambda w: _claim(w, 7, "gpu7"),
+    "yields, and is not held for that": lambda w: w.worker("b").move(Move.YIELD),
+    "yields, and no demand waits for it": lambda w: w.s.registry.move(w.worker("b"), Move.YIELD),
+    "is held for yielding": lambda w: w.s.registry.yielding.update({w.worker("b").number: w.worker("b")}),
+    "touched and not attended to": lambda w: w.s.registry.touched.update({w.model("b"): None}),
+    "a request without a timer": lambda w: _without(w, Due.DEADLINE),
+    "a load that is not watched": lambda w: setattr(w.worker("c"), "watch_at", math.inf),
+    "work that is not watched": lambda w: _without(w, Due.WATCH),
+    "an idle model without a timer": lambda w: _without(w, Due.IDLE),
+    "an idle model that nothing will end": lambda w: setattr(w.worker("b"), "idle_at", math.inf),
+    "a look that will not come": lambda w: setattr(w.s.registry, "look_at", w.now + 1.0),
+    "a figure that is no number": lambda w: setattr(w.worker("b"), "service_s", math.nan),
+    "a batch of nothing": lambda w: setattr(w.worker("b"), "max_batch", 0),
+    "a peak that no device could hold": lambda w: w.model("b").peaks.update(gpu0=Peak(math.inf)),
+    "a worker under its model's name that is not the primary": lambda w: setattr(w.worker("b"), "name", "b#2"),
+    "a model under another name": lambda w: w.s.models.update(f=w.model("e")),
+    "a guess that a request waits for": lambda w: setattr(w.model("c"), "guess", Guess.OPEN),
+    "what waits for a next process that is not to come": lambda w: _later(w),
 }
+
+
+def _start(w: World, name: str) -> None:
+    """As if a second load had been decided."""
+    registry = w.s.registry
+    model = registry.models[name]
+    worker = Worker(model, next(registry.worker_numbers), "gpu0")
+    registry.ledger.charge(worker.number, name, "gpu0", worker.mb)
+    model.primary = worker
+    model.workers.append(worker)
+    registry.workers[worker.number] = worker
+    registry.move(worker, Move.START)
+
+
+def _claim(w: World, number: int, device: str) -> None:
+    demand = w.s.registry.demands["d"]
+    demand.claim, demand.claim_on = number, device
+
+
+def _later(w: World) -> None:
+    request = w.model("a").queue.pop()
+    assert request is not None
+    w.model("a").later.push(request)
 
 
 def _let_go_of_ahead(w: World) -> None:
     """As if the worker were through with its next batch, and had not been given another."""
-    a = w.residency("a")
+    registry, a = w.s.registry, w.worker("a")
     for request in a.ahead:
         request.running = False
-        w.s._running -= 1
-        del w.s.requests[request.id]
-        w.s.sessions[request.session].requests.discard(request.id)
+        registry.running -= 1
+        del registry.requests[request.id]
+        registry.sessions[request.session].requests.discard(request.id)
     a.ahead = []
 
 
-def _drop(w: World, due: Due, key: int | None = None) -> None:
+def _without(w: World, due: Due) -> None:
     """As if entries had never been made."""
-    heap = w.s.timers._heap
-    heap[:] = sorted(entry for entry in heap if not (entry[1] == due and key in (None, entry[2])))
+    kept = Timers()
+    for entry in w.s.registry.timers:
+        if entry[1] != due:
+            kept.add(entry[0], Due(entry[1]), entry[2])
+    w.s.registry.timers = kept
 
 
 def test_a_busy_scheduler_is_sound() -> None:
@@ -103,13 +140,13 @@ def test_it_sees_that_there_is(what) -> None:
 
 def test_a_state_that_cannot_be_read_is_unsound() -> None:
     w = busy_world()
-    w.s.ledger._charges[1] = None  # type: ignore[assignment]
+    w.s.registry.workers[1] = None  # type: ignore[assignment]
     with pytest.raises(Unsound, match="cannot be checked: AttributeError"):
         w.s.check()
 
 
 def test_a_check_changes_nothing() -> None:
     w = busy_world()
-    before = w.s.status(w.now), w.s.processes(), list(w.s.timers._heap), w.s.story.count
+    before = w.s.status(w.now), w.s.processes(), list(w.s.registry.timers), w.s.story.count
     w.s.check()
-    assert before == (w.s.status(w.now), w.s.processes(), list(w.s.timers._heap), w.s.story.count)
+    assert before == (w.s.status(w.now), w.s.processes(), list(w.s.registry.timers), w.s.story.count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.scheduler.story import Line
+from broker.scheduler.story.story import Line
 from tests.scheduler.world import World, model
 
 
@@ -33,7 +33,7 @@ def test_who_was_spared_and_why_is_told_to_all_whom_it_concerns() -> None:
     assert line.text.startswith("spared for it: ")
     assert "small 100 MB (MEDIUM, unused for 0.0 s)" in line.text
     assert line.text.endswith("big gave 250 MB, 238 were needed")
-    assert line.fields == {"needed_mb": 238, "freed_mb": 250}
+    assert (line.fields["needed_mb"], line.fields["freed_mb"], line.fields["victims"]) == (238, 250, ["big"])
 
 
 def test_a_refusal_is_told_but_a_thousand_of_them_do_not_wash_the_rest_away() -> None:
@@ -56,7 +56,7 @@ def test_queued_killed_and_retried_are_told() -> None:
     with_lease = w.lease("a")
     w.settle()
     w.ask("b")
-    assert "nobody may go: " in told(w, "waits", "b")[0].text
+    assert "no model there may go: " in told(w, "waits", "b")[0].text
     w.release(w.granted(with_lease))
     w.settle()
     asked = w.ask("a")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.scheduler.events import State
+from broker.scheduler.state.states import Phase, State
 from tests.scheduler.world import World, model
 
 LOAD_S = 2.0
@@ -40,7 +40,7 @@ def served_until_it_yields(w: World, each_s: float = 0.1) -> float:
     began = w.now
     for _ in range(5):
         w.ask("a", client=b"stream")
-    while not w.s.models["a"].yielding:
+    while w.worker("a").phase is not Phase.YIELDING:
         serve(w, "a", each_s)
         assert w.now < began + 60
     return w.now - began
@@ -111,7 +111,7 @@ def test_callers_that_come_right_back_keep_their_model_for_the_burst() -> None:
     """Two clients, each waiting for its answer before it asks again: not one answer for each load."""
     w = two()
     visit(w, 20, 0.01)
-    began, answers = w.s.models["a"].loaded_at, 0
+    began, answers = w.worker("a").loaded_at, 0
     w.ask("b")
     while w.state("a") is State.LOADED:
         w.ask("a")
@@ -146,7 +146,7 @@ def test_what_cannot_be_met_any_more_is_refused_at_once_and_evicts_nobody() -> N
     assert w.code(late) == "deadline_exceeded"
     assert "its fastest load took 2.00 s, and 1.90 s are left" in w.answer(late).message
     assert w.state("a") is State.LOADED
-    assert not w.s.requests
+    assert not w.s.registry.requests
 
 
 def test_what_cannot_be_met_any_more_is_refused_when_it_becomes_so() -> None:
@@ -213,7 +213,7 @@ def test_small_models_that_never_rest_cannot_hold_up_a_big_one(seed: int, count:
                     w.ask(m.name)
             w.wait(0.05)
             for p in list(w.processes.values()):
-                if p.running or p.killed or (p.loading and w.now >= w.s.models[p.model].started_at + 0.5):
+                if p.running or p.killed or (p.loading and w.now >= w.worker(p.model).started_at + 0.5):
                     w.step(p)
 
     big = 0

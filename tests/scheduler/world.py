@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from broker.scheduler import batches
 from broker.scheduler.capacity.ledger import Device
 from broker.scheduler.events import (
     Action,
@@ -22,26 +21,25 @@ from broker.scheduler.events import (
     Deliver,
     DeviceSeen,
     DeviceUnread,
-    Dispatch,
     Event,
+    Finished,
     Forget,
     IdleCleanup,
     KillWorker,
     Kind,
     Measured,
     MemoryBack,
+    MemoryShort,
     MemoryStuck,
-    Outcome,
     Pinned,
     Reconfigured,
     Refuse,
     Released,
+    SendBatch,
     SessionClosed,
     Settled,
-    Shortage,
     ShutDown,
     StartWorker,
-    State,
     Stop,
     Tick,
     Withdrawn,
@@ -51,12 +49,12 @@ from broker.scheduler.events import (
     WorkerReady,
     WorkerSaid,
 )
-from broker.scheduler.residency import Residency
 from broker.scheduler.scheduler import Scheduler
+from broker.scheduler.state.model import Model, Worker
+from broker.scheduler.state.states import State
 from zoo.config.schema import BrokerConfig, ModelConfig, ModelPriority
 
 EPSILON = 1e-6
-AWAY = (State.UNLOADED, State.FAILED, State.EVICTING)  # states in which waiting work makes a model wanted
 
 
 def model(name: str, mb: float = 300, priority: str = "MEDIUM", **more: Any) -> ModelConfig:
@@ -124,11 +122,9 @@ class World:
     ) -> None:
         self.config = BrokerConfig(**{"footprint": "declared", **broker})
         self.devices = [Device(f"gpu{i}", "cuda", mb) for i, mb in enumerate(budgets or (512.0,))]
-        self.s = Scheduler(self.config, self.devices, models)
+        self.s = Scheduler(self.config, self.devices, models, **({"look_every_s": 0.0} if strict else {}))
         self.now = 1000.0
         self.strict = strict
-        if strict:
-            self.s.look_every_s = 0.0
         self.max_batch = max_batch
         self.processes: dict[int, Process] = {}  # charged: until their memory is back
         self.questions: dict[int, Question] = {}
@@ -241,15 +237,20 @@ class World:
 
     def process(self, name: str) -> Process:
         """The model's process that has not ended, the first if there are several; "NAME#2" is its second one."""
-        worker = self.residency(name).worker
+        worker = self.worker(name).number
         found = [p for p in self.processes.values() if p.model == name.partition("#")[0] and not p.exited]
         return next((p for p in found if p.worker == worker), None) or found[0]
 
-    def residency(self, name: str) -> Residency:
-        return self.s._named(name)
+    def model(self, name: str) -> Model:
+        return self.s.models[name]
 
-    def residencies(self) -> list[Residency]:
-        return [*self.s.models.values(), *self.s.further.values()]
+    def worker(self, name: str) -> Worker:
+        """The primary worker of a model, or by "NAME#2" another one."""
+        return self.s.registry.named(name)
+
+    def extras(self) -> list[Worker]:
+        """Workers beside the primary ones."""
+        return [worker for model in self.s.models.values() for worker in model.extras]
 
     def alive(self, name: str) -> bool:
         return any(p.model == name and not p.exited for p in self.processes.values())
@@ -272,7 +273,7 @@ class World:
         self.emit_load_runs_out(self.process(name), used_mb, asked_mb)
 
     def emit_load_runs_out(self, p: Process, used_mb: float = 0.0, asked_mb: float = 0.0) -> None:
-        short = Shortage(used_mb, asked_mb)
+        short = MemoryShort(used_mb, asked_mb)
         self.ran_out(p, short)
         self.emit(WorkerLoadFailed(p.worker, "out_of_memory", "no more memory", short))
 
@@ -281,15 +282,15 @@ class World:
 
     def emit_runs_out(self, p: Process, used_mb: float = 0.0, asked_mb: float = 0.0) -> int:
         """The batch at work is through, but for its first request, for which memory did not suffice even alone."""
-        short, question = Shortage(used_mb, asked_mb), self.questions[p.running[0]]
-        again = self.s._workers[p.worker].state is State.LOADED and not (self.s.stopping or question.answers)
+        short, question = MemoryShort(used_mb, asked_mb), self.questions[p.running[0]]
+        again = self.s.registry.workers[p.worker].state is State.LOADED and not (self.s.stopping or question.answers)
         if again and not question.ran_out and self.needed_mb(p, short) <= self.budget_mb(p.device) + EPSILON:
             self.ran_out(p, short)
             question.ran_out = True
             p.short = sum(other.model == p.model and not other.stuck for other in self.processes.values()) == 1
         return self.emit_done(p, ("out_of_memory", "no more memory"), short, halved=len(p.running) > 1)
 
-    def needed_mb(self, p: Process, short: Shortage) -> float:
+    def needed_mb(self, p: Process, short: MemoryShort) -> float:
         """What the process should have been charged, by the world's own books."""
         if self.config.footprint == "declared":
             return p.mb
@@ -298,7 +299,7 @@ class World:
         guess = math.ceil(1.25 * max(p.mb, short.used_mb) - EPSILON)
         return max(p.mb, min(guess, math.floor(self.budget_mb(p.device))))
 
-    def ran_out(self, p: Process, short: Shortage) -> None:
+    def ran_out(self, p: Process, short: MemoryShort) -> None:
         """Its model's next process is to be charged what this one lacked."""
         need = self.needed_mb(p, short)
         if not p.killed and need > self.need_mb(p.model, p.device):
@@ -314,16 +315,16 @@ class World:
         self,
         p: Process,
         error: tuple[str, str] | None = None,
-        short: Shortage | None = None,
+        short: MemoryShort | None = None,
         *,
         halved: bool = False,
     ) -> int:
         """The batch at work is through; `error` is that of its first request, which is given back."""
         assert p.running
         batch, p.running, p.ahead, p.dispatched_at, p.worked = p.running, p.ahead, [], self.now, True
-        outcomes = [Outcome(request, f"out{request}") for request in batch]
+        outcomes = [Finished(request, f"out{request}") for request in batch]
         if error is not None:
-            outcomes[0] = Outcome(batch[0], None, error, short)
+            outcomes[0] = Finished(batch[0], None, error, short)
         self.emit(WorkerDone(p.worker, outcomes, halved))
         return batch[0]
 
@@ -339,7 +340,7 @@ class World:
 
     def emit_exit(self, p: Process, how: str = "signal 9", *, starved: bool = False) -> None:
         if starved and (p.loading or len(p.running) == 1):
-            self.ran_out(p, Shortage())
+            self.ran_out(p, MemoryShort())
         p.exited, p.running, p.ahead, p.loading = True, [], [], False
         self.emit(WorkerExited(p.worker, how, starved))
 
@@ -378,7 +379,7 @@ class World:
         elif self.config.footprint == "measured":
             before, worked = self.peaks.get((p.model, p.device), (0.0, False))
             if not (worked or p.worked):
-                if seen <= self.budget_mb(p.device) + EPSILON or not self.s._workers[p.worker].was_used:
+                if seen <= self.budget_mb(p.device) + EPSILON or not self.s.registry.workers[p.worker].was_used:
                     self.peaks[p.model, p.device] = max(before, seen), False
             elif (p.worked or seen > before) and seen <= self.budget_mb(p.device) + EPSILON:
                 self.note_life(p, seen)
@@ -509,10 +510,10 @@ class World:
         return [a.worker for a in self.actions if isinstance(a, KillWorker)]
 
     def dispatches(self) -> list[int]:
-        return [request for a in self.actions if isinstance(a, Dispatch) for request, _ in a.batch]
+        return [request for a in self.actions if isinstance(a, SendBatch) for request, _ in a.batch]
 
     def batches(self) -> list[list[int]]:
-        return [[request for request, _ in a.batch] for a in self.actions if isinstance(a, Dispatch)]
+        return [[request for request, _ in a.batch] for a in self.actions if isinstance(a, SendBatch)]
 
     def story(self, name: str | None = None) -> list[str]:
         return [line.text for line in self.s.story.about(name)]
@@ -520,7 +521,7 @@ class World:
     # ------------------------------------------------------------ the checks
 
     def emit(self, event: Event) -> list[Action]:
-        self.firsts = {name: m.worker for name, m in self.s.models.items()}
+        self.firsts = {name: m.primary.number for name, m in self.s.models.items()}
         actions = self.s.handle(event, self.now)
         refused = {action.request for action in actions if isinstance(action, Refuse)}
         asked = isinstance(event, Asked) and event.kind is not Kind.UNLOAD and event.request not in refused
@@ -531,14 +532,13 @@ class World:
         wake = self.s.next_wakeup()
         overdue = wake is not None and wake <= self.now  # its tick will do what there is to do
         if self.strict and not self.s.stopping and not moving and not overdue:
-            self.s._room_may_exist(self.now)  # whatever could be done now must have been done
-            left, self.s._out = self.s._out, []
+            left = self.s.handle(Tick(), self.now)  # whatever could be done now must have been done
             dying = any(p.killed and not p.stuck for p in self.processes.values())
             late = any(isinstance(a, Refuse) and a.code == "deadline_exceeded" for a in left)  # the tick is not in yet
             if late or (dying and all(isinstance(a, KillWorker) for a in left)):
                 self._after(event, left)  # might have waited for the memory of the dying, but may come now
             else:
-                assert not left, f"after {event} somebody was left waiting who need not: {left}"
+                assert not left, f"after {event} something was left undone: {left}"
         return actions
 
     def _after(self, event: Event, actions: list[Action]) -> None:
@@ -551,7 +551,7 @@ class World:
         for lease, (_, name) in self.leases.items():
             granted = self.processes.get(self.granted_on[lease])
             if (granted is None or granted.killed or granted.exited) and not self.s.stopping:
-                self.granted_on[lease] = self.s.models[name].worker
+                self.granted_on[lease] = self.s.models[name].primary.number
         only_asked = isinstance(event, Asked)  # a measurement or a new budget may tell one and evict another
         if only_asked and any(isinstance(a, Refuse) and a.code == "model_too_large" for a in actions):
             assert not any(isinstance(a, KillWorker) for a in actions), "evicted for what can never fit"
@@ -576,7 +576,7 @@ class World:
                 self._started(worker, name, device)
             case KillWorker(worker, gentle):
                 self._killed(event, worker, gentle)
-            case Dispatch(worker, batch):
+            case SendBatch(worker, batch):
                 self._dispatched(worker, batch)
             case Deliver(request, body, worker):
                 question = self._answered(action)
@@ -590,7 +590,7 @@ class World:
                 if question.event.kind is Kind.LEASE:
                     assert value not in self.leases
                     self.leases[value] = (question.event.session, question.event.model)
-                    self.granted_on[value] = self.s.models[question.event.model].worker
+                    self.granted_on[value] = self.s.models[question.event.model].primary.number
                     assert self.state(question.event.model) in (State.LOADED, State.DRAINING)
                 elif question.event.kind is Kind.UNLOAD:
                     rest = [p for p in self.processes.values() if p.model == question.event.model and not p.stuck]
@@ -653,14 +653,14 @@ class World:
         only = self.s.models[name].config.device
         assert not only or device == only, f"{name} is started on {device}"
         if any(not p.killed and not p.exited for p in same):
-            assert not self.s._wanted, f"a further worker of {name} is started although others wait for room"
+            assert not self.s.registry.demands, f"a further worker of {name} is started although others wait for room"
         mb = self.need_mb(name, device)
         loading = [p for p in self.processes.values() if p.device == device and p.busy_loading]
         assert len(loading) < self.config.concurrent_loads, "too many loads at once"
         unasked = not any(self.questions[n].event.model == name for n in self.open_questions())
         if unasked:
-            assert self.s.config.prefetch or self.s.config.restore, f"{name} is started for nobody"
-            assert not self.s._wanted, f"{name} is loaded ahead while somebody waits for a load"
+            assert self.s.registry.config.prefetch or self.s.registry.config.restore, f"{name} is started for nobody"
+            assert not self.s.registry.demands, f"{name} is loaded ahead while somebody waits for a load"
             going = [p.model for p in self.processes.values() if not p.stuck and (p.loading or p.killed or p.exited)]
             assert not going, f"{name} is loaded ahead while {going} load or end"
             assert name not in self.pins, "a pinned model could not be dropped again"
@@ -734,19 +734,19 @@ class World:
     def _check_victims(self) -> None:
         """No victim too many, none too few, CRITICAL only for CRITICAL: from what the story says."""
         lines, self._told = self.s.story.since(self._told), self.s.story.count
-        groups: dict[str, tuple[float, list[str]]] = {}
-        guessed = {line.model for line in lines if "loaded ahead, and nobody has asked for it" in line.text}
+        groups: dict[str, tuple[float, list[tuple[str, float]]]] = {}
+        guessed = {line.model for line in lines if line.kind == "evicted" and "loaded ahead" in line.text}
         for line in lines:
-            if line.text.startswith("evicted") and " short of " in line.text:
-                reason = line.text.partition(": ")[2]
-                needer, short = reason.split(" needs ")[0], float(reason.split(" MB short of ")[0].split()[-1])
-                groups.setdefault(needer, (short, []))[1].append(line.model)
+            if line.kind == "evicted" and "needer" in line.fields:
+                needer, short = line.fields["needer"], line.fields["short_mb"]
+                groups.setdefault(needer, (short, []))[1].append((line.model, line.fields["mb"]))
         for needer, (short, victims) in groups.items():
-            sizes = [self.residency(v).mb for v in victims]
+            sizes = [mb for _, mb in victims]
             assert sum(sizes) >= short - 1e-3, f"{victims} do not make room for {needer}"
-            for victim, mb in zip(victims, sizes, strict=True):
+            for victim, mb in victims:
                 assert sum(sizes) - mb < short + 1e-3, f"{victim} went for {needer} without need"
-                if self.residency(victim).config.priority is ModelPriority.CRITICAL and victim not in guessed:
+                priority = self.s.models[victim.partition("#")[0]].config.priority
+                if priority is ModelPriority.CRITICAL and victim not in guessed:
                     assert self.s.models[needer].config.priority is ModelPriority.CRITICAL
 
     def _check_overrun(self, event: Event, actions: list[Action]) -> None:
@@ -760,9 +760,10 @@ class World:
             self.overrun[device.name] = over
             ending = [p for p in self.processes.values() if p.device == device.name and (p.killed or p.exited)]
             coming = sum(p.mb for p in ending if not p.stuck)
-            draining = [m for m in self.residencies() if m.device == device.name and m.state is State.DRAINING]
-            grown = [m for m in draining if m.mb > max(device.budget_mb, m.need_mb(device.name)) + EPSILON]
-            coming += sum(m.mb for m in grown)  # they go first, when they can
+            workers = [w for w in self.s.registry.workers.values() if w.device == device.name]
+            draining = [w for w in workers if w.state is State.DRAINING]
+            grown = [w for w in draining if w.mb > max(device.budget_mb, w.model.need_mb(device.name)) + EPSILON]
+            coming += sum(w.mb for w in grown)  # they go first, when they can
             if over > coming + EPSILON and not self.s.stopping:
                 idle = [p.model for p in self.processes.values() if p.device == device.name and self._may_go(p)]
                 assert not idle, f"{device.name} is charged {over} MB too much, and {idle} could go"
@@ -772,71 +773,27 @@ class World:
             return False
         first = self.s.models[p.model]
         leased = any(name == p.model for _, name in self.leases.values())
-        held = p.worker == first.worker and (leased or p.model in self.pins)
+        held = p.worker == first.primary.number and (leased or p.model in self.pins)
         return p.mb > 0 and not first.queue.live and not held
 
     def check_books(self) -> None:
-        """The scheduler's own books agree with each other and with the world's."""
-        s = self.s
-        s.check()
+        """The scheduler's state agrees with itself and with the world's own books."""
+        self.s.check()
+        r = self.s.registry
         for device in self.devices:
             used = sum(p.mb for p in self.processes.values() if p.device == device.name)
-            assert abs(s.ledger.used_mb(device.name) - used) < EPSILON
-        assert set(s._workers) == {p.worker for p in self.processes.values() if not p.stuck}
-        assert {c.worker for c in s.ledger.charges()} == set(self.processes)
-        placed: list[int] = []
-        for m in self.residencies():
-            for queue in (m.queue, m.later):
-                live = queue.all() if queue.live else []
-                assert len(live) == queue.live
-                for r in live:
-                    assert not r.running
-                    assert r.model is m
-                    assert r.kind is Kind.INFER or m.state is not State.LOADED
-                    placed.append(r.id)
-            placed += [r.id for r in m.unloads]
-            at_worker = [*m.inflight, *m.ahead]
-            placed += [r.id for r in at_worker if r.running]
-            assert m.inflight or not m.ahead
-            assert len(at_worker) == 1 or not any(r.alone for r in at_worker), "a suspect runs alone"
-            wanted = bool(m.short) or (m.waiting > 0 and m.state in AWAY)
-            assert (m.name in s._wanted) == wanted, f"{m.name} {m.state} {m.waiting}"
-            assert m.state is State.LOADED or not m.short
-            assert all(r.queue is m.queue and r.starved and r.alone for r in m.short)
-            assert m.waiting or not m.claim
-            assert (m.worker != 0) == (m.state not in (State.UNLOADED, State.FAILED))
-            assert not m.later.live or m.state in (State.DRAINING, State.EVICTING)
-            assert not (m.yielding and m.state is State.LOADED) or m.name in s._yielding
-            process = self.processes.get(m.worker)
-            assert [r.id for r in m.inflight] == (process.running if process else [])
-            assert [r.id for r in m.ahead] == (process.ahead if process else [])
-            if m.state is State.LOADED:
-                head, first = m.first.queue.head(), m.first
-                held = -math.inf < first.leaves_at <= batches.leaves_at(first) and not s.stopping  # its tick is to come
-                if head is not None and not m.yielding and not held:
-                    assert not s._takes(m, head), f"{m.name} has a place and does not serve its queue"
-            if m.first is not m:
-                assert m in m.first.others
-                assert not any((m.leases, m.pinned, m.waiting, m.unloads)), f"{m.name} holds what is its model's"
-                serving = m.state is State.LOADED and not m.unload_when_loaded
-                assert not serving or m.first.state is State.LOADED, f"{m.name} is loaded, and its first is not"
-            if m.state is State.DRAINING:
-                assert m.inflight, f"{m.name} drains although nothing runs"
-        assert sorted(placed) == sorted(s.requests), "every request waits in exactly one place"
-        assert sorted(s.requests) == sorted(self.open_questions())
-        assert s._running == sum(len(p.running) + len(p.ahead) for p in self.processes.values())
-        if not s.stopping:
-            assert {n: m.name for n, m in s._leases.items()} == {n: name for n, (_, name) in self.leases.items()}
-            held: dict[str, dict[int, bytes]] = {name: {} for name in s.models}
-            for n, (c, of) in self.leases.items():
-                held[of][n] = c
-            assert held == {name: m.leases for name, m in s.models.items()}
-        for key, session in s.sessions.items():
-            assert session.requests or session.leases, "an empty session is forgotten"
-            assert session.requests == {n for n, r in s.requests.items() if r.session == key}
-            assert session.leases == {n for n in s._leases if self.leases[n][0] == key}
-        owners = {r.session for r in s.requests.values()} | {self.leases[n][0] for n in s._leases}
-        assert owners == set(s.sessions)
+            assert abs(r.ledger.used_mb(device.name) - used) < EPSILON
+        assert set(r.workers) == {p.worker for p in self.processes.values() if not p.stuck}
+        assert {c.worker for c in r.ledger.charges()} == set(self.processes)
+        for worker in r.workers.values():
+            process = self.processes[worker.number]
+            assert [q.id for q in worker.inflight] == process.running
+            assert [q.id for q in worker.ahead] == process.ahead
+        assert sorted(r.requests) == sorted(self.open_questions())
+        if not r.stopping:
+            assert {n: m.name for n, m in r.leases.items()} == {n: name for n, (_, name) in self.leases.items()}
+        owners = {q.session for q in r.requests.values()} | {self.leases[n][0] for n in r.leases}
+        assert owners == set(r.sessions)
 
     # ------------------------------------------------------------ the end
 
@@ -855,15 +812,15 @@ class World:
             after = self.s.next_wakeup()
             assert after is None or after > self.now, "a tick must not leave something due: the loop would spin"
         assert not self.open_questions(), f"never answered: {self.open_questions()}"
-        for client in list(self.s.sessions):
+        for client in list(self.s.registry.sessions):
             self.close(client)
         self.settle()
-        assert not self.s.requests
-        assert not self.s.sessions
-        assert not self.s._leases
-        assert not self.s._wanted
-        assert not self.s._yielding
-        assert self.s._running == 0
+        assert not self.s.registry.requests
+        assert not self.s.registry.sessions
+        assert not self.s.registry.leases
+        assert not self.s.registry.demands
+        assert not self.s.registry.yielding
+        assert self.s.registry.running == 0
         unsettled = [n for n, q in self.questions.items() if q.held and not q.settled]
         assert not unsettled, f"frames of {unsettled} were never given back"
 
@@ -881,6 +838,5 @@ class World:
         if self.s.stopping:
             assert self.stopped
         assert not self.s.ledger.charges()
-        assert not self.s._workers
-        assert all(m.state in (State.UNLOADED, State.FAILED) for m in self.residencies())
-        assert not self.s.further
+        assert not self.s.registry.workers
+        assert all(m.state in (State.UNLOADED, State.FAILED) for m in self.s.models.values())

@@ -24,7 +24,7 @@ from zoo.errors import InvalidInput, LoadFailed
 from zoo.results import AnyResult
 
 __all__ = [
-    "AnyResult", "Input", "Model", "Spec", "chunks", "images", "load_options", "read_options", "require_image",
+    "Adapter", "AnyResult", "Input", "Spec", "chunks", "images", "load_options", "read_options", "require_image",
     "require_numbers", "require_trust",
 ]  # fmt: skip
 
@@ -80,7 +80,7 @@ class Input:
         self.box = box
 
 
-class Model(Protocol):
+class Adapter(Protocol):
     """The two methods of an adapter.
 
     An attribute `max_batch` (of the class, or set by `load`) says how many requests `predict` may get at once. Without

@@ -1,4 +1,4 @@
-"""`eviction = "adaptive"`: whoever is least worth its room goes. Pure, like `eviction.py`, whose place it takes.
+"""`eviction = "adaptive"`: what is least worth its room goes. Pure; takes the place of `by_priority.py`.
 
 From the family of GreedyDual-Size-Frequency (Cherkasova 1998). What keeping a model is worth are the seconds that its
 reload would cost, times how much its next use is to be expected, times a weight for its priority:
@@ -9,7 +9,7 @@ reload would cost, times how much its next use is to be expected, times a weight
 needs the room. The victims are those who together are worth least. The constants were found by replaying camera
 traces; docs/eviction.md says how much each matters.
 
-CRITICAL is as protected as by priority: it goes only for CRITICAL, and when nobody else's going would do.
+CRITICAL is as protected as by priority: it goes only for CRITICAL, and when no other choice would do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from broker.scheduler.capacity.eviction import Candidate, may_go, spare
+from broker.scheduler.capacity.by_priority import Candidate, may_go, spare
 from broker.scheduler.capacity.habits import Habits
 from broker.scheduler.capacity.ledger import EPSILON_MB
 from zoo.config.schema import ModelPriority
@@ -41,7 +41,7 @@ def worth(priority: ModelPriority, load_s: float, expected: float) -> float:
 
 
 def choose(needed_mb: float, candidates: Sequence[Candidate], for_priority: ModelPriority) -> list[Candidate] | None:
-    """Victims that together free `needed_mb`, or None when all that may go would not do. See `eviction.choose`."""
+    """Victims that together free `needed_mb`, or None when all that may go would not do. See `by_priority.choose`."""
     allowed = may_go(candidates, for_priority)
     if sum(c.mb for c in allowed) + EPSILON_MB < needed_mb:
         return None
@@ -100,8 +100,8 @@ class Adaptive:
 
     def _valued(self, c: Candidate, wanted: str, now: float) -> Candidate:
         if c.unasked:
-            return c  # a guess is worth nothing to those who need its room
-        expected = 0.0  # of a worker beside which another stays: nobody has to wait for its reload
+            return c  # a guess is worth nothing where its room is needed
+        expected = 0.0  # of a worker beside which another stays: no request has to wait for its reload
         if not c.dispensable:
             expected = use(self.habits.often(c.model, now), now - c.last_used, self.habits.follows(wanted, c.model))
         return msgspec.structs.replace(c, expected=expected, worth=worth(c.priority, c.load_s, expected))
@@ -116,7 +116,7 @@ class Adaptive:
 
     def why(self, victim: Candidate, spared: list[Candidate], now: float) -> str:
         if victim.unasked:
-            return "loaded ahead, and nobody has asked for it"
+            return "loaded ahead, and not asked for since"
         text = (
             f"worth {victim.worth:.3g} s ({victim.priority.name} {WEIGHT[victim.priority]:g} x "
             f"{max(victim.load_s, LEAST_LOAD_S):.2f} s to load x {victim.expected:.3g}, unused for "
@@ -124,5 +124,5 @@ class Adaptive:
         )
         next_one = min((c for c in spared if c.mb > 0), key=lambda c: (c.worth / c.mb, c.model), default=None)
         if next_one is None:
-            return f"{text}; nobody else could go"
+            return f"{text}; no other could go"
         return f"{text}; next {next_one.model}, {1000 * next_one.worth / next_one.mb:.3g}"

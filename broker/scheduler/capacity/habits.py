@@ -1,9 +1,9 @@
 """How often each model is asked for, and what is usually asked for after it. Pure: time comes in.
 
-A camera backend asks in sequences: whoever asks for a plate's text asks for its letters next, a person in view wants
-eight models one after another. So what a request says about the next few is worth more than the age of anybody's last
-use, and a few of its turns are enough to see it: `follows` counts, for each model, which others came among the next
-`AHEAD` requests. Both counts fade: how often by half each `HALF_LIFE_S`, what follows by half each `REMEMBERED` turns.
+A camera backend asks in sequences: a plate that was found is read next, a person in view wants eight models one after
+another. So what a request says about the next few is worth more than the age of the last use, and a few of its turns
+are enough to see it: `follows` counts, for each model, which others came among the next `AHEAD` requests. Both counts
+fade: how often by half each `HALF_LIFE_S`, what follows by half each `REMEMBERED` turns.
 """
 
 from __future__ import annotations

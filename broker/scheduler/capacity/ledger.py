@@ -9,6 +9,7 @@ too small is corrected (`recharge`) whatever that leads to: an overrun is stated
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import msgspec
 
@@ -101,3 +102,17 @@ class Ledger:
         """By how much more is charged than may be; 0 when it fits."""
         over = -self.free_mb(device)
         return over if over > EPSILON_MB else 0.0
+
+    def faults(self) -> Iterator[str]:
+        """What does not hold of it, in words."""
+        for worker, charge in self._charges.items():
+            if worker != charge.worker:
+                yield f"the charge of worker {charge.worker} stands under {worker}"
+            if charge.device not in self.devices or not 0 <= charge.mb < math.inf:
+                yield f"worker {charge.worker} is charged {charge.mb} MB on {charge.device!r}"
+        for device, d in self.devices.items():
+            total = sum(c.mb for c in self._charges.values() if c.device == device)
+            if not abs(self.used_mb(device) - total) <= EPSILON_MB:
+                yield f"{device}: {self.used_mb(device)} MB are said to be charged, the charges add up to {total}"
+            if not (d.budget_mb >= 0 and self.limit_mb(device) >= 0):
+                yield f"{device}: a budget of {d.budget_mb} MB, {self.limit_mb(device)} may be charged"

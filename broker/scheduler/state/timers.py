@@ -1,19 +1,19 @@
-"""A heap of things that become due. Entries are never removed early; whoever pops one checks if it still holds."""
+"""A heap of things that become due. Entries are never removed early: the one that pops one checks if it still holds."""
 
 from __future__ import annotations
 
 import enum
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class Due(enum.IntEnum):
     DEADLINE = 0  # key: request
     WATCH = 1  # key: worker (its load or its dispatch has taken too long)
-    IDLE = 2  # key: number of the model
-    LOOK = 3  # look again whether somebody who waits for room can be served
+    IDLE = 2  # key: worker (it may have been idle for long enough)
+    LOOK = 3  # look again whether a demand for room can be met
     GRACE = 4  # end of the drain
-    BATCH = 5  # key: number of the model, whose next batch has waited long enough for company
+    BATCH = 5  # key: worker, the primary of its model: the batching window ends
 
 
 Entry = tuple[float, int, int]
@@ -45,3 +45,13 @@ class Timers:
             self._heap = [entry for entry in self._heap if not stale(entry)]
             heapq.heapify(self._heap)
             self._limit = max(4096, 2 * len(self._heap))
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._heap)
+
+    def faults(self) -> Iterator[str]:
+        """What does not hold of it, in words."""
+        heap = self._heap
+        yield from (
+            f"timers: entry {i} is due before its parent" for i in range(1, len(heap)) if heap[i] < heap[(i - 1) // 2]
+        )

@@ -1,9 +1,8 @@
-"""Who goes when room is needed. Pure: takes candidates, gives victims, never acts.
+"""Which workers go when room is needed. Pure: takes candidates, gives victims, never acts.
 
-Strictly by priority, LOW first; among equals first those of whose model another worker stays, then the least recently
-used. CRITICAL goes only for CRITICAL.
-No more victims than needed: whoever turns out to be unnecessary, because a larger one had to go as well, is
-spared, the most valuable first.
+Strictly by priority, LOW first; among equals first those beside which another worker of the model stays, then the least
+recently used. CRITICAL goes only for CRITICAL. No more victims than needed: one that turns out to be unnecessary,
+because a larger one had to go as well, is spared, the most valuable first.
 
 That is `eviction = "priority"`, the default; `adaptive.py` has the other policy. Both are a `Policy` to the scheduler.
 """
@@ -20,7 +19,7 @@ from zoo.config.schema import ModelPriority
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
-    """A loaded model that nobody is using: no lease, no pin, no request in flight.
+    """A loaded worker that is not in use: no lease, no pin, no request in flight.
 
     `load_s`: how long its last load took. `dispensable`: another worker of the model stays. `expected`, `worth`: see
     `adaptive.py`, which fills them in. `unasked`: it was loaded ahead of any request, and goes before all others,
@@ -42,7 +41,7 @@ class Policy(Protocol):
     """What the scheduler wants of a policy. Nothing here changes it."""
 
     def valued(self, candidates: list[Candidate], wanted: str, now: float) -> list[Candidate]:
-        """The candidates, with whatever `choose` wants to know of them when room is needed for `wanted`."""
+        """The candidates, with what `choose` wants to know of them when room is needed for `wanted`."""
 
     def choose(
         self, needed_mb: float, candidates: list[Candidate], for_priority: ModelPriority
@@ -73,7 +72,7 @@ class ByPriority:
 
     def why(self, victim: Candidate, spared: list[Candidate], now: float) -> str:
         if victim.unasked:
-            return "loaded ahead, and nobody has asked for it"
+            return "loaded ahead, and not asked for since"
         several = "another worker stays, " if victim.dispensable else ""
         return f"{victim.priority.name}, {several}unused for {now - victim.last_used:.1f} s"
 
@@ -102,13 +101,13 @@ def choose(needed_mb: float, candidates: list[Candidate], for_priority: ModelPri
 
 
 def may_go(candidates: Sequence[Candidate], for_priority: ModelPriority) -> list[Candidate]:
-    """Those who free anything; CRITICAL only for CRITICAL, unless nobody has asked for it."""
+    """Those that free anything; CRITICAL only for CRITICAL, unless it was loaded ahead and not asked for."""
     critical = for_priority == ModelPriority.CRITICAL
     return [c for c in candidates if c.mb > 0 and (critical or c.unasked or c.priority != ModelPriority.CRITICAL)]
 
 
 def spare(needed_mb: float, chosen: Sequence[Candidate]) -> list[Candidate]:
-    """Without those who turn out to be unnecessary, seen from the last one, the most valuable."""
+    """Without those that turn out to be unnecessary, seen from the last one, the most valuable."""
     victims = list(chosen)
     freed = sum(v.mb for v in victims)
     for candidate in reversed(chosen):

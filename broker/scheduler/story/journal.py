@@ -1,4 +1,4 @@
-"""What became of the last requests: a ring of their records, put into words only when somebody asks. Pure.
+"""What became of the last requests: a ring of their records, put into words when they are read. Pure.
 
 An ordinary request pays for it with a few fields and one append. Its story is its own three moments, and between them
 what was decided about its model meanwhile.
@@ -11,9 +11,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from broker.scheduler.events import Answer, Deliver, Forget, Kind, Refuse, State
-from broker.scheduler.residency import Request
-from broker.scheduler.story import Line, Story
+from broker.scheduler.events import Answer, Deliver, Forget, Kind, Refuse
+from broker.scheduler.state.model import Request
+from broker.scheduler.state.states import State
+from broker.scheduler.story.story import Line, Story
 
 KEEP = 2000
 SHOWN = 20  # requests of one model, those that did not find it free or were refused
@@ -69,7 +70,7 @@ class Journal:
             if len(found) == SHOWN:
                 break
             if isinstance(kept, Turned) or kept.model.name != model:
-                continue  # who was turned away has a line in the story
+                continue  # what was refused at once has a line in the story
             if kept.found is not None or kept.crashes or isinstance(kept.outcome, Refuse):
                 went = f"; {_went(kept)} after {kept.sent - kept.since:.2f} s" if kept.batch else ""
                 found.append(_line(kept.ended, model, f"request {kept.id} {_came(kept)}{went}; {_ended(kept)}"))
@@ -77,7 +78,7 @@ class Journal:
 
 
 def _line(at: float, model: str, text: str) -> Line:
-    return Line(at, model, text, "request")
+    return Line(at, model, "request", {"text": text})
 
 
 def _came(request: Request) -> str:

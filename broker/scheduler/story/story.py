@@ -1,6 +1,7 @@
 """The story: the last decisions, one line each, with the arithmetic. What `zoo explain` and the log show.
 
-Kept by the scheduler itself, so that what it says is what was decided, not what somebody guessed from outside.
+Kept by the scheduler itself, so that what it says is what was decided, not what was guessed from outside. A line is
+data; it becomes a sentence when it is read (`sentences.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from broker.scheduler.story.sentences import SENTENCES
+
 KEEP = 2000
 OFTEN_S = 1.0  # what may happen thousands of times a second is told once in so long
 
@@ -20,23 +23,24 @@ class Line(msgspec.Struct, frozen=True):
 
     Attributes:
         at: on the scheduler's clock.
-        model: whom it is about, or "".
-        text: the whole of it, in words.
+        model: the name of the model or worker that it is about, or "".
         kind: what was decided, in a word: loading, loaded, evicted, spared, refused, waits, killed, retried, …
-        fields: its numbers, by names that end in their unit; plain values.
-        others: models that it is about, too.
+        fields: what its sentence is made of; numbers by names that end in their unit. `others`: further models.
     """
 
     at: float
     model: str
-    text: str
     kind: str
     fields: dict[str, Any] = {}
-    others: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The whole of it, in words."""
+        return SENTENCES[self.kind](**self.fields)
 
 
 def _models(line: Line) -> set[str]:
-    return {name.partition("#")[0] for name in (line.model, *line.others)}
+    return {name.partition("#")[0] for name in (line.model, *line.fields.get("others", ()))}
 
 
 class Story:
@@ -45,22 +49,21 @@ class Story:
         self._often: dict[tuple[str, str, str], tuple[float, int]] = {}
         self.count = 0  # lines ever told; a reader that remembers it can ask for what is new
 
-    def tell(self, at: float, model: str, text: str, kind: str, *, others: tuple[str, ...] = (), **fields: Any) -> None:
-        self._lines.append(Line(at, model, text, kind, fields, others))
+    def tell(self, at: float, model: str, kind: str, **fields: Any) -> None:
+        self._lines.append(Line(at, model, kind, fields))
         self.count += 1
 
-    def tell_once(self, at: float, model: str, text: str, kind: str, code: str, **fields: Any) -> None:
+    def tell_once(self, at: float, model: str, kind: str, code: str, **fields: Any) -> None:
         """The same of one model within `OFTEN_S` is only counted, and the next line says how many there were."""
         last, missed = self._often.get((kind, model, code), (-math.inf, 0))
         if at < last + OFTEN_S:
             self._often[kind, model, code] = last, missed + 1
             return
         self._often[kind, model, code] = at, 0
-        more = f" ({missed} more like this since the last such line)" if missed else ""
-        self.tell(at, model, text + more, kind, code=code, untold=missed, **fields)
+        self.tell(at, model, kind, code=code, untold=missed, **fields)
 
     def about(self, model: str | None = None) -> list[Line]:
-        """`model`: only the lines that are about it or one of its further workers ("NAME#2")."""
+        """`model`: only the lines that are about it or one of its extra workers ("NAME#2")."""
         return [line for line in self._lines if model is None or model in _models(line)]
 
     def since(self, count: int) -> list[Line]:

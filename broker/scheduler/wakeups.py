@@ -1,0 +1,80 @@
+"""What becomes due as time passes: deadlines, loads and batches that take too long, idle workers, batching windows."""
+
+from __future__ import annotations
+
+import math
+
+from broker.scheduler.answering import Answers
+from broker.scheduler.dispatch import Dispatcher
+from broker.scheduler.events import Tick
+from broker.scheduler.failures import Failures
+from broker.scheduler.holding import Holding
+from broker.scheduler.registry import Registry
+from broker.scheduler.state.model import Model
+from broker.scheduler.state.timers import Due, Entry
+
+
+class Wakeups:
+    """See the module's docstring."""
+
+    def __init__(
+        self, registry: Registry, answers: Answers, holding: Holding, failures: Failures, dispatch: Dispatcher
+    ) -> None:
+        self._r = registry
+        self._answers = answers
+        self._holding = holding
+        self._failures = failures
+        self._dispatch = dispatch
+
+    def next(self) -> float | None:
+        """When a Tick is due at the latest, or None."""
+        self._r.timers.sweep(self._stale)
+        return self._r.timers.next(self._stale)
+
+    def _stale(self, entry: Entry) -> bool:
+        """What it was made for is over, or has got another moment."""
+        when, due, key = entry
+        if due == Due.DEADLINE:
+            return key not in self._r.requests
+        if due == Due.LOOK:
+            return when != self._r.look_at
+        if due == Due.GRACE:
+            return False
+        worker = self._r.workers.get(key)
+        if worker is None:
+            return True
+        return when != (
+            worker.watch_at if due == Due.WATCH else worker.idle_at if due == Due.IDLE else worker.leaves_at
+        )
+
+    def tick(self, _: Tick) -> None:
+        r = self._r
+        lost: dict[Model, None] = {}
+        while (entry := r.timers.pop_due(r.now)) is not None:
+            if self._stale(entry):
+                continue
+            _when, due, key = entry
+            if due == Due.DEADLINE:
+                request = r.requests[key]
+                self._answers.expire(request)
+                lost[request.model] = None
+            elif due == Due.LOOK:
+                r.look_at = math.inf
+            elif due != Due.GRACE:
+                self._wake(due, key)
+        for model in lost:
+            self._holding.tell_unwanted(model)
+
+    def _wake(self, due: int, number: int) -> None:
+        """A worker's timer, which is armed no more."""
+        worker = self._r.workers[number]
+        if due == Due.WATCH:
+            worker.watch_at = math.inf
+            self._failures.watch(worker)
+        elif due == Due.BATCH:
+            worker.leaves_at = math.inf
+            self._r.touched[worker.model] = None
+        else:
+            worker.idle_at = math.inf
+            if (again := self._holding.idle_for_long(worker)) is not None:
+                self._dispatch.arm_idle(worker, again)
