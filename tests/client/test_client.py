@@ -280,7 +280,7 @@ def test_a_large_result_that_was_not_read_yet_survives_its_worker(broker: Start)
     waiter, deadline = Waiter(), time.monotonic() + 5.0
     request = run(driver(client).store(link(client), deadline)).request(FRAME + 3, None, "rgb", {"do": "large"})
     dealer = driver(client).ready()
-    dealer.infer(waiter, "toy", request, 2, deadline)
+    dealer.infer(waiter, "toy", deadline, request, 2)
     wait_until(lambda: other.processes()[0]["requests"] == 1)
     assert other.unload("toy")
     assert link(client).look()  # takes in the news about the worker's arena

@@ -116,7 +116,7 @@ class AsyncClient:
         Raises:
             ZooError: see `zoo.errors`; `retryable` says whether the same call may succeed later.
         """
-        return await run(self._calls.infer(model, frame, boxes, color, timeout, priority, options))
+        return await run(self._calls.infer(model, frame, (boxes, color, timeout, priority), options))
 
     async def infer_many(
         self,
@@ -130,7 +130,7 @@ class AsyncClient:
         **options: Any,
     ) -> dict[str, Any]:
         """The same frame to several models at once; it is written once. A failure is that model's value."""
-        return await run(self._calls.infer_many(frame, models, boxes, color, timeout, priority, options))
+        return await run(self._calls.infer_many(frame, models, (boxes, color, timeout, priority), options))
 
     async def enrich(
         self,

@@ -30,6 +30,7 @@ from zoo.wire import moments, protocol
 
 T = TypeVar("T")
 Steps = Generator[Any, None, T]  # of a call, which gives a T at its end
+How = tuple[frames.Boxes | None, str, float | None, int | str | None]  # boxes, color, timeout, priority
 
 # ---------------------------------------------------------------- one message, one answer
 
@@ -99,15 +100,15 @@ class Grant:
     """A lease as the broker knows it. One that is garbage is given back.
 
     Attributes:
-        link: the session that it is asked in. number: its number there, 0 before it is granted and after its release.
+        link: the session that it was granted in. number: its number there, 0 before that and after its release.
     """
 
     def __init__(self) -> None:
         self.link: Link | None = None
         self.number = 0
 
-    def granted(self, number: int) -> None:
-        self.number = number
+    def granted(self, link: Link, number: int) -> None:
+        self.link, self.number = link, number
 
     def __del__(self) -> None:
         try:
@@ -190,103 +191,64 @@ class Calls:
         self._driver = driver
         self.timeout = timeout
 
-    def ask(self, call: Call[T], grant: Grant | None = None) -> Steps[T]:
+    def ask(self, call: Call[T], granted: Callable[[Link, int], None] | None = None) -> Steps[T]:
         """One message, and the value of its answer. Raises ZooError."""
         seconds = checks.check_timeout(call.timeout, self.timeout)
         deadline = time.monotonic() + seconds
         dealer = self._driver.ready() or (yield from self._driver.open(deadline, seconds))
-        if grant is not None:
-            grant.link = dealer.link
-
-        def send(waiter: Waiter) -> None:
-            dealer.ask(waiter, call.message, deadline, grant.granted if grant is not None else None)
-
-        outcomes = yield from self._collect(dealer, deadline, [""], send)
+        outcomes = yield from self._collect(dealer, deadline, [""], dealer.ask, call.message, granted)
         return call.value(_or_raise(outcomes[""]))
 
     # ------------------------------------------------------------ inference
 
-    def infer(
-        self,
-        model: str,
-        frame: Any,
-        boxes: frames.Boxes | None,
-        color: str,
-        timeout: float | None,
-        priority: int | str | None,
-        options: dict[str, Any],
-    ) -> Steps[Any]:
+    def infer(self, model: str, frame: Any, how: How, options: dict[str, Any]) -> Steps[Any]:
         name = checks.check_model(model)
-        outcomes = yield from self._infer([name], frame, boxes, color, timeout, priority, options)
+        outcomes = yield from self._infer([name], frame, how, options)
         return _or_raise(outcomes[name])
 
-    def infer_many(
-        self,
-        frame: Any,
-        models: Iterable[str],
-        boxes: frames.Boxes | None,
-        color: str,
-        timeout: float | None,
-        priority: int | str | None,
-        options: dict[str, Any],
-    ) -> Steps[dict[str, Any]]:
+    def infer_many(self, frame: Any, models: Iterable[str], how: How, options: dict[str, Any]) -> Steps[dict[str, Any]]:
         names = checks.check_models(models)
-        outcomes = yield from self._infer(names, frame, boxes, color, timeout, priority, options)
+        outcomes = yield from self._infer(names, frame, how, options)
         return {name: outcomes[name] for name in names}
 
-    def _infer(
-        self,
-        names: list[str],
-        frame: Any,
-        boxes: frames.Boxes | None,
-        color: str,
-        timeout: float | None,
-        priority: int | str | None,
-        options: dict[str, Any],
-    ) -> Steps[dict[str, Any]]:
+    def _infer(self, names: list[str], frame: Any, how: How, options: dict[str, Any]) -> Steps[dict[str, Any]]:
+        boxes, color, timeout, priority = how
         seconds = checks.check_timeout(timeout, self.timeout)
         rank = checks.check_priority(priority)
         deadline = time.monotonic() + seconds
-
-        def take(store: frames.Store) -> frames.RequestBody:
-            return store.request(frame, boxes, color, options)
-
-        def send(waiter: Waiter) -> None:
-            for name in names:
-                dealer.infer(waiter, name, request, rank, deadline)
-
-        dealer, _, request = yield from self._place(deadline, seconds, take)
+        take = frames.Store.request
+        dealer, _, request = yield from self._place(deadline, seconds, take, frame, boxes, color, options)
         try:
-            return (yield from self._collect(dealer, deadline, names, send))
+            return (yield from self._collect(dealer, deadline, names, dealer.infer, request, rank))
         finally:
             request.drop()
 
     def _place(
-        self, deadline: float, seconds: float, take: Callable[[frames.Store], T]
+        self, deadline: float, seconds: float, take: Callable[..., T], *what: Any
     ) -> Steps[tuple[Dealer, frames.Store, T]]:
-        """What `take` takes of the arena, which may be full for a while."""
+        """What `take(store, *what)` takes of the arena, which may be full for a while."""
         driver = self._driver
         dealer = driver.ready() or (yield from driver.open(deadline, seconds))
         store = driver.depot.ready(dealer.link) or (yield from driver.store(dealer.link, deadline))
         if not driver.crowded:
             try:
-                return dealer, store, take(store)
+                return dealer, store, take(store, *what)
             except frames.NoRoom:
                 pass
-        return dealer, store, (yield from driver.place(dealer, store, deadline, lambda: take(store)))
+        return dealer, store, (yield from driver.place(dealer, store, deadline, lambda: take(store, *what)))
 
     def _collect(
-        self, dealer: Dealer, deadline: float, names: list[str], send: Callable[[Waiter], None]
+        self, dealer: Dealer, deadline: float, names: list[str], send: Callable[..., None], *what: Any
     ) -> Steps[dict[str, Any]]:
         """Asks, and waits for the answer under each name. Where some have come, an error is that of the others."""
         outcomes: dict[str, Any] = {}
         waiter = Waiter()
         with dealer.lock:
             try:
-                send(waiter)
+                for name in names:
+                    send(waiter, name, deadline, *what)
                 while len(outcomes) < len(names):
-                    answer = yield from self._driver.next(dealer, waiter, deadline, math.inf)
-                    if answer is not None:
+                    if (answer := (yield from self._driver.next(dealer, waiter, deadline, math.inf))) is not None:
                         outcomes[answer[0]] = answer[1]
             except BaseException as e:
                 self._driver.withdraw(dealer, waiter, deadline)
@@ -298,7 +260,7 @@ class Calls:
     def frame(self, shape: tuple[int, ...], dtype: str) -> Steps[frames.Frame]:
         size = checks.check_shape(shape)
         deadline = time.monotonic() + self.timeout
-        _, _, slot = yield from self._place(deadline, self.timeout, lambda store: store.empty(size, dtype))
+        _, _, slot = yield from self._place(deadline, self.timeout, frames.Store.empty, size, dtype)
         return frames.Frame(slot)
 
     # ------------------------------------------------------------ enrichment
@@ -335,7 +297,7 @@ class Calls:
         """Asks and answers until the plan is done. Whatever ends it before, what is under way is withdrawn."""
         deadline = plan.deadline
         dealer, store, placed = yield from self._place(
-            deadline, deadline - time.monotonic(), lambda store: store.place(plan.frames, color)
+            deadline, deadline - time.monotonic(), frames.Store.place, plan.frames, color
         )
         waiter = Waiter()
         try:
@@ -344,7 +306,7 @@ class Calls:
                     while not plan.done:
                         for ask in plan.take(time.monotonic()):
                             request = store.compose(placed if ask.video else placed[-1:], ask.boxes, ask.options)
-                            dealer.infer(waiter, ask.model, request, rank, deadline)
+                            dealer.infer(waiter, ask.model, deadline, request, rank)
                         if not plan.done:
                             answer = yield from self._driver.next(dealer, waiter, deadline, plan.wake)
                             if answer is not None:
@@ -361,14 +323,14 @@ class Calls:
     def load(self, model: str, keep_alive: float | None, timeout: float | None) -> Steps[Held]:
         name, keep = checks.check_model(model), checks.check_keep_alive(keep_alive)
         grant = Grant()
-        yield from self.ask(Call(protocol.Load(0, name, 0, True, keep), _nothing, timeout), grant)
+        yield from self.ask(Call(protocol.Load(0, name, 0, True, keep), _nothing, timeout), grant.granted)
         return Held(name, keep, grant)
 
-    def infer_leased(self, held: Held, frame: Any, how: dict[str, Any]) -> Steps[Any]:
+    def infer_leased(self, held: Held, frame: Any, options: dict[str, Any]) -> Steps[Any]:
         """`infer`; takes the lease again if the broker that granted it is gone."""
-        options = dict(how)
-        boxes, color, priority = options.pop("boxes", None), options.pop("color", "rgb"), options.pop("priority", None)
-        seconds = checks.check_timeout(options.pop("timeout", None), self.timeout)
+        options = {"boxes": None, "color": "rgb", "timeout": None, "priority": None, **options}
+        boxes, color, timeout, priority = map(options.pop, ("boxes", "color", "timeout", "priority"))
+        seconds = checks.check_timeout(timeout, self.timeout)
         deadline = time.monotonic() + seconds
         grant = held.grant
         if grant is not None and not self._driver.closed:
@@ -379,7 +341,7 @@ class Calls:
                     held.grant = again.grant
                 else:
                     yield from self.release(again)  # another caller has taken it again, or released it, meanwhile
-        return (yield from self.infer(held.model, frame, boxes, color, _left(deadline), priority, options))
+        return (yield from self.infer(held.model, frame, (boxes, color, _left(deadline), priority), options))
 
     def release(self, held: Held) -> Steps[None]:
         """Again is harmless, and so is a broker that is gone: it kept no leases."""

@@ -91,7 +91,7 @@ class Client:
         Raises:
             ZooError: see `zoo.errors`; `retryable` says whether the same call may succeed later.
         """
-        return run(self._calls.infer(model, frame, boxes, color, timeout, priority, options))
+        return run(self._calls.infer(model, frame, (boxes, color, timeout, priority), options))
 
     def infer_many(
         self,
@@ -105,7 +105,7 @@ class Client:
         **options: Any,
     ) -> dict[str, Any]:
         """The same frame to several models at once; it is written once. A failure is that model's value."""
-        return run(self._calls.infer_many(frame, models, boxes, color, timeout, priority, options))
+        return run(self._calls.infer_many(frame, models, (boxes, color, timeout, priority), options))
 
     def enrich(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,21 +48,23 @@ class Dealer:
 
     # ------------------------------------------------------------ sending
 
-    def infer(self, waiter: Waiter, model: str, request: RequestBody, priority: int, deadline: float) -> None:
+    def infer(self, waiter: Waiter, model: str, deadline: float, request: RequestBody, priority: int) -> None:
         """Asks for one inference.
 
         Raises:
             InvalidInput: it is too large. BrokerUnreachable: it cannot be sent.
         """
         request.check(self.link.inline_limit)
-        exchange = self.link.exchange
-        rid = exchange.ask(waiter, model, request.keep())
+        rid = self.link.exchange.ask(waiter, model, request.keep())
         header = protocol.pack(protocol.Infer(rid, model, remaining_ms(deadline), priority, request.arenas))
         self._send_asked(rid, (header, request.body, *request.buffers))
 
-    def ask(self, waiter: Waiter, message: Any, deadline: float, granted: Callable[[int], None] | None = None) -> None:
+    def ask(
+        self, waiter: Waiter, name: str, deadline: float, message: Any, granted: Callable[[Link, int], None] | None
+    ) -> None:
         """Asks anything else; sets the message's `rid` and `timeout_ms`. Raises BrokerUnreachable."""
-        message.rid = rid = self.link.exchange.ask(waiter, "", [], granted)
+        kept = None if granted is None else partial(granted, self.link)
+        message.rid = rid = self.link.exchange.ask(waiter, name, [], kept)
         if hasattr(message, "timeout_ms"):
             message.timeout_ms = remaining_ms(deadline)
         self._send_asked(rid, (protocol.pack(message),))
@@ -110,24 +113,22 @@ class Dealer:
 
     def _deal_with(self, parts: list[bytes]) -> tuple[Waiter | None, Sequence[protocol.Message]]:
         message = protocol.unpack_from_broker(parts[0])
-        told = self.link.exchange.answer(message, self._outcome(message, parts))
-        if isinstance(message, protocol.Error) and message.message == protocol.UNKNOWN_SESSION:
-            self.link.is_unknown()
-        return told
+        outcome: Any = None
+        if isinstance(message, protocol.Result):
+            outcome = self._result(message, parts)
+        elif isinstance(message, protocol.Value):
+            outcome = message.value
+        elif isinstance(message, protocol.Error):
+            outcome = message.exception()
+            if message.message == protocol.UNKNOWN_SESSION:
+                self.link.is_unknown()
+        return self.link.exchange.answer(message, outcome)
 
     def take_late(self) -> None:
         """Takes in what lies in a socket that no caller waits at."""
         with contextlib.suppress(zmq.ZMQError, ZooError):
             while True:
                 self.take(multipart.NOBLOCK)
-
-    def _outcome(self, message: protocol.FromBroker, parts: list[bytes]) -> Any:
-        """What the caller gets; an exception object when the request failed."""
-        if isinstance(message, protocol.Result):
-            return self._result(message, parts)
-        if isinstance(message, protocol.Error):
-            return message.exception()
-        return message.value if isinstance(message, protocol.Value) else None
 
     def _result(self, message: protocol.Result, parts: list[bytes]) -> Any:
         try:

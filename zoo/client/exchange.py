@@ -28,18 +28,34 @@ from zoo.errors import ZooError
 from zoo.wire import protocol
 
 
+class Waiter:
+    """A caller that waits for the answers to its requests.
+
+    Attributes:
+        came: answers, as (name, outcome); an outcome may be an error.
+        error: no more answers come, for this reason.
+    """
+
+    __slots__ = ("came", "error")
+
+    def __init__(self) -> None:
+        self.came: deque[tuple[str, Any]] = deque()
+        self.error: ZooError | None = None
+
+
 class Pending:
     """A request without an answer, or a held one.
 
     Attributes:
-        name: under which its caller wants the answer.
+        waiter: the caller. name: under which it wants the answer.
         slots: frames' memory; `drop` is called for each when no worker reads it any more.
         granted: called with the number of the lease that it asks for; None when it asks for none.
     """
 
-    __slots__ = ("granted", "name", "slots")
+    __slots__ = ("granted", "name", "slots", "waiter")
 
-    def __init__(self, name: str, slots: list[Any], granted: Callable[[int], None] | None) -> None:
+    def __init__(self, waiter: Waiter, name: str, slots: list[Any], granted: Callable[[int], None] | None) -> None:
+        self.waiter = waiter
         self.name = name
         self.slots = slots
         self.granted = granted
@@ -53,23 +69,6 @@ class Pending:
                 return  # another thread was faster
 
 
-class Waiter:
-    """A caller that waits for the answers to its requests.
-
-    Attributes:
-        asked: its requests without an answer, by rid.
-        came: answers, as (name, outcome); an outcome may be an error.
-        error: no more answers come, for this reason.
-    """
-
-    __slots__ = ("asked", "came", "error")
-
-    def __init__(self) -> None:
-        self.asked: dict[int, Pending] = {}
-        self.came: deque[tuple[str, Any]] = deque()
-        self.error: ZooError | None = None
-
-
 class Exchange:
     """The requests of one session with one life of a broker.
 
@@ -81,8 +80,8 @@ class Exchange:
         self._shares_memory = shares_memory
         self._numbers = itertools.count(1)
         self._over: ZooError | None = None
-        self._waiters: dict[int, Waiter] = {}  # of requests without an answer, by rid
-        self._held: dict[int, Pending] = {}  # without a waiter, while a worker may read their slots
+        self._pending: dict[int, Pending] = {}  # by rid
+        self._held: dict[int, Pending] = {}  # no caller waits for these; a worker may read their slots
         self._settled: set[int] = set()  # told by the lifeline before the answer that says "held" was read
         self._unwanted: set[int] = set()  # withdrawn requests for a lease
         self._fences: dict[int, set[int]] = {}  # by the rid of a fence, the withdrawn requests without an answer yet
@@ -90,23 +89,21 @@ class Exchange:
     @property
     def idle(self) -> bool:
         """No request is pending, held or withdrawn."""
-        return not (self._waiters or self._held or self._settled or self._unwanted or self._fences)
+        return not (self._pending or self._held or self._settled or self._unwanted or self._fences)
 
     def ask(self, waiter: Waiter, name: str, slots: list[Any], granted: Callable[[int], None] | None = None) -> int:
         """The number of a new request, which the caller sends next."""
         rid = next(self._numbers)
-        waiter.asked[rid] = Pending(name, slots, granted)
-        self._waiters[rid] = waiter
+        self._pending[rid] = Pending(waiter, name, slots, granted)
         if self._over is not None:
             self.end(self._over)
         return rid
 
     def unsent(self, rid: int) -> None:
         """The request could not be sent."""
-        waiter = self._waiters.pop(rid, None)
-        asked = waiter.asked.pop(rid, None) if waiter is not None else None
-        if asked is not None:
-            asked.free()
+        pending = self._pending.pop(rid, None)
+        if pending is not None:
+            pending.free()
 
     def answer(self, message: protocol.FromBroker, outcome: Any) -> tuple[Waiter | None, Sequence[protocol.Message]]:
         """Takes in an answer.
@@ -124,27 +121,24 @@ class Exchange:
             return None, ()
         rid = message.rid
         held = isinstance(message, protocol.Error) and message.held
-        waiter = self._waiters.get(rid)
-        asked = waiter.asked.get(rid) if waiter is not None else None
-        if waiter is None or asked is None:
+        pending = self._pending.get(rid)
+        if pending is None:
             return None, self._late(message, held)
-        if asked.granted is not None and isinstance(message, protocol.Value):
-            asked.granted(message.value)  # it goes back with the grant, if no caller takes that
+        if pending.granted is not None and isinstance(message, protocol.Value):
+            pending.granted(message.value)  # the caller's from now on, though it may have gone
         if held:
-            self._hold(rid, asked)
-        waiter.came.append((asked.name, outcome))
-        waiter.asked.pop(rid, None)
-        self._waiters.pop(rid, None)
+            self._hold(rid, pending)
+        pending.waiter.came.append((pending.name, outcome))
+        self._pending.pop(rid, None)
         if not held:
-            asked.free()
-        return waiter, ()
+            pending.free()
+        return pending.waiter, ()
 
     def _late(self, message: protocol.Result | protocol.Error | protocol.Value, held: bool) -> list[protocol.Message]:
         """The answer to a withdrawn request, or to a fence."""
         rid = message.rid
         if isinstance(message, protocol.Error) and not rid:
             raise message.exception()
-        self._waiters.pop(rid, None)  # of a withdrawal that was interrupted
         for missing in list(self._fences.values()):
             missing.discard(rid)
         replies: list[protocol.Message] = []
@@ -166,20 +160,18 @@ class Exchange:
         Returns:
             The number of the fence (0: none is needed), and what has to be sent, in this order and on one socket.
         """
-        rids = list(waiter.asked)
-        for rid, asked in list(waiter.asked.items()):
-            if asked.granted is not None:
+        given_up = {rid: pending for rid, pending in list(self._pending.items()) if pending.waiter is waiter}
+        for rid, pending in given_up.items():
+            if pending.granted is not None:
                 self._unwanted.add(rid)
-            self._hold(rid, asked)
-        waiter.asked.clear()
-        for rid in rids:
-            self._waiters.pop(rid, None)
-        if not rids or self._over is not None:
-            self._unwanted.difference_update(rids)
+            self._hold(rid, pending)
+            self._pending.pop(rid, None)
+        if not given_up or self._over is not None:
+            self._unwanted.difference_update(given_up)
             return 0, []
         fence = next(self._numbers)
-        self._fences[fence] = set(rids)
-        return fence, [*map(protocol.Cancel, rids), protocol.Release(fence, 0)]
+        self._fences[fence] = set(given_up)
+        return fence, [*map(protocol.Cancel, given_up), protocol.Release(fence, 0)]
 
     def awaits(self, fence: int) -> bool:
         """The fence has not been answered yet."""
@@ -187,7 +179,7 @@ class Exchange:
 
     def settled(self, rid: int) -> None:
         """The lifeline says that no worker reads the slots of that request any more."""
-        if rid not in self._waiters and rid not in self._held:  # in this order: see `answer`
+        if rid not in self._pending and rid not in self._held:  # in this order: see `answer`
             return
         self._settled.add(rid)  # in this order: see `_hold`
         if rid in self._held:
@@ -196,29 +188,24 @@ class Exchange:
     def end(self, why: ZooError) -> None:
         """The session is over: no answer comes any more, and no slot is read."""
         self._over = self._over or why
-        while self._waiters:
-            try:
-                rid, waiter = self._waiters.popitem()
-            except KeyError:
-                break  # another thread was faster
-            waiter.error = waiter.error or self._over
-            asked = waiter.asked.pop(rid, None)
-            if asked is not None:
-                asked.free()
+        for rid, pending in list(self._pending.items()):
+            pending.waiter.error = pending.waiter.error or self._over
+            self._hold(rid, pending)  # which frees them
+            self._pending.pop(rid, None)
         for rid in list(self._held):
             self._free(rid)
         self._settled.clear()
         self._unwanted.clear()
         self._fences.clear()
 
-    def _hold(self, rid: int, asked: Pending) -> None:
+    def _hold(self, rid: int, pending: Pending) -> None:
         """Keeps the slots until `settled`, or not at all where that was faster."""
-        self._held[rid] = asked
+        self._held[rid] = pending
         if rid in self._settled or self._over is not None or not self._shares_memory:
             self._free(rid)
 
     def _free(self, rid: int) -> None:
-        asked = self._held.pop(rid, None)
+        pending = self._held.pop(rid, None)
         self._settled.discard(rid)
-        if asked is not None:
-            asked.free()
+        if pending is not None:
+            pending.free()

@@ -138,7 +138,9 @@ class RequestBody:
 
     def check(self, limit: int) -> None:
         """Raises InvalidInput when the message has more than `limit` bytes."""
-        size = len(self.body) + sum(buffer.nbytes for buffer in self.buffers)
+        size = len(self.body)
+        if self.buffers:
+            size += sum(buffer.nbytes for buffer in self.buffers)
         if size > limit:
             field = "frame" if self.buffers else "options"
             raise InvalidInput(

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import zmq
 
@@ -31,11 +31,12 @@ WITHDRAW_S = 2.0  # the broker's answer to a Cancel is waited for at most this l
 CLOSE_S = 0.5  # how long `close` waits for the calls of other threads to notice
 SLOT_POLL_S = 0.005
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Steps = Generator[Any, None, T]
+BLOCKS: tuple[()] = ()  # what steps yield that wait by themselves
 
 
-def run(steps: Generator[Any, None, T]) -> T:
+def run(steps: Steps[T]) -> T:
     """A call's steps, to the end. With this driver they yield nothing."""
     try:
         next(steps)
@@ -43,16 +44,6 @@ def run(steps: Generator[Any, None, T]) -> T:
         found: T = end.value
         return found
     raise AssertionError("a call of a thread has yielded")
-
-
-def blocks(wait: Callable[P, T]) -> Callable[P, Generator[Any, None, T]]:
-    """Makes steps of a function that waits by itself."""
-
-    def steps(*args: P.args, **kwargs: P.kwargs) -> Generator[Any, None, T]:
-        return wait(*args, **kwargs)
-        yield
-
-    return steps
 
 
 class Threads:
@@ -86,8 +77,8 @@ class Threads:
                 return dealer  # type: ignore[no-any-return]
         return None
 
-    @blocks
-    def open(self, deadline: float, seconds: float) -> Dealer:
+    def open(self, deadline: float, seconds: float) -> Steps[Dealer]:
+        yield from BLOCKS
         if self._pid != os.getpid():
             raise forked()
         if is_mine(self._lock):
@@ -150,36 +141,33 @@ class Threads:
             self._pinger = None
             raise BrokerUnreachable(f"this process cannot start a thread ({e})") from None
 
-    @blocks
-    def store(self, link: Link, deadline: float) -> frames.Store:
+    def store(self, link: Link, deadline: float) -> Steps[frames.Store]:
+        yield from BLOCKS
         return self.depot.get(link, deadline)
 
     # ------------------------------------------------------------ waiting
 
-    @blocks
-    def next(self, dealer: Dealer, waiter: Waiter, deadline: float, until: float) -> tuple[str, Any] | None:
-        while True:
-            if waiter.came:
-                return waiter.came.popleft()
+    def next(self, dealer: Dealer, waiter: Waiter, deadline: float, until: float) -> Steps[tuple[str, Any] | None]:
+        yield from BLOCKS
+        while not waiter.came:
             if waiter.error is not None:
                 raise waiter.error
             try:
                 dealer.take()
             except zmq.Again:
+                now = time.monotonic()
                 if self.closed:
                     raise client_closed() from None
-                now = time.monotonic()
-                if not dealer.link.look():
-                    continue
-                if now > deadline + session.GRACE_S:
+                if dealer.link.look() and now > deadline + session.GRACE_S:
                     raise DeadlineExceeded("the broker itself did not answer in time") from None
                 if now >= until:
                     return None
             except zmq.ZMQError:
                 raise client_closed() from None
+        return waiter.came.popleft()
 
-    @blocks
-    def place(self, dealer: Dealer, store: frames.Store, deadline: float, take: Callable[[], T]) -> T:
+    def place(self, dealer: Dealer, store: frames.Store, deadline: float, take: Callable[[], T]) -> Steps[T]:
+        yield from BLOCKS
         while True:
             if not dealer.link.look():
                 raise BrokerUnreachable("the broker went away while a slot was waited for; try again")
