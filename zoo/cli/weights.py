@@ -99,12 +99,9 @@ def _pull(
 ) -> tuple[dict[str, Any], str | ModelUnavailable]:
     """Pulls one model's weights. Gives the row for `--json`, and what to say."""
     from zoo.weights import catalogue, inventory
-    from zoo.weights.pull import pull
+    from zoo.weights.pull import Report, pull
 
-    path = config.weights(model)
-    row: dict[str, Any] = {"name": model.name, "path": path and str(path), "source": model.source, "fetched": [],
-                           "commit": None, "files": {}, "error": None, "retryable": False}  # fmt: skip
-    told: str | ModelUnavailable
+    path, report, error = config.weights(model), Report({}, []), None
     if path is None:
         told = "no weights to fetch" + (f": {model.source}" if model.source else "")
     elif not model.published.fetchable and inventory.state(path) == "here":
@@ -113,14 +110,19 @@ def _pull(
         try:
             report = pull(model.name, model.published, path, force=force, watch=watch, limits=limits)
         except ModelUnavailable as e:
-            told = e
-            row |= {"error": str(e), "retryable": e.retryable}
-        else:
-            files = {name: {"size": file.size, "sha256": file.sha256} for name, file in report.files.items()}
-            row |= {"fetched": report.fetched, "commit": report.commit, "files": files}
-            told = f"{report}: {path}"
-    row["weights"] = catalogue.weights(config, model)
-    return row, told
+            error = e
+        told = f"{report}: {path}"
+    return {
+        "name": model.name,
+        "path": path and str(path),
+        "source": model.source,
+        "fetched": report.fetched,
+        "commit": report.commit,
+        "files": {name: {"size": file.size, "sha256": file.sha256} for name, file in report.files.items()},
+        "error": error and str(error),
+        "retryable": error is not None and error.retryable,
+        "weights": catalogue.weights(config, model),
+    }, error or told
 
 
 def _pins(row: dict[str, Any]) -> Iterator[str]:
