@@ -82,8 +82,9 @@ class Traced(Service):
     def __init__(self, config: ZooConfig, trace: Path) -> None:
         self._trace = trace.open("w", buffering=1)
         super().__init__(config)
+        core = self._core
         for action in (events.KillWorker, events.StartWorker):
-            self._actions[action] = self._noted(MOMENTS[action], self._actions[action])
+            core.actions[action] = self._noted(MOMENTS[action], core.actions[action])
 
     def _note(self, moment: str, load_seconds: float = 0.0) -> None:
         self._trace.write(json.dumps([time.monotonic(), moment, load_seconds]) + "\n")
@@ -95,15 +96,15 @@ class Traced(Service):
 
         return noted
 
-    def _submit(self, event: events.Event) -> None:
-        if type(event) in MOMENTS and type(event) is not events.WorkerReady:
-            self._note(MOMENTS[type(event)])
-        super()._submit(event)
-
     def run(self) -> int:
-        """Notes what passes the channels as well: a worker's launch, and its word that it is ready."""
-        channels = self._fleet._channels
-        send, heard = channels.send, channels.heard
+        """Notes events as well, and what passes the channels: a worker's launch, and its word that it is ready."""
+        channels, scheduler = self._fleet._channels, self._core.scheduler
+        handle, send, heard = scheduler.handle, channels.send, channels.heard
+
+        def noted_handle(event: events.Event, now: float) -> list[events.Action]:
+            if type(event) in MOMENTS and type(event) is not events.WorkerReady:
+                self._note(MOMENTS[type(event)])
+            return handle(event, now)
 
         def noted_send(worker: Any, parts: tuple[bytes, ...]) -> None:
             if worker.told and not worker.loaded:
@@ -116,6 +117,7 @@ class Traced(Service):
                 self._note("ready", message.load_seconds)
             heard(worker, parts, measured)
 
+        scheduler.handle = noted_handle  # type: ignore[method-assign, assignment]
         channels.send, channels.heard = noted_send, noted_heard  # type: ignore[method-assign, assignment]
         return super().run()
 

@@ -28,24 +28,20 @@ class Shares:
     Attributes:
         limit: of all descriptors together.
         front: connections to the front socket.
-        sessions: clients, those that are closed and still look at results included; each has a lifeline.
+        sessions: clients, those that are closed and still look at results included; each has a lifeline if it is local.
         sockets: connections to the front of one client.
-        lines: lifelines of clients.
         nameless: connections that have not said yet whose lifeline they are.
         arenas: of all clients together.
         workers: descriptors for workers.
-        metrics: scrapes at once.
     """
 
     limit: int
     front: int
     sessions: int
     sockets: int
-    lines: int
     nameless: int
     arenas: int
     workers: int
-    metrics: int
 
     def full(self, what: str, most: int) -> str:
         """The message of a refusal."""
@@ -55,7 +51,7 @@ class Shares:
         )
 
 
-UNDIVIDED = Shares(MOST, MOST, MOST, MOST, MOST, NAMELESS, 2 * MOST, MOST, METRICS)
+UNDIVIDED = Shares(MOST, MOST, MOST, MOST, NAMELESS, 2 * MOST, MOST)
 
 
 def raise_limit() -> int:
@@ -84,15 +80,15 @@ def divide(limit: int, used: int, loaded: int, standby: int, *, metrics: bool, l
         loaded: most workers that have a model.
         local: clients share memory: each needs a lifeline and an arena beside its connection.
     """
-    scrapes = METRICS if metrics else 0
     workers = min(PER_WORKER * (loaded + standby + 2), limit // 4)
-    rest = max(limit - used - OWN - RESERVE - workers - scrapes, 4 * LEAST)
+    rest = max(limit - used - OWN - RESERVE - workers - METRICS * metrics, 4 * LEAST)
     nameless = min(NAMELESS, max(LEAST, rest // 8))
     rest -= nameless
-    if not local:
-        front = max(rest, LEAST)
-        return Shares(limit, front, front, max(front // 4, LEAST), 0, nameless, 0, workers, scrapes)
-    front = max(rest * 2 // 5, LEAST)
-    sessions = max(rest // 4, LEAST // 2)
-    arenas = max(rest - front - sessions, sessions)
-    return Shares(limit, front, sessions, max(front // 4, LEAST), sessions, nameless, arenas, workers, scrapes)
+    if local:
+        front = max(rest * 2 // 5, LEAST)
+        sessions = max(rest // 4, LEAST // 2)
+        arenas = max(rest - front - sessions, sessions)
+    else:
+        front = sessions = max(rest, LEAST)
+        arenas = 0
+    return Shares(limit, front, sessions, max(front // 4, LEAST), nameless, arenas, workers)

@@ -7,6 +7,7 @@ oldest one when there are too many: what waits in silence never keeps a scrape o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import threading
@@ -24,8 +25,6 @@ BACKLOG = 16
 HEAD_BYTES = 8 << 10  # of a request; a body is never read
 HEAD_S = 5.0  # from the connection to the end of its request
 ANSWER_S = 10.0  # for the other side to take its answer
-
-Headers = list[tuple[str, str]]
 
 
 class Exposition:
@@ -96,16 +95,11 @@ class Exposition:
             writer.transport.abort()
 
     def _answer(self, head: bytes) -> bytes:
-        status, body = "400 Bad Request", b""
-        headers: Headers = []
-        try:
-            environment = _environment(head)
-        except ValueError:
-            pass
-        else:
-            said: list[tuple[str, Headers]] = []
-            body = b"".join(self._app(environment, lambda status, headers: said.append((status, headers))))
-            status, headers = said[0]
+        said: list[tuple[str, list[tuple[str, str]]]] = []
+        body = b""
+        with contextlib.suppress(ValueError):
+            body = b"".join(self._app(_environment(head), lambda *first: said.append(first)))
+        status, headers = said[0] if said else ("400 Bad Request", [])
         lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in headers)]
         lines += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
         return "\r\n".join(lines).encode("latin-1") + body

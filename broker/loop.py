@@ -29,16 +29,16 @@ class Loop:
         self._guard = guard
         self._acts: dict[int, tuple[Act, Act | None]] = {}
         self._epoll = select.epoll()
-        self._epoll_fd = self._epoll.fileno()
         self._poller = zmq.Poller()
-        self._poller.register(self._epoll_fd, zmq.POLLIN)
+        self._poller.register(self._epoll.fileno(), zmq.POLLIN)
+        self._sock: zmq.Socket[bytes] | None = None
         self._hear: Act = lambda: None
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def hear(self, sock: zmq.Socket[bytes], act: Act) -> None:
         """`act` takes one message from the ZeroMQ socket; it deals with its own errors."""
         self._poller.register(sock, zmq.POLLIN)
-        self._hear = act
+        self._sock, self._hear = sock, act
 
     def watch(self, fd: int, act: Act, blame: Act | None = None) -> None:
         """`blame`: what to do when `act` has raised."""
@@ -61,11 +61,11 @@ class Loop:
     def turn(self, due: float) -> None:
         """Waits until something is there, or until `due` (monotonic seconds), and does what follows."""
         for source, _ in self._poller.poll(max(0, math.ceil((due - time.monotonic()) * 1000))):
-            if source == self._epoll_fd:
+            if source is self._sock:  # one message a turn: no client waits for another's burst
+                self._hear()
+            else:
                 for fd, _ in self._epoll.poll(0):
                     self._act(fd)
-            else:  # one message a turn: no client waits for another's burst
-                self._hear()
 
     def _act(self, fd: int) -> None:
         found = self._acts.get(fd)

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, get_args
 
-from broker.configuration import Configuration
+from broker.core import Core
 from broker.fleet.channels import Channels
 from broker.fleet.copying import Copying
 from broker.fleet.fleet import Fleet
@@ -31,7 +31,6 @@ from broker.front.intake import Intake
 from broker.lifelines import Lifelines
 from broker.loop import Loop
 from broker.memory.learnt import Learnt
-from broker.reload import Reloader
 from broker.scheduler import events as vocabulary
 from broker.scheduler.scheduler import Scheduler
 from broker.service import Service
@@ -42,12 +41,12 @@ FAULT = "fault"
 CONTRADICTION = "contradiction"  # instead of a function's name: the scheduler miscounts what runs
 FOR_EVER = " for ever"
 PARTS = (
-    Service, Loop, Configuration, Reloader, Learnt, Front, Handoff, LifelineEnd, Lifelines, Clients, Intake,
+    Service, Core, Loop, Learnt, Front, Handoff, LifelineEnd, Lifelines, Clients, Intake,
     Fleet, Channels, WorkerReports, Reserve, Copying, Roster, WorkerProcess,
 )  # fmt: skip
 KEEPS_ITSELF_ALIVE = {  # what the guard is made of, and what is over before it begins or after it ends
-    "Service.run", "Service.close", "Service._due", "Service._submit", "Service._do", "Service._failed",
-    "Service._tell", "Service._do_stop", "Service._go_on_or_end", "Service._describe", "Loop.turn", "Loop._act",
+    "Service.run", "Service.close", "Service._due", "Service._do_stop", "Service._describe", "Core.submit", "Core._do",
+    "Core._failed", "Core._tell", "Core._go_on_or_end", "Core.shut_down", "Loop.turn", "Loop._act",
     "Loop.hear", "Loop.hear_signals", "Loop.close", "Front.close", "Fleet.open", "Fleet.close", "Handoff.shut",
 }  # fmt: skip
 CALLS: dict[str, tuple[Any, str]] = {

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 
 from broker.fleet import border
 from broker.fleet.process import WorkerProcess
@@ -38,7 +39,7 @@ class Channels:
         sock = border.stream(fd)
         worker.channel = Channel(sock, self._arrivals.most, self._arrivals.make_room)
         lost = ConnectionError("an error in the broker")
-        self._loop.watch(sock.fileno(), lambda: self.read(worker), lambda: self.lost(worker, lost))
+        self._loop.watch(sock.fileno(), partial(self.read, worker), partial(self.lost, worker, lost))
 
     def send(self, worker: WorkerProcess, parts: tuple[bytes, ...]) -> None:
         assert worker.channel is not None

@@ -7,11 +7,10 @@ import os
 
 import msgspec
 
-from broker.configuration import Configuration
+from broker.core import Core
 from broker.fleet.process import WorkerProcess
 from broker.memory import footprints
 from broker.memory.host_cache import Copies
-from broker.scheduler.scheduler import Scheduler
 from zoo.wire import protocol
 from zoo.wire.arena import ArenaRefused
 from zoo.wire.launch import Launch
@@ -22,9 +21,8 @@ log = logging.getLogger("zoo.broker")
 class Copying:
     """A copy belongs to a version of the model's weights: of others it is neither taken nor given."""
 
-    def __init__(self, configuration: Configuration, scheduler: Scheduler, copies: Copies) -> None:
-        self._configuration = configuration
-        self._scheduler = scheduler
+    def __init__(self, core: Core, copies: Copies) -> None:
+        self._core = core
         self._copies = copies
 
     def give(self, worker: WorkerProcess, launch: Launch) -> Launch:
@@ -65,5 +63,5 @@ class Copying:
 
     def _version(self, name: str) -> str | None:
         """Of the model's weights as they are now; None for a model that is not registered any more."""
-        model = self._scheduler.models.get(name)
-        return footprints.version(self._configuration.now, model.config) if model is not None else None
+        model = self._core.scheduler.models.get(name)
+        return footprints.version(self._core.config, model.config) if model is not None else None

@@ -15,12 +15,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import msgspec
 
-from broker.configuration import Configuration
+from broker.core import Core
 from broker.fleet import environment, nvidia
 from broker.fleet.channels import Channels
 from broker.fleet.copying import Copying
@@ -31,7 +32,6 @@ from broker.fleet.reports import WorkerReports
 from broker.fleet.reserve import FORKS_MOST, Reserve
 from broker.front.handoff import Handoff, LifelineEnd, Takes
 from broker.front.inline import part_bytes
-from broker.guard import Guard
 from broker.loop import Loop
 from broker.memory.container import Container
 from broker.memory.host_cache import Copies
@@ -39,16 +39,7 @@ from broker.memory.meters import Meter
 from broker.memory.oom_killer import OomKiller
 from broker.memory.usage import Finding, Looked, MemoryUsage
 from broker.metrics import Metrics
-from broker.scheduler.events import (
-    Event,
-    KillWorker,
-    MemoryBack,
-    SendBatch,
-    StartWorker,
-    WorkerExited,
-    WorkerSaid,
-)
-from broker.scheduler.scheduler import Scheduler
+from broker.scheduler import events
 from zoo.config.schema import ZooConfig
 from zoo.wire import protocol
 from zoo.wire.launch import Launch
@@ -75,23 +66,19 @@ class Fleet:
 
     def __init__(
         self,
-        configuration: Configuration,
-        scheduler: Scheduler,
+        core: Core,
+        loop: Loop,
+        handoff: Handoff,
         meters: dict[str, Meter],
         copies: Copies,
         metrics: Metrics,
-        handoff: Handoff,
-        loop: Loop,
-        guard: Guard,
-        submit: Callable[[Event], None],
     ) -> None:
-        config = configuration.now
-        self._configuration = configuration
-        self._scheduler = scheduler
-        self._meters = meters
+        config = core.config
+        self._core = core
+        self._run = core.guard.run
+        self._submit = core.submit
         self._handoff = handoff
-        self._guard = guard
-        self._submit = submit
+        self._meters = meters
         self._roster = Roster()
         self._cores = Container().cores()
         self._oom_killer = OomKiller()
@@ -101,11 +88,11 @@ class Fleet:
             sys.path.append(str(config.base))  # adapters may lie beside config.toml
         if any(meter.cuda for meter in meters.values()):
             nvidia.make_device_files()
-        self._pool = Pool(_preload(config), environment.of_workers(config.broker), config.base)
-        self.usage = MemoryUsage(meters, configuration.measures)
-        self._reserve = Reserve(configuration, scheduler, self._pool, self._roster, handoff)
-        self._copying = Copying(configuration, scheduler, copies)
-        reports = WorkerReports(scheduler, self.usage, self._reserve, self._copying, metrics, submit)
+        self._pool = Pool(loop, _preload(config), environment.of_workers(config.broker), config.base)
+        self.usage = MemoryUsage(meters, core.measures)
+        self._reserve = Reserve(core, self._pool, self._roster, handoff)
+        self._copying = Copying(core, copies)
+        reports = WorkerReports(core, self.usage, self._reserve, self._copying, metrics)
         self._channels = Channels(loop, config.broker.max_inline_mb, reports.take)
         self._takes: Takes = {
             protocol.LifelineArena: self._take_arena,
@@ -135,9 +122,9 @@ class Fleet:
 
     # ------------------------------------------------------------ the scheduler's actions
 
-    def start(self, a: StartWorker) -> None:
-        config = self._configuration.now
-        model = self._scheduler.models[a.model].config
+    def start(self, a: events.StartWorker) -> None:
+        config = self._core.config
+        model = self._core.scheduler.models[a.model].config
         meter = self._meters[a.device]
         self.usage.starts(a.worker, a.device)
         worker = self._reserve.employ(a.worker)
@@ -161,7 +148,7 @@ class Fleet:
         )
         self._brief(worker)
 
-    def start_failed(self, a: StartWorker) -> None:
+    def start_failed(self, a: events.StartWorker) -> None:
         """An error in the broker kept it from being started: the scheduler learns that it is gone."""
         worker = self.workers.get(a.worker)
         if worker is not None:
@@ -169,7 +156,7 @@ class Fleet:
         else:
             self._never_was(a.worker, "no process could be started, because of an error in the broker")
 
-    def dispatch(self, a: SendBatch) -> None:
+    def dispatch(self, a: events.SendBatch) -> None:
         worker = self._roster.by_number.get(a.worker)
         if worker is None or worker.channel is None:
             return  # it has ended; its exit is on the way to the scheduler
@@ -184,7 +171,7 @@ class Fleet:
         header = protocol.pack(protocol.Dispatch(tuple(jobs), a.suspect, a.refuse))
         self._channels.send(worker, (header, *bodies))
 
-    def kill(self, a: KillWorker) -> None:
+    def kill(self, a: events.KillWorker) -> None:
         worker = self.workers.get(a.worker)
         if worker is None:
             return
@@ -197,16 +184,16 @@ class Fleet:
         worker.child.signal(signal.SIGQUIT, group=False)  # has it write the stacks of its threads
         worker.child.signal(signal.SIGTERM)
 
-    def kill_failed(self, a: KillWorker) -> None:
+    def kill_failed(self, a: events.KillWorker) -> None:
         """It is tried again: a kill is said only once, and its model would be on its way out for ever."""
         worker = self.workers.get(a.worker)
         if worker is not None:
             worker.killed_at = worker.killed_at or time.monotonic()
             self._terminating.add(worker)
 
-    def distrust(self, number: int) -> None:
-        """Ends a worker from whose words or requests an error has followed: its exit answers for its requests."""
-        worker = self.workers.get(number)
+    def distrust(self, of: Any) -> None:
+        """Ends the `worker` of an event or action that has led to an error: its exit answers for its requests."""
+        worker = self.workers.get(of.worker)
         if worker is not None:
             worker.kill()
 
@@ -241,7 +228,7 @@ class Fleet:
         self._copying.offered(self._roster.by_key[line.key], message.why, fd)
 
     def _take_fingerprint(self, line: LifelineEnd, message: protocol.LifelineFingerprint, _: int | None) -> None:
-        self._submit(WorkerSaid(self._roster.by_key[line.key].number, message.id, message.digest[:64]))
+        self._submit(events.WorkerSaid(self._roster.by_key[line.key].number, message.id, message.digest[:64]))
 
     def _hear_line(self, worker: WorkerProcess) -> None:
         """What lies on its lifeline is taken now, before the loop comes to it."""
@@ -280,9 +267,9 @@ class Fleet:
         self._channels.send(worker, (msgspec.msgpack.encode(launch),))
 
     def _hear_pool(self) -> None:
-        for news in self._pool.turn():
+        for news in self._pool.news():
             take = partial(self._take_news, news)
-            self._guard.run("news of a process", take, take)  # tried again: it is told only once
+            self._run("news of a process", take, take)  # tried again: it is told only once
 
     def _take_news(self, news: News) -> None:
         worker = self._roster.by_key.get(news.child.key if isinstance(news, Exited) else news.key)
@@ -331,15 +318,15 @@ class Fleet:
             self._never_was(worker.number, why)
 
     def _never_was(self, number: int, why: str) -> None:
-        self._submit(WorkerExited(number, why))
+        self._submit(events.WorkerExited(number, why))
         self.usage.forget(number)
-        self._submit(MemoryBack(number))
+        self._submit(events.MemoryBack(number))
 
     # ------------------------------------------------------------ ends
 
     def _ended(self, worker: WorkerProcess, child: Child) -> None:
         """Its end is told once: nothing that fails on the way may keep the scheduler from hearing of it."""
-        run = self._guard.run
+        run = self._run
         number = worker.number
         how = child.reap() or ""
         starved = None
@@ -355,7 +342,7 @@ class Fleet:
         run("forgetting a worker", lambda: self._remove(worker))
         if number > 0:
             run("dropping a copy of no use", lambda: self._copying.used(worker, False))
-            self._submit(WorkerExited(number, how, starved is True))
+            self._submit(events.WorkerExited(number, how, starved is True))
         elif not worker.killed_at:
             log.warning("a process that waited for a model has ended: %s", how)
             self._reserve.lost(worker)
@@ -383,7 +370,7 @@ class Fleet:
 
     def tick(self, now: float) -> None:
         """To be called when `usage.due` says so, and as often as one likes."""
-        run = self._guard.run
+        run = self._run
         if self._terminating:
             run("ending workers", lambda: self._escalate(now))
         run("memory that comes back", lambda: self._pass_on(self.usage.tick(now)))
@@ -392,7 +379,7 @@ class Fleet:
 
     def housekeeping(self, now: float) -> None:
         """To be called every second or so."""
-        run = self._guard.run
+        run = self._run
         run("watching for the out-of-memory killer", self._oom_killer.watch)
         run("watching the nursery", lambda: self._pool.watch(now))
         run("looking for memory", lambda: self._pass_on(self.usage.look_for_stuck(now)))
@@ -401,7 +388,7 @@ class Fleet:
 
     def close(self) -> None:
         """Ends all processes, and gives back what they had here."""
-        run = self._guard.run
+        run = self._run
         run("ending the processes", self._pool.close)
         for worker in self.workers.values():
             run("closing a channel", partial(self._channels.close, worker))

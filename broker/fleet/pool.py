@@ -1,7 +1,7 @@
 """The processes: started by the nursery, killed, and known to be gone.
 
 Nothing here waits: requests and answers are packets on the nursery's socket, ends are descriptors that become readable.
-`fileno()` stands for all of them, `turn()` takes what has come.
+What follows is told as `news()`, which `fileno()` announces.
 
 Theory of operation. The nursery is the workers' parent: it reaps them and says how they ended. When it has died, they
 are this process's children (it is a subreaper, as the nursery is) and reaped here; a new nursery is started in the same
@@ -22,12 +22,14 @@ import select
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from broker.fleet.nursery import Nursery
 from broker.fleet.printed import Printed
+from broker.loop import Loop
 from zoo.system import kernel
 from zoo.wire import launch
 
@@ -47,25 +49,25 @@ END_LIMIT_S = 3.0
 UNKNOWN = -1000  # no exit status: its parent was gone
 
 
-class Child:
+class Child(msgspec.Struct, eq=False):
     """A worker's process.
 
     Attributes:
         pidfd: -1 when there was no descriptor for one.
+        pipe: the only writer of its lifeline's pipe: see the module's docstring.
+        code: its exit status, once known.
+        gone_at: when it was seen to have ended (monotonic seconds); 0: it was not.
         printed: what it prints.
     """
 
-    __slots__ = ("_pipe", "code", "gone_at", "key", "nursery", "pid", "pidfd", "printed")
-
-    def __init__(self, key: bytes, pid: int, pidfd: int, pipe: int, printed: Printed, nursery: Nursery) -> None:
-        self.key = key
-        self.pid = pid
-        self.pidfd = pidfd
-        self.printed = printed
-        self.nursery = nursery
-        self.code: int | None = None
-        self.gone_at = 0.0
-        self._pipe = pipe
+    key: bytes
+    pid: int
+    pidfd: int
+    pipe: int
+    printed: Printed
+    nursery: Nursery
+    code: int | None = None
+    gone_at: float = 0.0
 
     @property
     def shares_pages(self) -> bool:
@@ -99,10 +101,10 @@ class Child:
     def close(self) -> None:
         """Ends it, if need be, and gives its descriptors back. What it printed is logged."""
         self.printed.finish()
-        for fd in (self._pipe, self.pidfd):
+        for fd in (self.pipe, self.pidfd):
             if fd >= 0:
                 os.close(fd)
-        self._pipe = self.pidfd = -1
+        self.pipe = self.pidfd = -1
 
 
 class Started(NamedTuple):
@@ -173,7 +175,8 @@ class Pool:
         left_out: modules that the nursery does not import, and why; the workers that need them import them.
     """
 
-    def __init__(self, modules: list[str], environment: dict[str, str], folder: Path) -> None:
+    def __init__(self, loop: Loop, modules: list[str], environment: dict[str, str], folder: Path) -> None:
+        self._loop = loop
         self.left_out: dict[str, str] = {}
         self._modules = modules
         self._mark = f"{os.getpid()}-{secrets.token_hex(8)}"
@@ -190,10 +193,7 @@ class Pool:
         self._starting: dict[bytes, _Start] = {}
         self._children: dict[int, Child] = {}
         self._news: list[News] = []
-        self._watched: dict[int, Callable[[], object]] = {}
-        self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._epoll.register(self._wake, select.EPOLLIN)
         try:
             self._folder = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
@@ -203,7 +203,8 @@ class Pool:
         self._open_nursery()
 
     def fileno(self) -> int:
-        return self._epoll.fileno()
+        """Readable when there is news."""
+        return self._wake
 
     def start(self, seat: launch.Seat) -> None:
         """`Started`, `Failed` or `Lost` follows."""
@@ -218,14 +219,10 @@ class Pool:
                 self._tell(Failed(key, "it was ended before it was forked"))
                 return
 
-    def turn(self) -> list[News]:
+    def news(self) -> list[News]:
         """What has happened, in order."""
-        for fd, _ in self._epoll.poll(0, BURST):
-            if fd == self._wake:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(fd)
-            elif (act := self._watched.get(fd)) is not None:
-                act()
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
         news, self._news = self._news, []
         return news
 
@@ -269,7 +266,7 @@ class Pool:
         self._end_orphans()
         for child in [*self._children.values(), *(n.child for n in self._news if isinstance(n, Started | Exited))]:
             child.close()
-        self._epoll.close()
+        self._loop.forget(self._wake)
         os.close(self._wake)
         os.close(self._folder)
 
@@ -284,8 +281,8 @@ class Pool:
             self._failed_nursery(f"it cannot be started: {e.strerror or e}", now)
             return
         self._printed_by_nursery = Printed(nursery.take_output(), nursery_log, lambda: ("", 0))
-        self._add(nursery.sock.fileno(), self._hear)
-        self._add(nursery.pidfd, self._nursery_ended)
+        self._loop.watch(nursery.sock.fileno(), self._hear)
+        self._loop.watch(nursery.pidfd, self._nursery_ended)
         self._watch_output(self._printed_by_nursery)
 
     def _hear(self) -> None:
@@ -298,7 +295,7 @@ class Pool:
                     break
                 self._heard(nursery, *heard)
         except EOFError:
-            self._drop(nursery.sock.fileno())
+            self._loop.forget(nursery.sock.fileno())
             nursery.kill()  # its end follows
         self._send_waiting()
 
@@ -310,7 +307,7 @@ class Pool:
                 self._children[pid] = child
                 self._watch_output(printed)
                 if child.pidfd >= 0:
-                    self._add(child.pidfd, lambda: self._gone(child))
+                    self._loop.watch(child.pidfd, lambda: self._gone(child))
                 self._tell(Started(key, child))
             case launch.Refused(key, why) if (start := self._starting.pop(key, None)) is not None:
                 start.close()
@@ -337,11 +334,11 @@ class Pool:
         with contextlib.suppress(EOFError):  # what it said before it ended comes before its end
             while (heard := nursery.hear(now)) is not None:
                 self._heard(nursery, *heard)
-        self._drop(nursery.sock.fileno())
-        self._drop(nursery.pidfd)
+        self._loop.forget(nursery.sock.fileno())
+        self._loop.forget(nursery.pidfd)
         status = nursery.end()
         self._nursery = None
-        self._drop(self._printed_by_nursery.fd)
+        self._loop.forget(self._printed_by_nursery.fd)
         self._printed_by_nursery.finish()
         self._failed_nursery(self._blame(nursery, status), now)
         for key in nursery.sent:
@@ -408,7 +405,7 @@ class Pool:
     def _gone(self, child: Child) -> None:
         """Its pidfd is readable: it has ended."""
         if child.nursery.alive:
-            self._drop(child.pidfd)
+            self._loop.forget(child.pidfd)
             child.gone_at = child.gone_at or time.monotonic()  # the nursery reaps it, and says how it ended
         else:
             self._collect(child)
@@ -428,8 +425,8 @@ class Pool:
     def _ended(self, child: Child, status: int) -> None:
         child.code = status
         del self._children[child.pid]
-        self._drop(child.pidfd)
-        self._drop(child.printed.fd)
+        self._loop.forget(child.pidfd)
+        self._loop.forget(child.printed.fd)
         self._tell(Exited(child))
 
     def _end_orphans(self) -> None:
@@ -456,18 +453,9 @@ class Pool:
         def look() -> None:
             printed.read()
             if printed.fd < 0:
-                self._watched.pop(fd, None)  # closing it has taken it out of the epoll set
+                self._loop.forget(fd)
 
-        self._add(fd, look)
-
-    def _add(self, fd: int, act: Callable[[], object]) -> None:
-        self._epoll.register(fd, select.EPOLLIN)
-        self._watched[fd] = act
-
-    def _drop(self, fd: int) -> None:
-        if self._watched.pop(fd, None) is not None:
-            with contextlib.suppress(OSError):
-                self._epoll.unregister(fd)
+        self._loop.watch(fd, look)
 
     def _tell(self, news: News) -> None:
         self._news.append(news)

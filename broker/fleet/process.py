@@ -6,13 +6,19 @@ import secrets
 import signal
 import time
 
+import msgspec
+
 from broker.fleet.pool import Child
 from broker.front.handoff import LifelineEnd
 from zoo.wire.channel import Channel
 from zoo.wire.launch import Launch
 
 
-class WorkerProcess:
+def new_key() -> bytes:
+    return b"w-" + secrets.token_bytes(12)
+
+
+class WorkerProcess(msgspec.Struct, eq=False):
     """A process that runs a model, or waits for one.
 
     Attributes:
@@ -31,24 +37,27 @@ class WorkerProcess:
         term_until: until then it may end by itself after SIGTERM.
     """
 
-    __slots__ = (
-        "arena", "channel", "child", "copied", "device", "forks", "held", "key", "killed_at", "launch", "line",
-        "loaded", "model", "nonsense", "number", "stand_in", "term_until", "told", "unsent", "version", "worked",
-    )  # fmt: skip
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.key = new_key()
-        self.model = self.device = self.version = ""
-        self.launch: Launch | None = None
-        self.forks = 1
-        self.held: list[list[bytes]] = []
-        self.child: Child | None = None
-        self.channel: Channel | None = None
-        self.line: LifelineEnd | None = None
-        self.arena = 0
-        self.copied = self.told = self.stand_in = self.loaded = self.nonsense = self.unsent = self.worked = False
-        self.killed_at = self.term_until = 0.0
+    number: int
+    key: bytes = msgspec.field(default_factory=new_key)
+    model: str = ""
+    device: str = ""
+    version: str = ""
+    launch: Launch | None = None
+    forks: int = 1
+    child: Child | None = None
+    channel: Channel | None = None
+    line: LifelineEnd | None = None
+    arena: int = 0
+    held: list[list[bytes]] = []
+    copied: bool = False
+    told: bool = False
+    loaded: bool = False
+    stand_in: bool = False
+    nonsense: bool = False
+    unsent: bool = False
+    worked: bool = False
+    killed_at: float = 0.0
+    term_until: float = 0.0
 
     def kill(self) -> None:
         """Ends it at once; if it is only being forked, as soon as it exists."""
@@ -81,7 +90,3 @@ class Roster:
     def remove(self, worker: WorkerProcess) -> None:
         self.by_number.pop(worker.number, None)
         self.by_key.pop(worker.key, None)
-
-
-def new_key() -> bytes:
-    return b"w-" + secrets.token_bytes(12)

@@ -6,38 +6,28 @@ unknown may be evicted in the very next moment, and one that has grown holds wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from broker.core import Core
 from broker.fleet import border
 from broker.fleet.copying import Copying
 from broker.fleet.process import WorkerProcess
 from broker.fleet.reserve import Reserve
 from broker.memory.usage import MemoryUsage
 from broker.metrics import Metrics
-from broker.scheduler.events import Event, WorkerDone, WorkerLoadFailed, WorkerReady
-from broker.scheduler.scheduler import Scheduler
+from broker.scheduler.events import WorkerDone, WorkerLoadFailed, WorkerReady
 from zoo.errors import ProtocolMismatch
 from zoo.wire import protocol
 
 
 class WorkerReports:
-    """`submit`: takes an event."""
+    """See the module's docstring."""
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        usage: MemoryUsage,
-        reserve: Reserve,
-        copying: Copying,
-        metrics: Metrics,
-        submit: Callable[[Event], None],
-    ) -> None:
-        self._scheduler = scheduler
+    def __init__(self, core: Core, usage: MemoryUsage, reserve: Reserve, copying: Copying, metrics: Metrics) -> None:
+        self._scheduler = core.scheduler
+        self._submit = core.submit
         self._usage = usage
         self._reserve = reserve
         self._copying = copying
         self._metrics = metrics
-        self._submit = submit
 
     def take(self, worker: WorkerProcess, parts: list[bytes], measured: bool) -> None:
         """One message. `measured`: it has been kept back until the worker was measured.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import time
 
-from broker.configuration import Configuration
+from broker.core import Core
 from broker.fleet.pool import Pool
 from broker.fleet.process import Roster, WorkerProcess
 from broker.fleet.standby import Standby
 from broker.front.handoff import Handoff
-from broker.scheduler.scheduler import Scheduler
 from zoo.wire.launch import Seat
 
 FORKS_MOST = 3  # for one worker, when nurseries die of them or just then
@@ -19,11 +18,8 @@ FORKS_MOST = 3  # for one worker, when nurseries die of them or just then
 class Reserve:
     """See the module's docstring."""
 
-    def __init__(
-        self, configuration: Configuration, scheduler: Scheduler, pool: Pool, roster: Roster, handoff: Handoff
-    ) -> None:
-        self._configuration = configuration
-        self._scheduler = scheduler
+    def __init__(self, core: Core, pool: Pool, roster: Roster, handoff: Handoff) -> None:
+        self._core = core
         self._pool = pool
         self._roster = roster
         self._handoff = handoff
@@ -32,13 +28,14 @@ class Reserve:
 
     @property
     def is_short(self) -> bool:
-        return len(self._standby) < self._configuration.now.broker.standby
+        return len(self._standby) < self._core.config.broker.standby
 
     def refill(self) -> None:
         """Sees to it that as many wait as should. Not while a model is loading: a fork would slow that."""
-        if self._scheduler.stopping or self._scheduler.is_loading():
+        scheduler = self._core.scheduler
+        if scheduler.stopping or scheduler.is_loading():
             return
-        wanted = self._configuration.now.broker.standby
+        wanted = self._core.config.broker.standby
         for _ in range(self._standby.lacks(wanted, time.monotonic())):
             self._standby.add(self._fork().number)
         while len(self._standby) > wanted and (number := self._standby.take()) is not None:

@@ -7,29 +7,21 @@ what the answer gives (a lease, slots of a worker's arena) is noted with the ses
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from broker.descriptors import Shares
+from broker.core import Core
 from broker.front.front import Front
 from broker.front.handoff import Handoff, LifelineEnd, Takes
-from broker.front.keyring import Keyring
-from broker.scheduler.events import (
-    Answer,
-    Deliver,
-    Event,
-    Forget,
-    Refuse,
-    Released,
-    SessionClosed,
-    Settled,
-    Withdrawn,
-)
+from broker.scheduler import events
 from zoo.errors import AccessDenied, BrokerUnreachable, InvalidInput, QueueFull, ZooError
 from zoo.wire import protocol
+
+log = logging.getLogger("zoo.broker")
 
 HELD_S = 2.0  # a session without a lifeline outlives its last connection by so long
 FULL_RETRY_S = 1.0
@@ -37,26 +29,24 @@ GAVE_KEPT = 256
 WENT_WRONG = "an error in the broker, see its log; this client's session has ended, its next call opens another"
 
 
-class ClientSession:
+class ClientSession(msgspec.Struct, eq=False):
     """A client. Without a `line` it lives by its messages (see `protocol.SESSION_TTL_S`).
 
     Attributes:
         curve_key: Z85, of a client that came by tcp://.
+        heard: when it last said something (monotonic seconds).
         held: bytes of its frames that wait here.
         gave: by rid: the lease, or the slots, of its last answers, in case they do not arrive.
     """
 
-    __slots__ = ("client", "curve_key", "gave", "heard", "held", "key", "line", "pid")
-
-    def __init__(self, key: bytes, pid: int, client: str, curve_key: str) -> None:
-        self.key = key
-        self.pid = pid
-        self.client = client
-        self.curve_key = curve_key
-        self.heard = time.monotonic()
-        self.line: LifelineEnd | None = None
-        self.held = 0
-        self.gave: dict[int, int | list[tuple[int, int]]] = {}
+    key: bytes
+    pid: int
+    client: str
+    curve_key: str
+    heard: float
+    line: LifelineEnd | None = None
+    held: int = 0
+    gave: dict[int, int | list[tuple[int, int]]] = {}
 
     def note(self, rid: int, gave: int | list[tuple[int, int]]) -> None:
         """What an answer gives."""
@@ -80,28 +70,15 @@ class Route(msgspec.Struct, eq=False):
 
 
 class Clients:
-    """See the module's docstring.
+    """`arena_of`: the arena of a worker's results, 0 for none."""
 
-    Args:
-        arena_of: the arena of a worker's results; 0: it has none.
-        submit: takes an event.
-    """
-
-    def __init__(
-        self,
-        front: Front,
-        handoff: Handoff,
-        shares: Shares,
-        keyring: Keyring | None,
-        arena_of: Callable[[int], int],
-        submit: Callable[[Event], None],
-    ) -> None:
+    def __init__(self, core: Core, front: Front, handoff: Handoff, arena_of: Callable[[int], int]) -> None:
+        self._submit = core.submit
         self._front = front
         self._handoff = handoff
-        self._shares = shares
-        self._keyring = keyring
+        self._shares = front.shares
+        self._access = front.access
         self._arena_of = arena_of
-        self._submit = submit
         self.sessions: dict[bytes, ClientSession] = {}
         self._routes: dict[int, Route] = {}
         self._by_rid: dict[tuple[bytes, int], int] = {}  # (routing id, the client's number) → ours
@@ -130,14 +107,16 @@ class Clients:
             if len(self.sessions) + self._handoff.count_departed() >= self._shares.sessions:
                 what = "clients, with those whose results are still looked at"
                 raise QueueFull(self._shares.full(what, self._shares.sessions), retry_after=FULL_RETRY_S)
-            made = ClientSession(message.session, message.pid, message.client[:80], curve_key)
-            self.sessions[message.session] = made
+            name = message.client[:80]
+            self.sessions[message.session] = ClientSession(
+                message.session, message.pid, name, curve_key, time.monotonic()
+            )
 
     def end(self, session: ClientSession, gone: bool = False) -> None:
         """Gives back all that was the session's; results that its process may still look at only if that is `gone`."""
         if self.sessions.pop(session.key, None) is None:
             return
-        self._submit(SessionClosed(session.key))
+        self._submit(events.SessionClosed(session.key))
         line, session.line = session.line, None
         if line is not None:
             self._handoff.leave(line, gone)
@@ -154,12 +133,16 @@ class Clients:
             if gone or silent > protocol.SESSION_TTL_S:
                 self.end(session)
 
-    def end_revoked(self) -> None:
-        """Ends the sessions of clients whose CURVE keys were taken away."""
+    def reread_keys(self) -> list[str]:
+        """The CURVE keys as they are now; the sessions of those that were taken away end. Raises ConfigError."""
+        told = self._access.read()
+        for line in told:
+            log.info("%s", line)
         for session in list(self.sessions.values()):
-            if self._keyring is not None and session.curve_key and session.curve_key not in self._keyring.clients:
+            if not self._access.knows(session.curve_key):
                 self.end(session)
                 self._front.cut(session.key)
+        return told
 
     # ------------------------------------------------------------ lifelines
 
@@ -222,7 +205,7 @@ class Clients:
             del self._by_rid[route.identity, rid]
             route.identity = identity  # the socket that asked may be closed
             self._by_rid[identity, rid] = request
-        self._submit(Withdrawn(request))
+        self._submit(events.Withdrawn(request))
         return True
 
     def _asked_elsewhere(self, session: ClientSession, rid: int) -> int | None:
@@ -236,7 +219,7 @@ class Clients:
         """What an answer gave that has never arrived."""
         gave = session.gave.pop(rid, ())
         if isinstance(gave, int):
-            self._submit(Released(session.key, gave))
+            self._submit(events.Released(session.key, gave))
         elif session.line is not None:
             for slot in gave:
                 self._handoff.take_back(session.line, *slot)
@@ -255,7 +238,7 @@ class Clients:
 
     # ------------------------------------------------------------ the scheduler's actions
 
-    def deliver(self, a: Deliver) -> None:
+    def deliver(self, a: events.Deliver) -> None:
         """A result, in the message or in slots of the worker's arena, which the client is given to map."""
         route = self._route_out(a.request)
         offsets, body = a.body
@@ -282,14 +265,14 @@ class Clients:
         for slot in slots:
             self._handoff.free(*slot)
 
-    def answer(self, a: Answer) -> None:
+    def answer(self, a: events.Answer) -> None:
         route = self._route_out(a.request)
         if route is not None:
             if type(a.value) is int:  # a lease
                 route.session.note(route.rid, a.value)
             self._front.send(route.identity, protocol.Value(route.rid, a.value))
 
-    def refuse(self, a: Refuse) -> None:
+    def refuse(self, a: events.Refuse) -> None:
         route = self._routes.get(a.request) if a.held else self._route_out(a.request)
         if route is None:
             return
@@ -299,7 +282,7 @@ class Clients:
         message = protocol.Error(route.rid, a.code, text, a.retryable, a.retry_after, a.held, a.request)
         self._front.send(route.identity, message)
 
-    def settled(self, a: Settled) -> None:
+    def settled(self, a: events.Settled) -> None:
         route = self._route_out(a.request)
         if a.body is not None and a.body[0]:
             arena = self._arena_of(a.worker)
@@ -307,23 +290,21 @@ class Clients:
         if route is not None and route.session.line is not None:
             route.session.line.send(protocol.LifelineSettled(route.rid))
 
-    def forget(self, a: Forget) -> None:
+    def forget(self, a: events.Forget) -> None:
         self._route_out(a.request)
 
     # ------------------------------------------------------------ when an error in the broker is due to them
 
-    def end_answered(self) -> None:
+    def end_answered(self, _: object) -> None:
         """An answer could not be given: its client has to learn that it has none."""
         route = self._answered
         if route is not None:
             self._front.send(route.identity, _went_wrong(route.rid))
-            self._end_all(route.session)
+            self._end_all(route.session.key)
 
-    def end_asking(self, key: bytes) -> None:
-        """What the client of that session asked has led to an error."""
-        session = self.sessions.get(key)
-        if session is not None:
-            self._end_all(session)
+    def end_asking(self, event: events.Asked | events.Released) -> None:
+        """What a client asked has led to an error."""
+        self._end_all(event.session)
 
     def end_talking(self, parts: list[Any]) -> None:
         """A message led to an error: its session ends, and with it what the message may have left half done."""
@@ -334,10 +315,13 @@ class Clients:
             rid = getattr(protocol.unpack_from_client(parts[1]), "rid", 0)
             if (identity, rid) not in self._by_rid:  # else it is answered with the others
                 self._front.send(identity, _went_wrong(rid))
-        self.end_asking(identity[: protocol.SESSION_BYTES])
+        self._end_all(identity[: protocol.SESSION_BYTES])
 
-    def _end_all(self, session: ClientSession) -> None:
+    def _end_all(self, key: bytes) -> None:
         """All that the client waits for is answered, and its session ends."""
+        session = self.sessions.get(key)
+        if session is None:
+            return
         routes = {number: route for number, route in self._routes.items() if route.session is session}
         for route in routes.values():
             if (route.identity, route.rid) in self._by_rid:

@@ -9,9 +9,9 @@ import zmq
 
 from broker.descriptors import Shares
 from broker.front import inline
+from broker.front.access import Access
 from broker.front.door import Door
 from broker.front.endpoint import Place
-from broker.front.keyring import Keyring
 from broker.front.outgoing import LOOK_BYTES, Outgoing
 from zoo.config.schema import ZooConfig
 from zoo.errors import ConfigError
@@ -26,6 +26,8 @@ class Front:
 
     Attributes:
         sock: for the poller.
+        access: which clients may connect, and do what.
+        shares: how many of each kind of connection there may be.
         door: who is connected.
         inline: bytes of frames and answers that lie here.
         outgoing: answers that wait for their client to read.
@@ -34,8 +36,10 @@ class Front:
         OSError, ConfigError: the endpoint cannot be listened on.
     """
 
-    def __init__(self, config: ZooConfig, place: Place, shares: Shares, keyring: Keyring | None) -> None:
+    def __init__(self, config: ZooConfig, place: Place, shares: Shares, access: Access) -> None:
         broker = config.broker
+        self.shares = shares
+        self.access = access
         self._place, self._endpoint = place, config.endpoint
         self._context = zmq.Context()
         sock: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
@@ -47,8 +51,7 @@ class Front:
         sock.setsockopt(zmq.MAXMSGSIZE, inline.part_bytes(broker.max_inline_mb))
         sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if config.endpoint.startswith("tcp://"):
-            assert keyring is not None  # see `parse_config`
-            keyring.guard(self._context, sock)
+            access.guard(self._context, sock)
         self.door = Door(self._context, sock, shares.front, shares.sockets, broker.inline_budget_mb << 20)
         self.inline = inline.InlineBytes(broker.max_inline_mb, broker.inline_budget_mb)
         self.outgoing = Outgoing(self.inline, self._put, self.door.cut)

@@ -19,6 +19,8 @@ import re
 import resource
 import select
 
+from zoo.system.kernel import libc
+
 log = logging.getLogger("zoo.broker")
 
 TRIES_S = 2.0  # libzmq's thread takes a listener over a moment after it has been made
@@ -36,7 +38,6 @@ class Gate:
     """Of the listener that libzmq has at the moment."""
 
     def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
         self._listener = -1
         self._epoll, self._data = -1, 0
         self._find_until = 0.0  # 0: there is nothing to find any more
@@ -84,7 +85,7 @@ class Gate:
     def _watch(self, events: int) -> bool:
         """False: the kernel refused, which leaves everything as it was."""
         event = _Event(events, self._data)
-        changed: int = self._libc.epoll_ctl(self._epoll, _EPOLL_CTL_MOD, self._listener, ctypes.byref(event))
+        changed: int = libc.epoll_ctl(self._epoll, _EPOLL_CTL_MOD, self._listener, ctypes.byref(event))
         return changed == 0
 
 

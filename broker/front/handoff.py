@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
+
 from broker.descriptors import UNDIVIDED, Shares
 from broker.front import listening
 from zoo.errors import ProtocolMismatch, QueueFull
@@ -114,17 +116,14 @@ class LifelineEnd:
             pass  # still not read, or gone: its end-of-file says so
 
 
-class Arena:
+class Arena(msgspec.Struct, eq=False):
     """A registered arena; `owner` is the key of the line it came by."""
 
-    __slots__ = ("fd", "id", "owner", "readers", "size")
-
-    def __init__(self, id: int, fd: int, size: int, owner: bytes) -> None:
-        self.id = id
-        self.fd = fd
-        self.size = size
-        self.owner = owner
-        self.readers: set[bytes] = set()
+    id: int
+    fd: int
+    size: int
+    owner: bytes
+    readers: set[bytes] = set()
 
 
 class Handoff:

@@ -64,12 +64,10 @@ class Arrivals:
 
     Attributes:
         most: bytes of them at once, and so of one.
-        stalled: numbers of the workers that have to wait.
     """
 
     def __init__(self, max_inline_mb: int) -> None:
         self.most = 2 * part_bytes(max_inline_mb)
-        self.stalled: set[int] = set()
         self._held = 0
 
     def make_room(self, size: int) -> bool:

@@ -13,21 +13,16 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from broker.configuration import Configuration
-from broker.descriptors import Shares
+from broker.core import Core
 from broker.fleet.process import WorkerProcess
 from broker.front import misread
+from broker.front.access import curve_key
 from broker.front.clients import FULL_RETRY_S, Clients, ClientSession
 from broker.front.front import Front
 from broker.front.handoff import Handoff
 from broker.front.inline import FREE_BYTES
-from broker.front.keyring import Keyring, curve_key
-from broker.front.roles import Roles
-from broker.guard import Guard
 from broker.memory.learnt import Learnt
-from broker.reload import Reloader
-from broker.scheduler.events import Asked, Event, IdleCleanup, Kind, Pinned, Released
-from broker.scheduler.scheduler import Scheduler
+from broker.scheduler.events import Asked, IdleCleanup, Kind, Pinned, Released
 from broker.status import Views
 from zoo.errors import InvalidInput, ModelNotFound, ProtocolMismatch, QueueFull, ZooError
 from zoo.weights import catalogue
@@ -43,43 +38,34 @@ Parts = list[bytes]
 
 
 class Intake:
-    """`workers`: by number. `handoff_path`: None where memory cannot be shared. `submit`: takes an event."""
+    """`workers`: by number. `reload`: reads the configuration again."""
 
     def __init__(
         self,
-        configuration: Configuration,
-        scheduler: Scheduler,
+        core: Core,
         front: Front,
         handoff: Handoff,
-        shares: Shares,
-        keyring: Keyring | None,
         clients: Clients,
         workers: Mapping[int, WorkerProcess],
         views: Views,
         learnt: Learnt,
-        reload: Reloader,
-        guard: Guard,
-        submit: Callable[[Event], None],
+        reload: Callable[[], list[str]],
     ) -> None:
-        config = configuration.now
-        self._configuration = configuration
-        self._scheduler = scheduler
+        self._core = core
+        self._scheduler = core.scheduler
+        self._submit = core.submit
         self._front = front
         self._door = front.door
         self._spoken = front.door.by_identity
         self._handoff = handoff
-        self._shares = shares
-        self._keyring = keyring
         self._clients = clients
         self._sessions = clients.sessions
+        self._access = front.access
         self._workers = workers
         self._views = views
         self._learnt = learnt
         self._reread = reload
-        self._guard = guard
-        self._submit = submit
         self._boot = secrets.token_hex(8)
-        self._roles = Roles(keyring, bool(config.broker.group))
         self._nonsense = 0
         self._asks: dict[type, Callable[[bytes, ClientSession, Any, Parts], None]] = {
             protocol.Infer: self._infer,
@@ -105,12 +91,12 @@ class Intake:
             parts, source = self._front.take()
             self._take(parts, source)
         except Exception as e:
-            self._guard.failed("a client's message", e, lambda: self._clients.end_talking(parts))
+            self._core.guard.failed("a client's message", e, lambda: self._clients.end_talking(parts))
 
     def problem(self, name: str) -> str | None:
         """Why the model cannot be loaded as things stand, as far as one look at the disk tells."""
         model = self._scheduler.models.get(name)
-        return catalogue.problem(self._configuration.now, model.config) if model is not None else None
+        return catalogue.problem(self._core.config, model.config) if model is not None else None
 
     # ------------------------------------------------------------ one message
 
@@ -134,7 +120,9 @@ class Intake:
             elif session is None:
                 self._unknown(identity, message, source)
             elif is_new and self._door.is_crowding(session.key):
-                text = self._shares.full("connections of one client", self._shares.sockets)
+                self._door.refuse(identity)
+                shares = self._front.shares
+                text = shares.full("connections of one client", shares.sockets)
                 raise QueueFull(text, retry_after=FULL_RETRY_S)
             else:
                 session.heard = time.monotonic()
@@ -158,7 +146,7 @@ class Intake:
 
     def _is_revoked(self, source: Any) -> bool:
         """Whether it came by a connection of a client whose CURVE key was taken away since."""
-        return self._keyring is not None and bool(key := curve_key(source)) and key not in self._keyring.clients
+        return not self._access.knows(curve_key(source))
 
     def _hello(self, identity: bytes, message: protocol.Hello, source: Any) -> None:
         if self._is_revoked(source):
@@ -169,11 +157,11 @@ class Intake:
             size = protocol.SESSION_BYTES
             raise ProtocolMismatch(f"a session key has {size} bytes and begins the socket's routing id")
         try:
-            self._clients.open(message, curve_key(source) if self._keyring is not None else "")
+            self._clients.open(message, curve_key(source))
         except QueueFull:
             self._door.refuse(identity)
             raise
-        handoff = None if self._configuration.now.endpoint.startswith("tcp://") else self._handoff.path
+        handoff = None if self._core.config.endpoint.startswith("tcp://") else self._handoff.path
         welcome = protocol.Welcome(handoff, self._handoff.limit, self._boot, self._front.inline.most_one)
         self._front.send(identity, welcome)
 
@@ -210,7 +198,7 @@ class Intake:
         self._ask(identity, session, m, kind, keep_alive=m.keep_alive)
 
     def _unload(self, identity: bytes, session: ClientSession, m: protocol.Unload, _: Parts) -> None:
-        self._roles.require(session, "unload")
+        self._access.require(session, "unload")
         self._ask(identity, session, m, Kind.UNLOAD)
 
     def _ask(
@@ -228,7 +216,7 @@ class Intake:
         if len(model) > LONGEST_NAME:
             text = f"there is no model {model[:LONGEST_NAME]!r}…; names have at most {LONGEST_NAME} characters"
             raise ModelNotFound(text)
-        seconds = m.timeout_ms / 1000 if m.timeout_ms > 0 else self._configuration.now.broker.request_timeout
+        seconds = m.timeout_ms / 1000 if m.timeout_ms > 0 else self._core.config.broker.request_timeout
         deadline = time.monotonic() + min(seconds, LONGEST_REQUEST_S)
         problem = None
         if self._scheduler.is_cold(model):
@@ -249,28 +237,26 @@ class Intake:
     # ------------------------------------------------------------ questions, answered at once
 
     def _pin(self, session: ClientSession, m: protocol.Pin) -> None:
-        self._roles.require(session, "pin" if m.on else "unpin")
+        self._access.require(session, "pin" if m.on else "unpin")
         self._known(m.model)
         self._submit(Pinned(m.model, m.on))
 
     def _reload(self, session: ClientSession, _: protocol.Reload) -> list[str]:
-        self._roles.require(session, "reload")
+        self._access.require(session, "reload")
         return self._reread()
 
     def _footprint(self, session: ClientSession, m: protocol.Footprint) -> list[dict[str, Any]]:
         models = self._scheduler.models
         names = [n for n, known in models.items() if not known.removed] if m.model is None else [self._known(m.model)]
         if m.forget:
-            self._roles.require(session, "footprint --forget")
-        for name in names:
-            if self._scheduler.is_cold(name):
-                self._learnt.recall(name)
-            if m.forget:
-                self._learnt.forget(name)
+            self._access.require(session, "footprint --forget")
+        self._learnt.recall_cold(names)
+        for name in names if m.forget else ():
+            self._learnt.forget(name)
         return [row for name in names for row in self._scheduler.footprints(name)]
 
     def _cleanup_idle(self, session: ClientSession, m: protocol.CleanupIdle) -> list[str]:
-        self._roles.require(session, "cleanup_idle_models")
+        self._access.require(session, "cleanup_idle_models")
         if not 0 <= m.idle_seconds < math.inf:
             raise InvalidInput(f"idle_seconds: {m.idle_seconds} is not a number of seconds")
         names = [worker.name for worker in self._scheduler.idle_workers(m.idle_seconds, time.monotonic())]
@@ -278,17 +264,17 @@ class Intake:
         return names
 
     def _query(self, session: ClientSession, m: protocol.Query) -> Any:
-        config = self._configuration.now
+        config = self._core.config
         match m.what:
             case "status":
                 status = self._views.status(config, self._boot, len(self._sessions))
-                return {**status, "internal_errors": self._guard.errors}
+                return {**status, "internal_errors": self._core.guard.errors}
             case "models":
                 return self._views.models(config)
             case "ps":
                 return self._views.processes(self._workers)
             case "explain":
-                return self._views.explain(m.model, None if self._roles.is_operator(session) else session.key)
+                return self._views.explain(m.model, None if self._access.is_operator(session) else session.key)
             case "enrich":
                 return self._views.enrich(config)
             case _:

@@ -1,8 +1,8 @@
 """Copies of loaded models in host memory, by which they come back without being read and parsed. Keeps descriptors.
 
 A copy is a sealed memfd that a worker of ours has made of the model that it had loaded (`workers/copies.py`). It is
-given to a worker of the same model, weights, options and device, and to nobody else; so whoever made it could not do
-more by it than he can do by the model's weights. All together never have more than `limit_bytes`: the ones that were
+given to a worker of the same model, weights, options and device, and to no other, so it is trusted as far as the
+model's own code and weights are, and no further. All together never have more than `limit_bytes`: the ones that were
 not used for longest go first.
 """
 

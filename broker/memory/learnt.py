@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
-from broker.configuration import Configuration
+from broker.core import Core
 from broker.memory import footprints
-from broker.scheduler.events import Event, Forgotten, Remembered
-from broker.scheduler.scheduler import Scheduler
+from broker.scheduler.events import Forgotten, Remembered
 
 
 class Learnt:
     """What the scheduler learns about footprints, kept over restarts where they are measured."""
 
-    def __init__(self, configuration: Configuration, scheduler: Scheduler, submit: Callable[[Event], None]) -> None:
-        self._configuration = configuration
-        self._scheduler = scheduler
-        self._submit = submit
-        self._kept = footprints.FootprintFile(configuration.now.state) if configuration.measures else None
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._kept = footprints.FootprintFile(core.config.state) if core.measures else None
         self._written = 0
+
+    def recall_cold(self, names: Iterable[str]) -> None:
+        """The same for models that may be loaded next."""
+        for name in list(names):
+            if self._core.scheduler.is_cold(name):
+                self.recall(name)
 
     def recall(self, name: str) -> None:
         """Sees to it that the scheduler knows what was measured of the model's weights as they are now."""
-        model = self._scheduler.models[name]
-        weights = footprints.version(self._configuration.now, model.config)
+        model = self._core.scheduler.models[name]
+        weights = footprints.version(self._core.config, model.config)
         if weights != model.version:
             peaks = self._kept.recall(name, weights) if self._kept is not None else {}
-            self._submit(Remembered(name, weights, peaks))
+            self._core.submit(Remembered(name, weights, peaks))
 
     def forget(self, name: str) -> None:
         """What was measured of the model does not count any more."""
-        self._submit(Forgotten(name))
+        self._core.submit(Forgotten(name))
         if self._kept is not None and self._kept.known.pop(name, None) is not None:
             self._kept.save()
 
     def write_down(self) -> None:
         """Keeps what is new."""
-        if self._kept is not None and self._written != self._scheduler.learnt:
-            self._written = self._scheduler.learnt
-            for model in self._scheduler.models.values():
+        scheduler = self._core.scheduler
+        if self._kept is not None and self._written != scheduler.learnt:
+            self._written = scheduler.learnt
+            for model in scheduler.models.values():
                 if model.peaks:
                     self._kept.known[model.name] = footprints.Known(model.version, dict(model.peaks))
             self._kept.save()

@@ -2,7 +2,7 @@
 
 A worker that ended by a SIGKILL which the broker did not send may have been chosen by the kernel. The control group
 that the broker and its workers share counts how many of its processes were; where it does not, the whole machine's
-count is read. A kill that was not counted was somebody else's.
+count is read. A kill that was not counted came from another process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class OomKiller:
             self._before, self._last = self._last, count
 
     def struck(self) -> bool | None:
-        """A process has just ended by SIGKILL: is there a kill that accounts for it? None where nobody counts them."""
+        """A process has just ended by SIGKILL: is there a kill that accounts for it? None where none are counted."""
         count = self._count()
         if count is None:
             return None

@@ -127,7 +127,7 @@ def ends(process: subprocess.Popen[bytes]) -> int:
     return process.wait(timeout=15.0)
 
 
-@pytest.mark.parametrize("kind", ["text", "json"])
+@pytest.mark.parametrize("kind", ["text", pytest.param("json", marks=pytest.mark.slow)])
 def test_a_log_that_is_never_read_stops_neither_requests_nor_the_end(zoo_dir: Path, kind: str) -> None:
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
@@ -142,7 +142,9 @@ def test_a_log_that_is_never_read_stops_neither_requests_nor_the_end(zoo_dir: Pa
         os.close(write)
 
 
-@pytest.mark.parametrize("where", ["/dev/full", "a pipe without a reader", "nothing"])
+@pytest.mark.parametrize(
+    "where", ["/dev/full", "nothing", pytest.param("a pipe without a reader", marks=pytest.mark.slow)]
+)
 def test_a_log_that_cannot_be_written_costs_nothing_but_the_log(zoo_dir: Path, where: str) -> None:
     if where == "/dev/full":
         fd = os.open("/dev/full", os.O_WRONLY)

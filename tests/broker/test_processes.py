@@ -435,8 +435,8 @@ def cycle(running, client, times: int) -> None:
         assert client.unload("a") is True
 
 
-def test_a_hundred_cycles_leave_nothing_behind(broker):
-    grow_nothing(broker, 20, 100)
+def test_fifty_cycles_leave_nothing_behind(broker):
+    grow_nothing(broker, 10, 50)
 
 
 @pytest.mark.slow

@@ -36,6 +36,10 @@ def test_an_answer_that_cannot_be_written_is_one_line_and_a_status_of_its_own(
     assert full.returncode == 4
     assert full.stderr.splitlines()[-1] == "zoo: output: the answer could not be written: No space left on device"
     assert "Traceback" not in full.stderr
+
+
+@pytest.mark.parametrize("command", ["status", "load toy", "--help"])
+def test_a_closed_standard_output_is_told_by_the_status(shared_broker: Running, command: str) -> None:
     closed = shell(shared_broker, command, ">&-")
     assert closed.returncode == 4
     assert "Traceback" not in closed.stderr

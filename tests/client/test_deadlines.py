@@ -118,7 +118,10 @@ def test_every_call_ends_in_time_when_the_broker_stands_still(broker: Start, sta
             client.close()
 
 
-@pytest.mark.parametrize("stage", ["before anything", "connected", "with an arena"])
+@pytest.mark.parametrize(
+    "stage",
+    ["with an arena", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("before anything", "connected"))],
+)
 def test_every_async_call_ends_in_time_when_the_broker_stands_still(broker: Start, stage: str) -> None:
     async def work() -> None:
         zoo = AsyncClient(running.endpoint, timeout=TIMEOUT)

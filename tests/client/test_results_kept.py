@@ -72,7 +72,14 @@ def bye_on_the_front(client: Client) -> None:
     session.say(link(client), protocol.Bye())
 
 
-@pytest.mark.parametrize("end", [Client.close, dropped, nonsense, second_attach, bye_on_the_front])
+@pytest.mark.parametrize(
+    "end",
+    [
+        Client.close,
+        nonsense,
+        *(pytest.param(end, marks=pytest.mark.slow) for end in (dropped, second_attach, bye_on_the_front)),
+    ],
+)
 def test_a_result_outlives_its_session(broker: Start, end: Callable[[Client], None]) -> None:
     running = broker()
     other = running.client()

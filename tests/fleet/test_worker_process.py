@@ -248,14 +248,16 @@ import os, resource, select, sys, time
 from pathlib import Path
 from broker.fleet import pool
 from broker.fleet.environment import of_workers
+from broker.guard import Guard
+from broker.loop import Loop
 from zoo.config.schema import BrokerConfig
 from zoo.wire.launch import Seat
 
 def until(kind):
     while True:
-        select.select([made], [], [], 1.0)
+        loop.turn(time.monotonic() + 1.0)
         made.watch(time.monotonic())
-        for news in made.turn():
+        for news in made.news():
             if isinstance(news, pool.Exited):
                 news.child.close()
             if isinstance(news, kind):
@@ -272,7 +274,8 @@ def short(free):
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 pool.PAUSE_FIRST_S = 0.1
 before = fds()
-made = pool.Pool([], of_workers(BrokerConfig()), Path("/"))
+loop = Loop(Guard(lambda: None))
+made = pool.Pool(loop, [], of_workers(BrokerConfig()), Path("/"))
 seat = lambda n: Seat(b"%d" % n, "/nowhere", 1 << 20)
 made.start(seat(1))
 print(until(pool.Exited).child.reap())
@@ -287,8 +290,8 @@ os.kill(made._nursery.pid, 9)
 short(0)
 for _ in range(30):
     made.watch(time.monotonic())
-    made.turn()
-    time.sleep(0.01)
+    made.news()
+    loop.turn(time.monotonic() + 0.01)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 made.start(seat(3))
 while isinstance(news := until((pool.Exited, pool.Failed)), pool.Failed):  # until there is a nursery again
@@ -297,6 +300,7 @@ while isinstance(news := until((pool.Exited, pool.Failed)), pool.Failed):  # unt
 print(news.child.reap())
 assert fds() == settled, (fds(), settled)
 made.close()
+loop.close()
 assert fds() == before, (fds(), before)
 """
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import zmq
 
-from broker.front.keyring import Keyring
+from broker.front.access import Access
 from tests import support
 from tests.client.test_peers import NOBODY, STRANGER
 from tests.client.test_peers import pytestmark as as_root
@@ -195,7 +195,7 @@ def test_a_key_file_that_cannot_be_used_is_left_out_and_the_others_count(
         "not text": lambda: file.write_bytes(b"public-key\xff = \xfe\n"),
     }
     made[what]()
-    ring = Keyring(far.keys.folder)
+    ring = Access(far.keys.folder, False)
     assert sorted(ring.clients.values()) == ["ann", "bob"]
 
 
@@ -209,7 +209,7 @@ def test_a_broken_key_among_the_others_is_said_at_the_start(far: Far) -> None:
 def test_a_folder_of_keys_where_others_write_is_refused(far: Far) -> None:
     (far.keys.folder / "clients").chmod(0o777)
     with pytest.raises(ConfigError, match="others may write"):
-        Keyring(far.keys.folder)
+        Access(far.keys.folder, False)
 
 
 def test_a_folder_that_cannot_be_used_any_more_changes_nothing(far: Far) -> None:

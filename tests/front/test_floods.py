@@ -140,7 +140,7 @@ def test_the_soft_limit_is_raised_to_the_hard_one(broker: Start) -> None:
 @pytest.mark.parametrize("local", [True, False])
 def test_the_shares_of_descriptors_fit_into_the_limit(limit: int, models: int, local: bool) -> None:
     s = descriptors.divide(limit, 30, models, 1, metrics=True, local=local)
-    spent = s.front + s.lines + s.nameless + s.arenas + s.workers + s.metrics
+    spent = s.front + local * s.sessions + s.nameless + s.arenas + s.workers + descriptors.METRICS
     assert 30 + descriptors.OWN + spent <= limit or limit == 128
     assert s.front >= s.sessions > 0
     assert not local or s.arenas >= s.sessions

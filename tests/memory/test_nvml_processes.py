@@ -26,6 +26,11 @@ KEYS: dict[str, Any] = {
 Start = Callable[..., Running]
 
 
+def slow(*values: Any) -> Any:
+    """A case of a test for the long run: the others of the test go the same way."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 class Zoo:
     """A broker, and what its NVML says."""
 
@@ -86,7 +91,7 @@ def test_without_figures_of_processes_a_load_is_the_rise_of_the_whole_device(bro
     assert device(client)["used_mb"] == 0
 
 
-@pytest.mark.parametrize("errors", [{MEMORY: 3}, {MEMORY: 3, LIST: 3}, {LIST: 3}])
+@pytest.mark.parametrize("errors", [{MEMORY: 3, LIST: 3}, slow({MEMORY: 3}), slow({LIST: 3})])
 def test_what_a_device_never_tells_is_warned_of_once_and_the_device_serves(
     broker: Start, errors: dict[str, int]
 ) -> None:
@@ -109,8 +114,12 @@ def test_what_a_device_never_tells_is_warned_of_once_and_the_device_serves(
     assert "Not Supported" in machine.log()
 
 
-@pytest.mark.parametrize("call", [MEMORY, LIST])
-@pytest.mark.parametrize("error", [3, 15, 999, "boom"])
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [(MEMORY, 15), (LIST, "boom")]
+    + [slow(MEMORY, error) for error in (3, 999, "boom")]
+    + [slow(LIST, error) for error in (3, 15, 999)],
+)
 def test_an_error_of_a_device_that_worked_stops_new_loads_there_and_nothing_else(
     broker: Start, call: str, error: Any
 ) -> None:
@@ -185,7 +194,8 @@ def shown(machine: Zoo, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("setting", "uuid"), [(None, A), ("1", B), ("1,0", B), (B, B), ("GPU-b", B), ("0,5", A), ("MIG-2", "MIG-2")]
+    ("setting", "uuid"),
+    [(None, A), ("1,0", B), ("GPU-b", B), ("MIG-2", "MIG-2"), slow("1", B), slow(B, B), slow("0,5", A)],
 )
 def test_a_worker_sees_the_device_that_is_measured_and_no_other(broker: Start, setting: str | None, uuid: str) -> None:
     gpus = [{"uuid": A}, {"uuid": B}, {"uuid": "GPU-c", "parts": ["MIG-1", "MIG-2"]}]
@@ -225,7 +235,7 @@ NONE = [
 ]
 
 
-@pytest.mark.parametrize(("keys", "why"), NONE)
+@pytest.mark.parametrize(("keys", "why"), [*NONE[:1], *NONE[-2:], *(slow(*one) for one in NONE[1:-2])])
 def test_auto_falls_to_the_cpu_and_says_why(broker: Start, keys: dict[str, Any], why: str) -> None:
     machine = Zoo(broker, [toy("a")], device="auto", **keys)
     assert shown(machine, "a")["device"] == "cpu"

@@ -10,7 +10,7 @@ from tests.storm.storm import Storm
 
 
 def test_a_short_storm_leaves_nothing(zoo_dir: Path) -> None:
-    Storm(zoo_dir, 1).run(6.0)
+    Storm(zoo_dir, 1).run(3.0)
 
 
 @pytest.mark.slow

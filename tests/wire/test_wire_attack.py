@@ -761,9 +761,9 @@ service._intake.hear()
 while (worker := fleet.workers.get(1)) is None or worker.child is None or worker.channel is None:
     service._loop.turn(time.monotonic() + 1.0)
 select.select([worker.channel.fd], [], [])
-while 1 in fleet.workers:  # while what it said has not been read
-    select.select([fleet._pool], [], [])
-    fleet._hear_pool()
+service._loop.forget(worker.channel.fd)  # what it said is not read in its turn
+while 1 in fleet.workers:
+    service._loop.turn(time.monotonic() + 1.0)
 print(protocol.unpack_from_broker(sock.recv_multipart()[0]).message, flush=True)
 service.close()
 os._exit(0)

@@ -144,18 +144,11 @@ class FrameArena(arena.OwnedArena):
         self._unsound = False
 
     @property
-    def used_bytes(self) -> int:
-        with self._mutex:
-            self._tidy()
-            self._sweep()
-            return self._slots.used_bytes
-
-    @property
     def slots(self) -> int:
         with self._mutex:
             self._tidy()
             self._sweep()
-            return self._slots.slots
+            return len(self._slots.offsets())
 
 
 _arenas: weakref.WeakSet[FrameArena] = weakref.WeakSet()

@@ -10,17 +10,17 @@ _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 24, 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _MOST_CAPABILITIES = 64
 
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _prctl(option: int, value: int = 0) -> bool:
     zero = ctypes.c_ulong(0)
-    return bool(_libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero) == 0)
+    return bool(libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero) == 0)
 
 
 def set_name(name: str) -> None:
     """The name that `ps` and `top` show (15 bytes)."""
-    _libc.prctl(_PR_SET_NAME, name.encode("utf-8", "replace")[:15])
+    libc.prctl(_PR_SET_NAME, name.encode("utf-8", "replace")[:15])
 
 
 def become_subreaper() -> bool:
@@ -34,7 +34,7 @@ def give_up_privileges() -> None:
         _prctl(_PR_CAPBSET_DROP, capability)
     _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    _libc.capset(header, (ctypes.c_uint32 * 6)())
+    libc.capset(header, (ctypes.c_uint32 * 6)())
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 

@@ -1,9 +1,9 @@
 """Sealed shared memory: one memfd per owner, cut into slots.
 
 The owner makes the memory, reserves every page (so no reader can meet SIGBUS), maps it writable and then seals
-it SHRINK | GROW | FUTURE_WRITE | SEAL. From that moment the kernel itself guarantees that nobody but the owner
-can write it, that nobody can shrink it under a reader, and that these guarantees cannot be taken back. There
-are no names and nothing to clean up: the memory is freed when the last process closes it.
+it SHRINK | GROW | FUTURE_WRITE | SEAL. From that moment the kernel itself guarantees that only the owner can write
+it, that it cannot be shrunk under a reader, and that these guarantees cannot be taken back. There are no names and
+nothing to clean up: the memory is freed when the last process closes it.
 
 Slots are reused last-in first-out, so that the next frame lands in pages the caches still hold.
 """
@@ -32,7 +32,7 @@ class ArenaRefused(ValueError):
 
 
 def check_sealed(fd: int, limit_bytes: int) -> int:
-    """The size in bytes of a sealed arena that somebody handed us.
+    """The size in bytes of a sealed arena that another process handed over.
 
     Raises:
         ArenaRefused: a seal is missing, it is not a memfd that can be read, it is empty, it exceeds
@@ -61,7 +61,7 @@ class SlotAllocator:
     """Cuts `size` bytes into page-aligned slots. Pure arithmetic, no memory and no lock of its own.
 
     A freed slot goes on a stack for its size and is the next one handed out for that size. Only when neither
-    such a slot nor fresh space is left are free neighbours joined.
+    such a slot nor fresh space is left are adjacent free slots joined.
     """
 
     def __init__(self, size: int) -> None:
@@ -69,14 +69,6 @@ class SlotAllocator:
         self._top = 0
         self._free: dict[int, list[int]] = {}
         self._used: dict[int, int] = {}
-
-    @property
-    def used_bytes(self) -> int:
-        return sum(self._used.values())
-
-    @property
-    def slots(self) -> int:
-        return len(self._used)
 
     def take(self, nbytes: int) -> int | None:
         """The offset of a slot of at least `nbytes`, or None when there is no room now."""
@@ -155,7 +147,7 @@ def memfd(size: int, name: str = "zoo-arena") -> int:
 
 
 class Reserved(Protocol):
-    """Memory whose pages are reserved. Who takes over `fd` sets it to -1."""
+    """Memory whose pages are reserved. `fd` is set to -1 when it is taken over."""
 
     fd: int
 
@@ -191,33 +183,15 @@ class OwnedArena:
             self.close()
             raise
         self._slots = SlotAllocator(self.size)
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
 
     def take(self, nbytes: int) -> int | None:
-        with self._changed:
+        with self._lock:
             return self._slots.take(nbytes)
 
     def give_back(self, offset: int) -> bool:
-        with self._changed:
-            ok = self._slots.give_back(offset)
-            if ok:
-                self._changed.notify_all()
-            return ok
-
-    def wait_for_slot(self, timeout: float) -> None:
-        """Returns when some slot was given back, or after `timeout` seconds."""
-        with self._changed:
-            self._changed.wait(timeout)
-
-    @property
-    def used_bytes(self) -> int:
-        with self._changed:
-            return self._slots.used_bytes
-
-    @property
-    def slots(self) -> int:
-        with self._changed:
-            return self._slots.slots
+        with self._lock:
+            return self._slots.give_back(offset)
 
     def close(self) -> None:
         """Closes the descriptor; the mapping goes with the last array that still looks at it."""
@@ -230,7 +204,7 @@ class OwnedArena:
 
 
 class MappedArena:
-    """A read-only look at somebody else's sealed arena. Takes over (and closes) `fd`.
+    """A read-only look at another process's sealed arena. Takes over (and closes) `fd`.
 
     Raises:
         ArenaRefused: see `check_sealed`.

@@ -1,6 +1,6 @@
 """The channel between the broker and one worker: messages of several parts over a Unix stream socket.
 
-The worker makes a pair of sockets and hands one end over on its lifeline, so nobody else can ever speak on it, and
+The worker makes a pair of sockets and hands one end over on its lifeline, so no other process can ever speak on it, and
 what it says there comes after what it said when it attached. A plain socket, not ZeroMQ, because both ends are ours
 and none of what ZeroMQ brings is needed on this hop (reconnecting, routing, queues of its own): its two extra threads,
 one on each side, cost more than everything else about a request.

@@ -24,7 +24,7 @@ _put = zmq.backend.Socket.send
 
 
 def send(sock: Any, parts: Sequence[Any], flags: int = NOBLOCK) -> None:
-    """Raises zmq.Again when it would wait, zmq.ZMQError when nobody of that name is connected (ROUTER)."""
+    """Raises zmq.Again when it would wait, zmq.ZMQError when no peer of that name is connected (ROUTER)."""
     begun = False
     try:
         for part in parts[:-1]:

@@ -296,7 +296,7 @@ class LifelineAttach(Message, tag=1):
 
 
 class LifelineArena(Message, tag=2):
-    """With a descriptor. Towards the broker: an offer (`id` 0). From it: somebody's arena to map."""
+    """With a descriptor. Towards the broker: an offer (`id` 0). From it: another process's arena to map."""
 
     id: int = 0
 
@@ -326,7 +326,7 @@ class LifelineReleased(Message, tag=6):
 
 
 class LifelineSettled(Message, tag=7):
-    """Nobody reads the slots of request `rid` any more (see `Error.held`)."""
+    """No worker reads the slots of request `rid` any more (see `Error.held`)."""
 
     rid: int
 
