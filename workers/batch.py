@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import traceback
 
-from workers import inputs
+from workers import inputs, memory
 from workers.models.base import Adapter, Input
-from workers.models.shared import memory
 from zoo import results
 from zoo.errors import InferenceFailed, OutOfMemory, ZooError
 from zoo.wire import protocol

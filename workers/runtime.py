@@ -24,11 +24,10 @@ from typing import Any, NoReturn
 import msgspec
 import numpy as np
 
-from workers import copies, encoded, fresh, inputs
+from workers import copies, encoded, fresh, inputs, memory
 from workers.answers import check
 from workers.batch import MAX_CAUSE, Task, cause, predict
 from workers.models.base import Adapter
-from workers.models.shared import memory
 from workers.process import show_device
 from zoo import results
 from zoo.config import adapters

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from broker.memory import oom_killer
-from workers import inputs
+from workers import inputs, memory
 from workers.batch import Task, predict
 from workers.models.base import Input, Spec
-from workers.models.shared import memory
 from zoo.errors import InvalidInput, LoadFailed
 from zoo.wire import protocol
 

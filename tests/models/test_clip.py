@@ -83,9 +83,14 @@ def as_dict(found) -> dict[str, float]:
     return dict(zip(found.labels, found.scores.tolist(), strict=True))
 
 
+def network_of(model):
+    part = model if isinstance(model, clip.ClipEmbedder) else model._clip
+    return part._vision.network if hasattr(part, "_vision") else part._model
+
+
 def passes(model, half: str) -> list[int]:
     """Grows by the size of the batch with each pass through that half of the network, "text" or "vision"."""
-    network = model._model if isinstance(model, clip.ClipEmbedder) else model._clip._model
+    network = network_of(model)
     module = getattr(network, f"{half}_model", None)
     if module is None:  # open_clip's names
         module = {"text": network.ln_final, "vision": network.visual}[half]
@@ -115,7 +120,7 @@ def test_vectors_are_those_of_the_library(embedder, folders, bus, zidane):
 
 
 def test_the_image_half_alone_is_loaded(embedder):
-    assert {name.split(".")[0] for name, _ in embedder._model.named_parameters()} == {
+    assert {name.split(".")[0] for name, _ in embedder._vision.network.named_parameters()} == {
         "vision_model",
         "visual_projection",
     }
@@ -146,7 +151,7 @@ def test_the_length_of_the_vectors_is_the_whole_models(copied, bus):
 
 def test_vectors_in_half_precision(embedder, folders, bus):
     half = load(clip.ClipEmbedder, folders["embedder"], half=True)
-    assert half._model.dtype == torch.float16
+    assert half._vision.network.dtype == torch.float16
     (found,) = ask(half, bus)
     assert found.vector.dtype == np.float32
     # Half precision keeps three digits.
@@ -323,7 +328,7 @@ def test_prompts_may_be_left_to_the_request(form, folders, bus):
 
 def test_probabilities_in_half_precision(classifier, form, folders, bus):
     half = load(clip.PromptClassifier, folders[form], prompts=CLOTHES, half=True)
-    assert torch.float16 in {p.dtype for p in half._clip._model.parameters()}
+    assert torch.float16 in {p.dtype for p in network_of(half).parameters()}
     (found,) = ask(half, bus, top_k=None)
     assert found.scores.dtype == np.float32
     # Three digits of a cosine, times 100.

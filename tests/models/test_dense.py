@@ -94,7 +94,7 @@ def test_as_many_requests_as_fit_one_pass_may_come_together(name, folders):
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision(name, folders, models, crop):
     half = load(name, folders[name], half=True)
-    assert half._model.dtype == torch.float16
+    assert half._vision.network.dtype == torch.float16
     ((found,), (exact,)) = ask(half, crop), ask(models[name], crop)
     assert numbers(found).dtype == numbers(exact).dtype
     # 16 bits hold three digits: most keypoints within a pixel, depths within a hundredth, classes but at their rims.

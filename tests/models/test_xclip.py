@@ -17,6 +17,7 @@ from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
+from workers.models.shared import folder  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
 from zoo.results import Action  # noqa: E402
 
@@ -117,8 +118,8 @@ def test_frames_of_one_video_may_differ_in_size(models, folders, film):
 
 def test_a_frame_that_is_looked_at_twice_is_prepared_once(models, film, monkeypatch):
     prepared = []
-    whole = xclip.preprocess
-    monkeypatch.setattr(xclip, "preprocess", lambda p, frames, d: prepared.append(len(frames)) or whole(p, frames, d))
+    whole = folder.preprocess
+    monkeypatch.setattr(folder, "preprocess", lambda p, frames, d: prepared.append(len(frames)) or whole(p, frames, d))
     ask(models[8], film[:1], film[:3], film)
     assert prepared == [1 + 3 + 8]
 
@@ -138,7 +139,7 @@ def test_a_batch_answers_as_its_members_alone(models, film):
 def test_as_few_passes_as_max_batch_allows(folders, film):
     model = load(folders[8], prompts=ACTIONS, max_batch=2)
     seen = []
-    model._model.vision_model.register_forward_hook(lambda *_: seen.append(1))
+    model._vision.network.vision_model.register_forward_hook(lambda *_: seen.append(1))
     ask(model, *[film[i : i + 8] for i in range(5)])
     assert len(seen) == 3
 
@@ -146,7 +147,7 @@ def test_as_few_passes_as_max_batch_allows(folders, film):
 def test_prompts_are_encoded_once(folders, film):
     model = load(folders[8], prompts=ACTIONS)
     seen = []
-    model._model.text_model.register_forward_hook(lambda *_: seen.append(1))
+    model._vision.network.text_model.register_forward_hook(lambda *_: seen.append(1))
     ask(model, film[:8], film[8:16])
     assert seen == []  # those of config.toml were encoded with the load
     first, second = (ask(model, video, prompts=["day", "night"])[0] for video in (film[:8], film[24:32]))
@@ -212,7 +213,7 @@ def test_strided_and_read_only_views(models, film):
 
 def test_half_precision(models, folders, film):
     half = load(folders[8], prompts=ACTIONS, half=True)
-    assert half._model.dtype == torch.float16
+    assert half._vision.network.dtype == torch.float16
     (found,) = ask(half, film[:8], top_k=None)
     assert found.scores.dtype == np.float32
     # Three digits of a cosine, times 100.

@@ -8,11 +8,12 @@
 `load` runs once in the model's own process, `predict` once per request, never two at a time. Both may raise:
 from `load` that fails the load, from `predict` it fails that request alone. Raise `zoo.InvalidInput` with the
 name of the field when the caller is to blame. Let an error that means that memory ran out pass, or raise `LoadFailed`
-from it: the zoo knows it (`memory.py`), halves the batch, makes room, and tries once more.
+from it: the zoo knows it (`workers/memory.py`), halves the batch, makes room, and tries once more.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -20,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 import numpy as np
 
-from zoo.errors import InvalidInput, LoadFailed
+from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
 from zoo.results import AnyResult
 
 __all__ = [
@@ -138,10 +139,32 @@ def load_options(spec: Spec, kind: type[OptionsT]) -> OptionsT:
     Raises:
         LoadFailed: one of them is unknown or of the wrong type.
     """
-    try:
+    with configured(spec):
         return read_options(spec.options, {}, kind)
+
+
+@contextlib.contextmanager
+def configured(spec: Spec) -> Iterator[None]:
+    """Around what is done with the options of config.toml: raises LoadFailed in place of InvalidInput."""
+    try:
+        yield
     except InvalidInput as e:
-        raise LoadFailed(f"{spec.name}: options in config.toml: {e}", retryable=False) from e
+        raise unservable(spec, f"options in config.toml: {e}") from e
+
+
+def unservable(spec: Spec, why: str) -> LoadFailed:
+    """What to raise when a retry of the load cannot help."""
+    return LoadFailed(f"{spec.name}: {why}", retryable=False)
+
+
+def damaged(spec: Spec, why: str) -> LoadFailed:
+    """What to raise when the weights, or what lies beside them, are not what was published."""
+    return unservable(spec, f"{why}; fetch it again with: zoo pull {spec.name}")
+
+
+def not_there(spec: Spec, why: str) -> ModelUnavailable:
+    """What to raise when weights, or what belongs to them, are missing."""
+    return ModelUnavailable(f"{spec.name}: {why}; fetch it with: zoo pull {spec.name}")
 
 
 def require_trust(spec: Spec, file: Path) -> None:
@@ -151,10 +174,10 @@ def require_trust(spec: Spec, file: Path) -> None:
         LoadFailed: config.toml does not say `trust_pickle = true` for this model.
     """
     if not spec.trust_pickle:
-        raise LoadFailed(
-            f"{spec.name}: {file} is a pickle, which can run code of its own while it is read; if you trust where it "
+        raise unservable(
+            spec,
+            f"{file} is a pickle, which can run code of its own while it is read; if you trust where it "
             "came from, say trust_pickle = true for this model in config.toml, else convert it to safetensors",
-            retryable=False,
         )
 
 
@@ -165,10 +188,10 @@ def require_numbers(spec: Spec, *answers: np.ndarray) -> None:
         LoadFailed: it is NaN or infinite, for which JSON has no word, and by which nothing can be put in order.
     """
     if not all(np.isfinite(answer).all() for answer in answers):
-        raise LoadFailed(
-            f"{spec.name}: {spec.path} answers a blank picture with what is not a number: its weights are damaged, or "
-            "their sums too large for half precision (half = true)",
-            retryable=False,
+        raise unservable(
+            spec,
+            f"{spec.path} answers a blank picture with what is not a number: its weights are damaged, or their sums "
+            "too large for half precision (half = true)",
         )
 
 

@@ -12,11 +12,8 @@ names none.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
 
-import msgspec
 import numpy as np
-import torch
 import transformers
 import transformers.models.convnext.image_processing_convnext
 import transformers.models.resnet.modeling_resnet
@@ -24,29 +21,19 @@ import transformers.models.siglip.image_processing_siglip
 import transformers.models.siglip.modeling_siglip
 import transformers.models.vit.image_processing_vit
 import transformers.models.vit.modeling_vit  # noqa: F401
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification
 
-from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
+from workers.models.base import AnyResult, Input, Spec, images, require_numbers
 from workers.models.shared import folder, timm_vit
-from workers.models.shared.pictures import preprocess
+from workers.models.shared.batches import Configured, RankOptions, in_passes, ranked
 from zoo.results import Classification
 
 WHAT = "an image classifier"
 
 
-class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What config.toml may say, and a request but for `half` and `labels`.
+class ClassifierOptions(RankOptions, frozen=True, forbid_unknown_fields=True):
+    """`labels`: what to call the classes of a checkpoint that names none, in order; in config.toml alone."""
 
-    Attributes:
-        top_k: how many labels to answer with; None for all.
-        max_batch: pictures in one pass.
-        half: in half precision.
-        labels: what to call the classes of a checkpoint that names none, in order.
-    """
-
-    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
-    half: bool = False
     labels: tuple[str, ...] | None = None
 
 
@@ -57,38 +44,26 @@ class ImageClassifier:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
-        options = load_options(spec, Options)
-        self._configured = spec.options
-        self.max_batch = options.max_batch
-        self._device = device
+        self._options = Configured(spec, ClassifierOptions, "labels")
+        own = self._options.own
+        self.max_batch = own.max_batch
         config = folder.open_processor(spec, AutoConfig, WHAT)
         kind, tensors = AutoModelForImageClassification, None
         if config.model_type == "vit" and (tensors := timm_vit.read(spec)) is not None:
             kind, config.layer_norm_eps = ViTForImageClassification, timm_vit.EPSILON
-        self._model: Any = folder.open_model(
-            spec, device, kind, WHAT, half=options.half, tensors=tensors, config=config
-        )
-        self._processor: Any = folder.open_processor(spec, AutoImageProcessor, WHAT)
-        self._labels = folder.labels_of(spec, self._model.config, options.labels or ())
+        self._vision = folder.Vision(spec, device, kind, WHAT, half=own.half, tensors=tensors, config=config)
+        self._labels = folder.labels_of(spec, self._vision.network.config, own.labels or ())
         # Kernels are chosen while the load is being measured.
         require_numbers(spec, self._forward([np.zeros((224, 224, 3), np.uint8)]))
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""
-        asked = [read_options(self._configured, item.options, Options, fixed=("half", "labels")) for item in inputs]
-        frames = images(inputs)
-        size = min((options.max_batch for options in asked), default=1)
-        rows = [row for some in chunks(frames, size) for row in self._forward(some)]
-        out: list[AnyResult] = []
-        for row, options in zip(rows, asked, strict=True):
-            order = np.argsort(-row, kind="stable")[: options.top_k]
-            out.append(Classification(labels=[self._labels[i] for i in order], scores=row[order]))
-        return out
+        asked = self._options.of(inputs)
+        rows = in_passes(asked, images(inputs), self._forward)
+        found = [ranked(self._labels, row, options.top_k) for row, options in zip(rows, asked, strict=True)]
+        return [Classification(labels=labels, scores=scores) for labels, scores in found]
 
     def _forward(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """(n, labels) float32 probabilities."""
-        pixels = preprocess(self._processor, frames, self._device)
-        with torch.inference_mode():
-            logits = self._model(pixel_values=pixels.to(self._device, self._model.dtype)).logits
-            probabilities: np.ndarray = logits.float().softmax(-1).cpu().numpy()
+        probabilities: np.ndarray = self._vision(frames).logits.float().softmax(-1).cpu().numpy()
         return probabilities

@@ -13,7 +13,7 @@ Options: `max_batch`, most frames in one forward pass. In config.toml alone: `ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -23,10 +23,10 @@ from transformers.modeling_outputs import DepthEstimatorOutput
 from transformers.models.depth_anything.modeling_depth_anything import DepthAnythingForDepthEstimation
 from transformers.models.dpt.image_processing_dpt import DPTImageProcessor
 
-from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
+from workers.models.base import AnyResult, Input, Spec, images, require_numbers, unservable
 from workers.models.shared import folder
-from workers.models.shared.pictures import preprocess
-from zoo.errors import InvalidInput, LoadFailed
+from workers.models.shared.batches import Configured, PassOptions, in_passes
+from zoo.errors import InvalidInput
 from zoo.results import DepthMap
 
 WHAT = "a Depth Anything model"
@@ -36,11 +36,10 @@ WHAT = "a Depth Anything model"
 MAX_RATIO = 8
 
 
-class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`max_batch`: frames in one pass. `half`: precision."""
+class DepthOptions(PassOptions, frozen=True, forbid_unknown_fields=True):
+    """With fewer in one pass."""
 
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
-    half: bool = False
 
 
 class DepthEstimator:
@@ -50,21 +49,19 @@ class DepthEstimator:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
-        options = load_options(spec, Options)
-        self._configured = spec.options
-        self.max_batch = options.max_batch
-        self._device = device
+        self._options = Configured(spec, DepthOptions)
+        self.max_batch = self._options.own.max_batch
         config = folder.open_config(spec, "depth_anything", WHAT)
         if config.depth_estimation_type != "relative":
-            raise LoadFailed(
-                f"{spec.name}: {spec.path} estimates {config.depth_estimation_type} depth, where larger is farther; "
+            raise unservable(
+                spec,
+                f"{spec.path} estimates {config.depth_estimation_type} depth, where larger is farther; "
                 "this adapter serves relative inverse depth, where larger is nearer",
-                retryable=False,
             )
-        self._model: Any = folder.open_model(
-            spec, device, DepthAnythingForDepthEstimation, WHAT, half=options.half, config=config
-        )
-        self._processor: Any = folder.open_processor(spec, DPTImageProcessor, WHAT)
+        self._vision = folder.Vision(
+            spec, device, DepthAnythingForDepthEstimation, WHAT, processor=DPTImageProcessor,
+            half=self._options.own.half, config=config,
+        )  # fmt: skip
         # Kernels are chosen while the load is being measured.
         require_numbers(spec, *self._forward([np.zeros((518, 518, 3), np.uint8)]))
 
@@ -74,9 +71,8 @@ class DepthEstimator:
         Raises:
             InvalidInput: a frame is more than `MAX_RATIO` times as long as it is wide.
         """
-        asked = [read_options(self._configured, item.options, Options, fixed=("half",)) for item in inputs]
+        asked = self._options.of(inputs)
         images(inputs)
-        size = min((options.max_batch for options in asked), default=1)
         frames = {id(item.whole): item.whole for item in inputs}
         alike: dict[tuple[int, ...], list[int]] = {}
         for key, frame in frames.items():
@@ -86,8 +82,7 @@ class DepthEstimator:
             alike.setdefault(frame.shape, []).append(key)
         maps: dict[int, np.ndarray] = {}
         for keys in alike.values():
-            for some in chunks(keys, size):
-                maps |= zip(some, self._forward([frames[key] for key in some]), strict=True)
+            maps |= zip(keys, in_passes(asked, [frames[key] for key in keys], self._forward), strict=True)
         out: list[AnyResult] = []
         for item in inputs:
             x1, y1, x2, y2 = item.box or (0, 0, item.whole.shape[1], item.whole.shape[0])
@@ -96,12 +91,11 @@ class DepthEstimator:
 
     def _forward(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(h, w) float32 for each of the frames, which are of one size."""
-        pixels = preprocess(self._processor, frames, self._device)
         sizes = [frame.shape[:2] for frame in frames]
         with torch.inference_mode():
-            depth = self._model(pixel_values=pixels.to(self._device, self._model.dtype)).predicted_depth
-            found = self._processor.post_process_depth_estimation(
-                DepthEstimatorOutput(predicted_depth=depth.float()), target_sizes=sizes
+            depth = self._vision(frames).predicted_depth.float()
+            found = self._vision.processor.post_process_depth_estimation(
+                DepthEstimatorOutput(predicted_depth=depth), target_sizes=sizes
             )
         # The library drops sides of one pixel.
         return [item["predicted_depth"].cpu().numpy().reshape(size) for item, size in zip(found, sizes, strict=True)]

@@ -24,8 +24,9 @@ import rapidocr
 import rapidocr.inference_engine.onnxruntime
 import rapidocr.main
 
-from workers.models.base import AnyResult, Input, Spec, read_options, require_image
-from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
+from workers.models.base import AnyResult, Input, Spec, images, unservable
+from workers.models.shared.batches import Configured
+from zoo.errors import ModelUnavailable
 from zoo.results import OcrText
 
 STAGES = ("det", "cls", "rec")  # finds lines; turns upside-down ones; reads them
@@ -35,15 +36,11 @@ MAX_ASPECT = 4
 PACKAGED = Path(rapidocr.__file__).parent / "models"
 
 
-class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class OcrOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`min_score`: least confidence of a line, 0 to 1. `mode`: "full" or "line"."""
 
     min_score: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
     mode: Literal["full", "line"] = "full"
-
-    def __post_init__(self) -> None:
-        if self.min_score != self.min_score:
-            raise ValueError("min_score is not a number (NaN)")
 
 
 class PlateReader:
@@ -55,11 +52,7 @@ class PlateReader:
         """Raises ModelUnavailable when a network's file is not there, LoadFailed when it cannot be read."""
         folder = PACKAGED if spec.path is None else spec.path
         files = {stage: _network(spec.name, folder, stage) for stage in STAGES}
-        self._configured = spec.options
-        try:
-            read_options(self._configured, {}, Options)
-        except InvalidInput as e:
-            raise LoadFailed(f"{spec.name}: options in config.toml: {e}", retryable=False) from e
+        self._options = Configured(spec, OcrOptions)
         cuda = device.startswith("cuda") and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         engine = "EngineConfig.onnxruntime"
         params: dict[str, Any] = {
@@ -81,20 +74,15 @@ class PlateReader:
             self._ocr(np.full((320, 320, 3), 255, np.uint8), use_det=True, use_cls=False, use_rec=False)
             self._ocr(np.full((48, 320, 3), 255, np.uint8), use_det=False, use_cls=True, use_rec=True)
         except Exception as e:
-            raise LoadFailed(
-                f"{spec.name}: the networks in {folder} cannot be loaded ({type(e).__name__}: {str(e)[:300]})",
-                retryable=False,
-            ) from e
+            why = f"{type(e).__name__}: {str(e)[:300]}"
+            raise unservable(spec, f"the networks in {folder} cannot be loaded ({why})") from e
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """One frame after the other: rapidocr batches the lines of a frame, not frames."""
-        todo = [(require_image(item), read_options(self._configured, item.options, Options)) for item in inputs]
-        for frame, _ in todo:
-            if frame.size == 0:
-                raise InvalidInput(f"frame: it has no pixels, its shape is {frame.shape}")
+        todo = zip(images(inputs), self._options.of(inputs), strict=True)
         return [self._read(frame, options) for frame, options in todo]
 
-    def _read(self, frame: np.ndarray, options: Options) -> OcrText:
+    def _read(self, frame: np.ndarray, options: OcrOptions) -> OcrText:
         full = options.mode == "full"
         # rapidocr takes arrays as BGR. It also remembers what it was told in the last call, so all of it is said
         # every time; its own score filter is off, because it works only when lines were detected.

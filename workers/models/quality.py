@@ -29,8 +29,9 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*scipy.ndimage.filters.*", category=DeprecationWarning)
     from brisque import BRISQUE
 
-from workers.models.base import AnyResult, Input, Spec, read_options, require_image
-from zoo.errors import InvalidInput, LoadFailed
+from workers.models.base import AnyResult, Input, Spec, require_image
+from workers.models.shared.batches import Configured
+from zoo.errors import InvalidInput
 from zoo.results import Quality
 
 MIN_SIDE = 32  # the 7x7 window has to mean something at half size too
@@ -42,7 +43,7 @@ MAX_PIXELS = 1 << 23
 Points = Annotated[float, msgspec.Meta(ge=0, le=100)]
 
 
-class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class QualityOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Scores from which a frame is called blurry, and noisy; 0 to 100, the second not below the first."""
 
     blurry_at: Points = 50.0
@@ -82,11 +83,7 @@ class Brisque:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises LoadFailed when the thresholds in config.toml make no sense."""
-        self._configured = spec.options
-        try:
-            read_options(self._configured, {}, Options)
-        except InvalidInput as e:
-            raise LoadFailed(f"{spec.name}: options in config.toml: {e}", retryable=False) from e
+        self._options = Configured(spec, QualityOptions)
         cv2.setNumThreads(spec.threads)
         self._brisque = _Package(url=False)
 
@@ -97,10 +94,10 @@ class Brisque:
             InvalidInput: a frame under 32x32 or over `MAX_PIXELS`, or of one flat colour (a covered lens): it has no
                 structure whose naturalness could be judged, and the formula divides nothing by nothing.
         """
-        todo = [(require_image(item), read_options(self._configured, item.options, Options)) for item in inputs]
+        todo = zip(map(require_image, inputs), self._options.of(inputs), strict=True)
         return [self._judge(frame, options) for frame, options in todo]
 
-    def _judge(self, frame: np.ndarray, options: Options) -> Quality:
+    def _judge(self, frame: np.ndarray, options: QualityOptions) -> Quality:
         height, width = frame.shape[:2]
         if min(height, width) < MIN_SIDE:
             raise InvalidInput(f"frame: {width}x{height} is too small to judge; {MIN_SIDE}x{MIN_SIDE} is the least")

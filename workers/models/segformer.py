@@ -10,7 +10,7 @@ in one forward pass. In config.toml alone: `half`, to run in half precision.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -19,10 +19,10 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.segformer.image_processing_segformer import SegformerImageProcessor
 from transformers.models.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
-from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options
+from workers.models.base import AnyResult, Input, Spec, images, unservable
 from workers.models.shared import folder
-from workers.models.shared.pictures import preprocess
-from zoo.errors import InvalidInput, LoadFailed
+from workers.models.shared.batches import Configured, PassOptions, in_passes
+from zoo.errors import InvalidInput
 from zoo.results import Segmentation
 
 WHAT = "a SegFormer segmentation model"
@@ -34,12 +34,11 @@ MAX_PIXELS = 1 << 23
 MAX_MASKS = 1 << 27  # pixels, and bytes, of all masks of one call
 
 
-class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`min_coverage`: share of a label to be reported. `max_batch`: pictures in one pass. `half`: precision."""
+class SegmenterOptions(PassOptions, frozen=True, forbid_unknown_fields=True):
+    """`min_coverage`: share of the picture that a label has to cover to be reported."""
 
-    min_coverage: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
-    half: bool = False
+    min_coverage: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
 
 
 class Segmenter:
@@ -49,20 +48,15 @@ class Segmenter:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
-        options = load_options(spec, Options)
-        self._configured = spec.options
-        self.max_batch = options.max_batch
-        self._device = device
+        self._options = Configured(spec, SegmenterOptions)
+        self.max_batch = self._options.own.max_batch
         config = folder.open_config(spec, "segformer", WHAT)
         if config.num_labels > MAX_CLASSES:
-            raise LoadFailed(
-                f"{spec.name}: {spec.path} has {config.num_labels} classes; at most {MAX_CLASSES} fit a mask",
-                retryable=False,
-            )
-        self._model: Any = folder.open_model(
-            spec, device, SegformerForSemanticSegmentation, WHAT, half=options.half, config=config
-        )
-        self._processor: Any = folder.open_processor(spec, SegformerImageProcessor, WHAT)
+            raise unservable(spec, f"{spec.path} has {config.num_labels} classes; at most {MAX_CLASSES} fit a mask")
+        self._vision = folder.Vision(
+            spec, device, SegformerForSemanticSegmentation, WHAT, processor=SegformerImageProcessor,
+            half=self._options.own.half, config=config,
+        )  # fmt: skip
         self._labels = folder.labels_of(spec, config)
         self._forward([np.zeros((512, 512, 3), np.uint8)])  # kernels are chosen while the load is being measured
 
@@ -72,7 +66,7 @@ class Segmenter:
         Raises:
             InvalidInput: a picture has more than `MAX_PIXELS` pixels, or all together more than `MAX_MASKS`.
         """
-        asked = [read_options(self._configured, item.options, Options, fixed=("half",)) for item in inputs]
+        asked = self._options.of(inputs)
         frames = images(inputs)
         for frame in frames:
             height, width = frame.shape[:2]
@@ -83,8 +77,7 @@ class Segmenter:
         total = sum(frame.shape[0] * frame.shape[1] for frame in frames)
         if total > MAX_MASKS:
             raise InvalidInput(f"boxes: together they have {total} pixels; at most {MAX_MASKS} are taken at once")
-        size = min((options.max_batch for options in asked), default=1)
-        masks = [mask for some in chunks(frames, size) for mask in self._forward(some)]
+        masks = in_passes(asked, frames, self._forward)
         return [
             Segmentation(mask=mask, labels=self._labels, coverage=self._coverage(mask, options.min_coverage))
             for mask, options in zip(masks, asked, strict=True)
@@ -103,12 +96,11 @@ class Segmenter:
 
     def _forward(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(h, w) uint8 for each of the frames."""
-        pixels = preprocess(self._processor, frames, self._device)
         with torch.inference_mode():
-            logits = self._model(pixel_values=pixels.to(self._device, self._model.dtype)).logits.float()
+            logits = self._vision(frames).logits.float()
             # One at a time, for the library keeps the enlarged scores of all that it is given together.
             found = [
-                self._processor.post_process_semantic_segmentation(
+                self._vision.processor.post_process_semantic_segmentation(
                     SemanticSegmenterOutput(logits=logits[i : i + 1]), target_sizes=[frame.shape[:2]]
                 )[0]
                 for i, frame in enumerate(frames)

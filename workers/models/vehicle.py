@@ -10,31 +10,23 @@ pictures in one forward pass. In config.toml alone: `half`, to run in half preci
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import functools
+from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 from torchvision.models import resnet50
 
-from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
+from workers.models.base import AnyResult, Input, Spec, damaged, images, not_there, require_numbers, unservable
 from workers.models.shared import state_dict
-from workers.models.shared.imagenet import squeezed
-from zoo.errors import LoadFailed, ModelUnavailable
+from workers.models.shared.batches import Configured, RankOptions, in_passes, ranked
+from workers.models.shared.pictures import squeezed
 from zoo.results import Classification
 from zoo.system import files
 
 SIDE = 224
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 LABELS = "classes.txt"
-
-
-class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`top_k`: how many labels to answer with; None for all. `max_batch`: pictures in one pass. `half`: precision."""
-
-    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
-    half: bool = False
 
 
 class VehicleClassifier:
@@ -46,39 +38,30 @@ class VehicleClassifier:
         """Raises ModelUnavailable without weights, LoadFailed when they are not trusted, damaged or of another kind,
         or the labels are not as many as the last layer has outputs.
         """
-        options = load_options(spec, Options)
+        self._options = Configured(spec, RankOptions)
+        self.max_batch = self._options.own.max_batch
+        self._device = device
         path = spec.path
         file = next((path / name for name in WEIGHTS if (path / name).is_file()), None) if path else None
         if path is None or file is None:
-            raise ModelUnavailable(f"{spec.name}: no weights in {path}; fetch them with: zoo pull {spec.name}")
+            raise not_there(spec, f"no weights in {path}")
         torch.set_num_threads(spec.threads)
         tensors = state_dict.read(spec, file)
         if "fc.weight" not in tensors:
-            raise LoadFailed(
-                f"{spec.name}: {file} has no fc.weight; it is not of a torchvision ResNet", retryable=False
-            )
+            raise unservable(spec, f"{file} has no fc.weight; it is not of a torchvision ResNet")
         outputs = len(tensors["fc.weight"])
         self._labels = _read_labels(spec, outputs)
-        self._configured = spec.options
-        self.max_batch = options.max_batch
-        self._device = device
-        self._network = state_dict.build(
-            spec, lambda: resnet50(num_classes=outputs), tensors, "a torchvision ResNet-50", device, half=options.half
-        )
+        make, what = functools.partial(resnet50, num_classes=outputs), "a torchvision ResNet-50"
+        self._network = state_dict.build(spec, make, tensors, what, device, half=self._options.own.half)
         # Kernels are chosen while the load is being measured.
         require_numbers(spec, self._forward([np.zeros((SIDE, SIDE, 3), np.uint8)]))
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""
-        asked = [read_options(self._configured, item.options, Options, fixed=("half",)) for item in inputs]
-        frames = images(inputs)
-        size = min((options.max_batch for options in asked), default=1)
-        rows = [row for some in chunks(frames, size) for row in self._forward(some)]
-        out: list[AnyResult] = []
-        for row, options in zip(rows, asked, strict=True):
-            order = np.argsort(-row, kind="stable")[: options.top_k]
-            out.append(Classification(labels=[self._labels[i] for i in order], scores=row[order]))
-        return out
+        asked = self._options.of(inputs)
+        rows = in_passes(asked, images(inputs), self._forward)
+        found = [ranked(self._labels, row, options.top_k) for row, options in zip(rows, asked, strict=True)]
+        return [Classification(labels=labels, scores=scores) for labels, scores in found]
 
     def _forward(self, frames: Any) -> np.ndarray:
         """(n, labels) float32 probabilities."""
@@ -94,13 +77,8 @@ def _read_labels(spec: Spec, outputs: int) -> list[str]:
     try:
         lines = files.read_regular(file, files.MAX_TEXT).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
-        raise LoadFailed(
-            f"{spec.name}: the labels, {file}, cannot be read ({e}); fetch them with: zoo pull {spec.name}",
-            retryable=False,
-        ) from e
+        raise damaged(spec, f"the labels, {file}, cannot be read ({e})") from e
     labels = [line.strip() for line in lines if line.strip()]
     if len(labels) != outputs:
-        raise LoadFailed(
-            f"{spec.name}: {file} has {len(labels)} labels, the checkpoint {outputs} classes", retryable=False
-        )
+        raise unservable(spec, f"{file} has {len(labels)} labels, the checkpoint {outputs} classes")
     return labels

@@ -14,7 +14,7 @@ pass. In config.toml alone: `half`, to run in half precision.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -28,8 +28,9 @@ from transformers.models.vitpose.image_processing_vitpose import (
 )
 from transformers.models.vitpose.modeling_vitpose import VitPoseEstimatorOutput, VitPoseForPoseEstimation
 
-from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, read_options, require_numbers
+from workers.models.base import AnyResult, Input, Spec, images, require_numbers
 from workers.models.shared import folder, keypoints
+from workers.models.shared.batches import Configured, PassOptions, in_passes
 from workers.models.shared.posture import SEEN, posture
 from zoo.results import Keypoints
 
@@ -39,12 +40,10 @@ COCO_EXPERT = 0  # ViTPose+ has experts for six data sets (COCO, AiC, MPII, AP-1
 Person = tuple[np.ndarray, tuple[int, int, int, int]]  # a frame, and a box in it (x1, y1, x2, y2)
 
 
-class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`min_score`: for a posture. `max_batch`: people in one pass. `half`: precision."""
+class PoseOptions(PassOptions, frozen=True, forbid_unknown_fields=True):
+    """`min_score`: what a keypoint has to score to count for the posture."""
 
     min_score: Annotated[float, msgspec.Meta(ge=0, le=1)] = SEEN
-    max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
-    half: bool = False
 
 
 class PoseEstimator:
@@ -54,15 +53,13 @@ class PoseEstimator:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
-        options = load_options(spec, Options)
-        self._configured = spec.options
-        self.max_batch = options.max_batch
-        self._device = device
+        self._options = Configured(spec, PoseOptions)
+        self.max_batch = self._options.own.max_batch
         config = folder.open_config(spec, "vitpose", WHAT)
-        self._model: Any = folder.open_model(
-            spec, device, VitPoseForPoseEstimation, WHAT, half=options.half, config=config
-        )
-        self._processor: Any = folder.open_processor(spec, VitPoseImageProcessor, WHAT)
+        self._vision = folder.Vision(
+            spec, device, VitPoseForPoseEstimation, WHAT, processor=VitPoseImageProcessor,
+            half=self._options.own.half, config=config,
+        )  # fmt: skip
         self._has_experts = config.backbone_config.num_experts > 1
         unnamed = keypoints.unnamed(int(config.num_labels))
         self._names = [keypoints.spelled(name) for name in folder.labels_of(spec, config, unnamed)]
@@ -72,14 +69,13 @@ class PoseEstimator:
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All people in one forward pass, or in as few as `max_batch` allows."""
-        asked = [read_options(self._configured, item.options, Options, fixed=("half",)) for item in inputs]
+        asked = self._options.of(inputs)
         crops = images(inputs)
         people = [
             (item.whole, item.box or (0, 0, crop.shape[1], crop.shape[0]))
             for item, crop in zip(inputs, crops, strict=True)
         ]
-        size = min((options.max_batch for options in asked), default=1)
-        poses = [pose for some in chunks(people, size) for pose in self._forward(some)]
+        poses = in_passes(asked, people, self._forward)
         out: list[AnyResult] = []
         for (points, scores), (_, (x1, y1, x2, y2)), options in zip(poses, people, asked, strict=True):
             out.append(
@@ -95,19 +91,20 @@ class PoseEstimator:
 
     def _forward(self, people: Sequence[Person]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of each, (k, 2) points in its frame and (k,) scores, float32."""
+        vision = self._vision
         boxes = [[x1, y1, x2 - x1, y2 - y1] for _, (x1, y1, x2, y2) in people]
-        pixels = self._processor(
+        pixels = vision.processor(
             [self._cut_out(frame, box) for (frame, _), box in zip(people, boxes, strict=True)],
             boxes=None,
             do_affine_transform=False,
             input_data_format="channels_last",
             return_tensors="pt",
-            device=self._device,
+            device=vision.device,
         )["pixel_values"]
-        expert = torch.full((len(people),), COCO_EXPERT, device=self._device) if self._has_experts else None
+        expert = torch.full((len(people),), COCO_EXPERT, device=vision.device) if self._has_experts else None
         with torch.inference_mode():
-            heatmaps = self._model(pixels.to(self._device, self._model.dtype), dataset_index=expert).heatmaps
-            found = self._processor.post_process_pose_estimation(
+            heatmaps = vision.network(pixels.to(vision.device, vision.network.dtype), dataset_index=expert).heatmaps
+            found = vision.processor.post_process_pose_estimation(
                 VitPoseEstimatorOutput(heatmaps=heatmaps.float()), boxes=[[box] for box in boxes]
             )
         return [(pose["keypoints"].numpy(), pose["scores"].numpy()) for (pose,) in found]
@@ -118,8 +115,9 @@ class PoseEstimator:
         This is the processor's own affine transform, called by its parts: the processor wants a frame as a tensor, and
         of a read-only or a BGR one that would be a copy.
         """
-        width, height = self._processor.size["width"], self._processor.size["height"]
-        center, scale = box_to_center_and_scale(box, width, height, self._processor.normalize_factor)
+        processor = self._vision.processor
+        width, height = processor.size["width"], processor.size["height"]
+        center, scale = box_to_center_and_scale(box, width, height, processor.normalize_factor)
         matrix = get_warp_matrix(0, center * 2.0, np.array((width, height)) - 1.0, scale * 200.0)
         cut: np.ndarray = scipy_warp_affine(frame, matrix, (height, width))
         return cut

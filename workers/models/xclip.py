@@ -3,7 +3,7 @@
 Importing this module imports the model code and runs no tensor operation: the nursery preloads it.
 
 Options: `prompts`, `template`, `top_k` and `max_batch` (videos in one forward pass), with a request or in config.toml;
-`half` in config.toml alone. See `prompts.py`.
+`half` in config.toml alone. See `shared/prompts.py`.
 
 X-CLIP weighs each prompt anew in the light of the video, so what it says of a prompt cannot be kept. What it reads in
 the prompt before that can, which is all of its text encoder: on the published architecture (random weights, one CPU
@@ -12,29 +12,29 @@ thread, 1080p frames) that was 4 % of a call with 4 prompts, 10 % with 16 and 17
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any
 
-import msgspec
 import numpy as np
 import torch
 import transformers.models.videomae.image_processing_videomae
 import transformers.models.x_clip.modeling_x_clip  # noqa: F401
 from torch.nn.functional import normalize
-from transformers import AutoImageProcessor, XCLIPModel
+from transformers import XCLIPModel
 
-from workers.models.base import AnyResult, Input, Spec, chunks, images, load_options, require_numbers
+from workers.models.base import AnyResult, Input, Spec, chunks, images, require_numbers
 from workers.models.shared import folder
-from workers.models.shared.pictures import preprocess
-from workers.models.shared.prompts import PromptOptions, TextEncoder, configured_features, read_prompt_options
+from workers.models.shared.batches import BatchSize, Configured, by_options
+from workers.models.shared.prompts import PromptOptions, TextEncoder, as_said, configured_features
 from zoo.results import Action
 
 WHAT = "X-CLIP"
 
 
-class Options(PromptOptions, frozen=True, forbid_unknown_fields=True):
+class ActionOptions(PromptOptions, frozen=True, forbid_unknown_fields=True):
     """`PromptOptions`, with fewer in one pass: each is 8 or 16 pictures."""
 
-    max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 8
+    max_batch: BatchSize = 8
 
 
 def sample(given: int, wanted: int) -> list[int]:
@@ -53,15 +53,13 @@ class ActionRecognizer:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder or its tokenizer, LoadFailed when they cannot be served."""
-        options = load_options(spec, Options)
+        self._options = Configured(spec, ActionOptions)
+        options = self._options.own
         self.max_batch = options.max_batch
-        self._configured = spec.options
-        self._device = device
         config = folder.open_config(spec, "xclip", WHAT)
         self._frames = int(config.vision_config.num_frames)
-        self._model: Any = folder.open_model(spec, device, XCLIPModel, WHAT, half=options.half)
-        self._processor: Any = folder.open_processor(spec, AutoImageProcessor, WHAT)
-        self._texts = TextEncoder(spec, self._model, WHAT)
+        self._vision = folder.Vision(spec, device, XCLIPModel, WHAT, half=options.half)
+        self._texts = TextEncoder(spec, self._vision.network, WHAT)
         texts = configured_features(spec, options, self._texts.features)
         # Kernels are chosen while the load is being measured.
         require_numbers(spec, self._probabilities([[np.zeros((224, 224, 3), np.uint8)]], texts))
@@ -71,23 +69,18 @@ class ActionRecognizer:
 
         Frames of one video may differ in size, as crops that follow somebody do: each is scaled by itself.
         """
-        groups: dict[Options, list[int]] = {}
-        for i, item in enumerate(inputs):
-            options = read_prompt_options(self._configured, item.options, Options)
-            groups.setdefault(options, []).append(i)
+        asked = self._options.of(inputs, as_said)
         videos = [images([Input(frame, item.options) for frame in item.frames]) for item in inputs]
-        out: dict[int, AnyResult] = {}
-        for options, members in groups.items():
-            texts = self._texts.features(options.texts)
-            for some in chunks(members, options.max_batch):
-                for i, row in zip(some, self._probabilities([videos[i] for i in some], texts), strict=True):
-                    labels, scores = options.ranked(row)
-                    out[i] = Action(labels=labels, scores=scores)
-        return [out[i] for i in range(len(inputs))]
+        return by_options(asked, videos, self._find)
 
-    def _probabilities(self, videos: list[list[np.ndarray]], texts: Any) -> np.ndarray:
+    def _find(self, options: ActionOptions, videos: list[list[np.ndarray]]) -> list[AnyResult]:
+        texts = self._texts.features(options.texts)
+        rows = [row for some in chunks(videos, options.max_batch) for row in self._probabilities(some, texts)]
+        return [Action(labels=labels, scores=scores) for labels, scores in map(options.ranked, rows)]
+
+    def _probabilities(self, videos: Sequence[list[np.ndarray]], texts: Any) -> np.ndarray:
         """(videos, prompts) float32. The model's own `forward`, but with texts that are encoded already."""
-        model = self._model
+        model = self._vision.network
         with torch.inference_mode():
             seen = model.vision_model(pixel_values=self._pixels(videos))
             whole = model.visual_projection(seen.pooler_output).view(len(videos), self._frames, -1)
@@ -100,7 +93,7 @@ class ActionRecognizer:
             probabilities: np.ndarray = (model.logit_scale.float().exp() * cosines).softmax(-1).cpu().numpy()
         return probabilities
 
-    def _pixels(self, videos: list[list[np.ndarray]]) -> Any:
+    def _pixels(self, videos: Sequence[list[np.ndarray]]) -> Any:
         """(videos * frames, 3, h, w). A frame that is looked at twice is prepared once."""
         frames: list[np.ndarray] = []
         rows: list[int] = []
@@ -109,5 +102,4 @@ class ActionRecognizer:
             distinct = sorted(set(chosen))
             rows += [len(frames) + distinct.index(i) for i in chosen]
             frames += [video[i] for i in distinct]
-        pixels = preprocess(self._processor, frames, self._device).flatten(0, -4)
-        return pixels.to(self._device, self._model.dtype)[rows]
+        return self._vision.pixels(frames).flatten(0, -4)[rows]

@@ -3,7 +3,7 @@
 Importing this module imports everything that loading and predicting touch and runs no tensor operation: the
 nursery preloads it and every worker is forked from there. Labels are the checkpoint's own (`model.names`).
 
-Options, in config.toml's `options` table or with a request: those of `predictor.Settings`, and `classes`.
+Options, in config.toml's `options` table or with a request: those of `predictor.YoloOptions`, and `classes`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from workers.models.base import AnyResult, Input, Spec, images, load_options, read_options
+from workers.models.base import AnyResult, Input, Spec, configured, images, unservable
 from workers.models.shared import keypoints
-from workers.models.shared.predictor import Network, Settings, rows_of, served
-from zoo.errors import InvalidInput, LoadFailed
+from workers.models.shared.batches import Configured, by_options
+from workers.models.shared.predictor import Network, YoloOptions, rows_of, served
+from zoo.errors import InvalidInput
 from zoo.results import Detections, Keypoints
 
 
-class Options(Settings, frozen=True, forbid_unknown_fields=True):
+class DetectorOptions(YoloOptions, frozen=True, forbid_unknown_fields=True):
     """`classes`: only these, by label or by number; None for all."""
 
     classes: tuple[int | str, ...] | None = None
@@ -32,44 +33,35 @@ class Detector:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without weights, LoadFailed when they are not trusted, damaged or of another kind."""
-        options = load_options(spec, Options)
-        self._configured = spec.options
-        self.max_batch = options.max_batch
+        self._options = Configured(spec, DetectorOptions)
+        self.max_batch = self._options.own.max_batch
         with served(spec):
-            self._open(spec, device, options)
+            self._open(spec, device, self._options.own)
 
-    def _open(self, spec: Spec, device: str, options: Options) -> None:
+    def _open(self, spec: Spec, device: str, options: DetectorOptions) -> None:
         self._network = Network(spec, device, options)
         task, category = self._network.task, spec.category
         if category in ("detection", "pose") and (category == "pose") != (task == "pose"):
-            raise LoadFailed(
-                f"{spec.name}: {spec.path} is a checkpoint for {task!r}; config.toml says category = {category!r}",
-                retryable=False,
+            raise unservable(
+                spec, f"{spec.path} is a checkpoint for {task!r}; config.toml says category = {category!r}"
             )
         self._numbers: dict[str, list[int]] = {}  # several where a checkpoint gives one label to several classes
         for i, name in self._network.names.items():
             self._numbers.setdefault(name, []).append(i)
         self._keypoint_names = _keypoint_names(self._network.model)
-        try:
+        with configured(spec):
             self._classes(options)
-        except InvalidInput as e:
-            raise LoadFailed(f"{spec.name}: options in config.toml: {e}", retryable=False) from e
         self._network.warm_up(options)
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """One call of the network for the inputs that agree in their options."""
         frames = images(inputs)
-        groups: dict[Options, list[int]] = {}
-        for i, item in enumerate(inputs):
-            groups.setdefault(read_options(self._configured, item.options, Options, fixed=("half",)), []).append(i)
-        classes = {options: self._classes(options) for options in groups}
-        out: dict[int, AnyResult] = {}
-        for options, members in groups.items():
-            found = self._network([frames[i] for i in members], options, classes[options])
-            out.update((i, self._result(one)) for i, one in zip(members, found, strict=True))
-        return [out[i] for i in range(len(inputs))]
+        asked = self._options.of(inputs)
+        classes = {options: self._classes(options) for options in asked}
+        found = by_options(asked, frames, lambda options, some: self._network(some, options, classes[options]))
+        return [self._result(one) for one in found]
 
-    def _classes(self, options: Options) -> list[int] | None:
+    def _classes(self, options: DetectorOptions) -> list[int] | None:
         """Raises InvalidInput for one that the checkpoint does not have."""
         if options.classes is None:
             return None

@@ -1,8 +1,9 @@
 """YOLO-World: boxes around whatever the prompts name.
 
 Importing this module imports everything that loading and predicting touch and runs no tensor operation: the nursery
-preloads it. Options, in config.toml's `options` table or with a request: those of `predictor.Settings`, and `prompts`,
-which are the labels of the answer too; without any, the checkpoint's own classes. In config.toml alone: `text_encoder`.
+preloads it. Options, in config.toml's `options` table or with a request: those of `predictor.YoloOptions`, and
+`prompts`, which are the labels of the answer too; without any, the checkpoint's own classes. In config.toml alone:
+`text_encoder`.
 
 The network compares its picture with vectors that CLIP ViT-B/32 makes of texts; the checkpoint holds those of its own
 classes and no CLIP. For other prompts there must be beside the checkpoint, or where `text_encoder` says,
@@ -27,11 +28,12 @@ import transformers.models.clip.modeling_clip  # noqa: F401
 from torch.nn.functional import normalize
 from transformers import CLIPTextModelWithProjection
 
-from workers.models.base import AnyResult, Input, Spec, images, load_options, read_options
+from workers.models.base import AnyResult, Input, Spec, configured, images, unservable
 from workers.models.shared import folder
-from workers.models.shared.predictor import Network, Settings, Share, rows_of, served
+from workers.models.shared.batches import Configured, by_options
+from workers.models.shared.predictor import Network, Share, YoloOptions, rows_of, served
 from workers.models.shared.prompts import Kept, Prompts, TextEncoder
-from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
+from zoo.errors import InvalidInput, ModelUnavailable
 from zoo.results import Detections
 from zoo.weights import inventory
 
@@ -42,8 +44,8 @@ SHOWN = 100  # texts that a message lists
 Features = Callable[[tuple[str, ...]], Any]  # n prompts → (n, d) on the device, each of unit length
 
 
-class Options(Settings, frozen=True, forbid_unknown_fields=True):
-    """What a request may ask for, over `Settings`.
+class WorldOptions(YoloOptions, frozen=True, forbid_unknown_fields=True):
+    """What a request may ask for, over `YoloOptions`.
 
     Attributes:
         prompts: 1 to 256 texts of 1 to 200 characters; None for the checkpoint's own classes.
@@ -62,41 +64,32 @@ class OpenVocabularyDetector:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without weights, LoadFailed when they, or what makes vectors, cannot be served."""
-        options = load_options(spec, Options)
-        self._configured = spec.options
-        self.max_batch = options.max_batch
+        self._options = Configured(spec, WorldOptions, "text_encoder")
+        self.max_batch = self._options.own.max_batch
         with served(spec):
-            self._open(spec, device, options)
+            self._open(spec, device, self._options.own)
 
-    def _open(self, spec: Spec, device: str, options: Options) -> None:
+    def _open(self, spec: Spec, device: str, options: WorldOptions) -> None:
         self._network = Network(spec, device, options)
         own = getattr(self._network.model, "txt_feats", None)  # (1, classes, d)
         if own is None or own.shape[1] != len(self._network.names):
-            raise LoadFailed(f"{spec.name}: {spec.path} is not a YOLO-World checkpoint", retryable=False)
+            raise unservable(spec, f"{spec.path} is not a YOLO-World checkpoint")
         self._own = tuple(self._network.names[i] for i in range(own.shape[1]))
         self._own_features = own[0].to(device, torch.float32)
         self._features = _features(spec, options, dict(zip(self._own, self._own_features, strict=True)))
-        try:
+        with configured(spec):
             self._features(options.prompts or self._own[:1])  # so that the memory this takes is seen during the load
             self._say(options.prompts)
-        except InvalidInput as e:
-            raise LoadFailed(f"{spec.name}: options in config.toml: {e}", retryable=False) from e
         self._network.warm_up(options)
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """One call of the network for the inputs that agree in their options, prompts among them."""
         frames = images(inputs)
-        fixed = ("half", "text_encoder")
-        groups: dict[Options, list[int]] = {}
-        for i, item in enumerate(inputs):
-            groups.setdefault(read_options(self._configured, item.options, Options, fixed), []).append(i)
-        out: dict[int, AnyResult] = {}
-        for options, members in groups.items():
-            self._say(options.prompts)
-            found = self._network([frames[i] for i in members], options)
-            labels = options.prompts or self._own
-            out.update((i, _result(one, labels)) for i, one in zip(members, found, strict=True))
-        return [out[i] for i in range(len(inputs))]
+        return by_options(self._options.of(inputs), frames, self._find)
+
+    def _find(self, options: WorldOptions, frames: list[np.ndarray]) -> list[AnyResult]:
+        self._say(options.prompts)
+        return [_result(found, options.prompts or self._own) for found in self._network(frames, options)]
 
     def _say(self, prompts: tuple[str, ...] | None) -> None:
         """Tells the network what to look for. Raises InvalidInput for a prompt that no vector can be had for."""
@@ -113,7 +106,7 @@ def _result(found: Any, labels: tuple[str, ...]) -> Detections:
     )
 
 
-def _features(spec: Spec, options: Options, own: dict[str, Any]) -> Features:
+def _features(spec: Spec, options: WorldOptions, own: dict[str, Any]) -> Features:
     """From the text encoder if there is one, else from the file's vectors and the checkpoint's own."""
     assert spec.path is not None
     beside = spec.path.parent
@@ -125,35 +118,33 @@ def _features(spec: Spec, options: Options, own: dict[str, Any]) -> Features:
     return Kept(functools.partial(_look_up, known, beside))
 
 
-class _TextHalf(TextEncoder):
-    def _project(self, ids: Any, mask: Any) -> Any:
-        return normalize(self._model(input_ids=ids, attention_mask=mask).text_embeds.float(), dim=-1)
+def _text_half(model: Any, **tokens: Any) -> Any:
+    return normalize(model(**tokens).text_embeds.float(), dim=-1)
 
 
 def _open_encoder(spec: Spec, path: Path, width: int, device: Any, *, half: bool) -> TextEncoder:
     """Raises LoadFailed if the folder lacks something, is another model's, or is a stand-in and the weights are not."""
     assert spec.path is not None
     if inventory.is_stand_in(path, quick=True) and not inventory.is_stand_in(spec.path, quick=True):
-        raise LoadFailed(
-            f"{spec.name}: {path} is a stand-in, and the weights are not: what they answered would mean nothing; "
-            f"remove it, or put {WHAT} there (see docs/models.md)",
-            retryable=False,
+        raise unservable(
+            spec,
+            f"{path} is a stand-in, and the weights are not: what they answered would mean nothing; remove it, or put "
+            f"{WHAT} there (see docs/models.md)",
         )
     there = msgspec.structs.replace(spec, path=path)
     try:
         model = folder.open_model(there, str(device), CLIPTextModelWithProjection, WHAT, half=half)
-        encoder = _TextHalf(there, model, WHAT)
+        encoder = TextEncoder(there, model, WHAT, _text_half)
     except ModelUnavailable as e:
-        raise LoadFailed(
-            f"{spec.name}: {path} must hold {WHAT}: config.json, model.safetensors, and tokenizer.json or vocab.json "
-            "and merges.txt (see docs/models.md)",
-            retryable=False,
+        raise unservable(
+            spec,
+            f"{path} must hold {WHAT}: config.json, model.safetensors, and tokenizer.json or vocab.json and merges.txt "
+            "(see docs/models.md)",
         ) from e
     if model.config.projection_dim != width:
-        raise LoadFailed(
-            f"{spec.name}: the text encoder in {path} makes vectors of {model.config.projection_dim} numbers, "
-            f"the checkpoint wants {width}",
-            retryable=False,
+        made = model.config.projection_dim
+        raise unservable(
+            spec, f"the text encoder in {path} makes vectors of {made} numbers, the checkpoint wants {width}"
         )
     return encoder
 
@@ -176,10 +167,8 @@ def _read_embeddings(spec: Spec, file: Path, width: int, device: Any) -> dict[st
         if not np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-2):
             raise ValueError("an embedding is not of unit length")
     except Exception as e:
-        raise LoadFailed(
-            f"{spec.name}: {file} cannot be read as names and embeddings ({type(e).__name__}: {e}); see docs/models.md",
-            retryable=False,
-        ) from e
+        why = f"{type(e).__name__}: {e}"
+        raise unservable(spec, f"{file} cannot be read as names and embeddings ({why}); see docs/models.md") from e
     return dict(zip(names, torch.from_numpy(rows).to(device), strict=True))
 
 

@@ -13,8 +13,8 @@ import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workers.models.base import Spec, require_trust
-from zoo.errors import LoadFailed, ModelUnavailable
+from workers.models.base import Spec, damaged, not_there, require_trust
+from zoo.errors import ModelUnavailable
 from zoo.system import files
 
 SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -53,10 +53,7 @@ def weights_in(spec: Spec, path: Path) -> Weights:
         if single == PICKLE:
             require_trust(spec, found[0])
         return Weights(found, single == SAFE)
-    raise ModelUnavailable(
-        f"{spec.name}: {path} holds no weights ({SAFE}, or {PICKLE}, or the index of either); "
-        f"fetch them with: zoo pull {spec.name}"
-    )
+    raise not_there(spec, f"{path} holds no weights ({SAFE}, or {PICKLE}, or the index of either)")
 
 
 def look_at(spec: Spec, path: Path) -> None:
@@ -77,14 +74,14 @@ def look_at(spec: Spec, path: Path) -> None:
         except OSError:  # a link to nowhere: what needs it will miss it
             continue
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-            raise _wrong(spec, path / name, "is no regular file")
+            raise damaged(spec, f"{path / name} is no regular file")
         if name.endswith(DESCRIPTIONS) and found.st_size > MAX_DESCRIPTION:
-            raise _wrong(spec, path / name, f"has {found.st_size:,} bytes; at most {MAX_DESCRIPTION:,} are read")
+            raise damaged(spec, f"{path / name} has {found.st_size:,} bytes; at most {MAX_DESCRIPTION:,} are read")
     if (path / "config.json").is_file():
         config = description(spec, path / "config.json")
         for part in (config, *(value for value in config.values() if isinstance(value, dict))):
             if problem := _leads_out(part):
-                raise _wrong(spec, path / "config.json", problem)
+                raise damaged(spec, f"{path / 'config.json'} {problem}")
 
 
 def description(spec: Spec, file: Path) -> dict[str, Any]:
@@ -96,9 +93,9 @@ def description(spec: Spec, file: Path) -> dict[str, Any]:
     try:
         found = json.loads(files.read_regular(file, MAX_DESCRIPTION))
     except (OSError, ValueError, RecursionError) as e:
-        raise _wrong(spec, file, f"cannot be read: {getattr(e, 'strerror', None) or e}") from e
+        raise damaged(spec, f"{file} cannot be read: {getattr(e, 'strerror', None) or e}") from e
     if not isinstance(found, dict):
-        raise _wrong(spec, file, "holds no JSON object")
+        raise damaged(spec, f"{file} holds no JSON object")
     return found
 
 
@@ -118,15 +115,11 @@ def _shards(spec: Spec, path: Path, index: str) -> list[Path]:
     named = description(spec, path / index).get("weight_map")
     names = sorted({str(name) for name in named.values()}) if isinstance(named, dict) else []
     if not names:
-        raise _wrong(spec, path / index, "names no files (weight_map)")
+        raise damaged(spec, f"{path / index} names no files (weight_map)")
     for name in names:
         if not _SHARD[index].fullmatch(name):
             kind = "*.safetensors" if index == SAFE_INDEX else "*.bin"
-            raise _wrong(spec, path / index, f"names {name[:200]!r}; only files {kind} in the same folder are read")
+            raise damaged(spec, f"{path / index} names {name[:200]!r}; only files {kind} in the same folder are read")
         if not (path / name).is_file():
-            raise _wrong(spec, path / index, f"names {name}, which is not there")
+            raise damaged(spec, f"{path / index} names {name}, which is not there")
     return [path / name for name in names]
-
-
-def _wrong(spec: Spec, file: Path, what: str) -> LoadFailed:
-    return LoadFailed(f"{spec.name}: {file} {what}; fetch it again with: zoo pull {spec.name}", retryable=False)

@@ -10,20 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision.transforms.v2.functional  # noqa: F401  (the fast image processors use it)
 import transformers
 import transformers.integrations.peft
 import transformers.models.auto.auto_factory
 import transformers.models.auto.image_processing_auto as image_processing_auto
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.image_processing_base import ImageProcessingMixin
 
-from workers.models.base import Spec
+from workers.models.base import Spec, damaged, not_there, unservable
 from workers.models.shared import contents
+from workers.models.shared.pictures import preprocess
 from workers.models.shared.replaced import replaced
-from zoo.errors import LoadFailed, ModelUnavailable
+from zoo.errors import LoadFailed
 
 transformers.utils.logging.disable_progress_bar()
 get_checkpoint_conversion_mapping("")  # compiles a thousand regular expressions, which every load asks for
@@ -71,12 +73,32 @@ def open_model(
         raise failed(spec, what, e) from e
     # transformers fills what is missing with random numbers and goes on; such a model must not answer.
     if absent := sorted(set(report["missing_keys"]) | {str(k) for k in report.get("mismatched_keys", ())}):
-        raise LoadFailed(
-            f"{spec.name}: {path} lacks weights for {', '.join(absent[:3])} ({len(absent)} in all); "
-            f"it is not a checkpoint of {what}",
-            retryable=False,
+        raise unservable(
+            spec,
+            f"{path} lacks weights for {', '.join(absent[:3])} ({len(absent)} in all); it is no checkpoint of {what}",
         )
     return model.to(device).eval()
+
+
+class Vision:
+    """A network for pictures, and the processor that brings them into its form, from one folder."""
+
+    def __init__(
+        self, spec: Spec, device: str, kind: Any, what: str, *, processor: Any = AutoImageProcessor, **more: Any
+    ) -> None:
+        """Args, Raises: see `open_model` and `open_processor`."""
+        self.network: Any = open_model(spec, device, kind, what, **more)
+        self.processor: Any = open_processor(spec, processor, what)
+        self.device = device
+
+    def pixels(self, frames: Sequence[np.ndarray]) -> Any:
+        """The network's input for `frames` (HxWx3 uint8, any strides)."""
+        return preprocess(self.processor, frames, self.device).to(self.device, self.network.dtype)
+
+    def __call__(self, frames: Sequence[np.ndarray]) -> Any:
+        """What the network says of `frames`, in one pass."""
+        with torch.inference_mode():
+            return self.network(pixel_values=self.pixels(frames))
 
 
 def open_config(spec: Spec, family: str, what: str) -> Any:
@@ -90,10 +112,9 @@ def open_config(spec: Spec, family: str, what: str) -> Any:
     """
     config = open_processor(spec, AutoConfig, what)
     if config.model_type != family:
-        raise LoadFailed(
-            f"{spec.name}: {spec.path} holds a model of type {config.model_type!r}, not {family!r}; "
-            f"it is not a checkpoint of {what}",
-            retryable=False,
+        raise unservable(
+            spec,
+            f"{spec.path} holds a model of type {config.model_type!r}, not {family!r}; it is no checkpoint of {what}",
         )
     return config
 
@@ -123,17 +144,13 @@ class _Renamed:
 
 def failed(spec: Spec, what: str, error: Exception) -> LoadFailed:
     """What to raise when the library could not read the folder."""
-    return LoadFailed(
-        f"{spec.name}: {spec.path} cannot be loaded as {what} ({type(error).__name__}: {str(error).strip()[:300]}); "
-        f"fetch it again with: zoo pull {spec.name}",
-        retryable=False,
-    )
+    return damaged(spec, f"{spec.path} cannot be loaded as {what} ({type(error).__name__}: {str(error).strip()[:300]})")
 
 
 def _folder(spec: Spec) -> Path:
     path = spec.path
     if path is None or not (path / "config.json").is_file():
-        raise ModelUnavailable(f"{spec.name}: no model folder at {path}; fetch it with: zoo pull {spec.name}")
+        raise not_there(spec, f"no model folder at {path}")
     contents.look_at(spec, path)
     contents.weights_in(spec, path)
     return path
@@ -154,14 +171,14 @@ def labels_of(spec: Spec, config: Any, unless: Sequence[str] = ()) -> list[str]:
     fillers = [f"LABEL_{i}" for i in range(count)]  # which transformers makes up
     if missing or not names:
         which = missing[0] if missing else 0
-        raise LoadFailed(f"{spec.name}: {spec.path}: config.json has no label for class {which}", retryable=False)
+        raise unservable(spec, f"{spec.path}: config.json has no label for class {which}")
     found = [str(names[i]) for i in range(count)]
     if found != fillers:
         return found
     if len(unless) != count:
-        raise LoadFailed(
-            f"{spec.name}: {spec.path}: config.json names none of its {count} classes (id2label); write them there, "
-            f"or fetch it again with: zoo pull {spec.name}",
-            retryable=False,
+        raise unservable(
+            spec,
+            f"{spec.path}: config.json names none of its {count} classes (id2label); write them there, or fetch it "
+            f"again with: zoo pull {spec.name}",
         )
     return list(unless)

@@ -1,4 +1,4 @@
-"""Frames on their way into an image processor of transformers."""
+"""Frames on their way into a network: by an image processor of transformers, or as torchvision's networks take them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import PIL.ImageFile  # noqa: F401  (Pillow imports it when it first makes a picture of an array)
 import torch
+from PIL import Image
 
 MAX_RATIO = 16
 SQUEEZES_FROM = 384
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of red, green and blue, from 0 to 1
 
 
 def preprocess(processor: Any, frames: Sequence[np.ndarray], device: str) -> Any:
@@ -49,3 +52,16 @@ def middle(frame: np.ndarray) -> np.ndarray:
     rows, columns = min(height, MAX_RATIO * width), min(width, MAX_RATIO * height)
     top, left = (height - rows) // 2, (width - columns) // 2
     return frame[top : top + rows, left : left + columns]
+
+
+def squeezed(frames: Sequence[np.ndarray], height: int, width: int, device: str, dtype: Any) -> Any:
+    """(n, 3, height, width) of `frames` (HxWx3 uint8, any strides), each scaled whole, whatever its proportions.
+
+    For networks that were trained with torchvision on ImageNet: the same numbers as its Resize((height, width)),
+    ToTensor and Normalize make of a Pillow image. Scaled by Pillow, because torch's own bilinear scaling rounds
+    differently.
+    """
+    scaled = [Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR) for frame in frames]
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in scaled])).to(device)
+    mean, deviation = (torch.tensor(values, device=device).view(3, 1, 1) for values in (MEAN, DEVIATION))
+    return pixels.permute(0, 3, 1, 2).contiguous().float().div_(255).sub_(mean).div_(deviation).to(dtype)

@@ -33,9 +33,10 @@ from ultralytics.models.yolo.pose import PosePredictor
 from ultralytics.models.yolo.segment import SegmentationPredictor
 from ultralytics.nn.autobackend import AutoBackend
 
-from workers.models.base import Spec, chunks, require_trust
+from workers.models.base import Spec, chunks, damaged, not_there, require_trust, unservable
+from workers.models.shared.batches import BatchSize, PassOptions
 from workers.models.shared.ultralytics_files import load_checkpoint
-from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable, ZooError
+from zoo.errors import InvalidInput, ZooError
 
 MAX_MASKS = 128 << 20  # bytes of all masks of one call
 STRIDE = 32  # the coarsest grid of every published checkpoint; sizes are rounded up to it
@@ -47,23 +48,21 @@ Side = Annotated[int, msgspec.Meta(ge=STRIDE, le=4096)]
 Sides = Annotated[tuple[Side, ...], msgspec.Meta(min_length=2, max_length=2)]
 
 
-class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class YoloOptions(PassOptions, frozen=True, forbid_unknown_fields=True):
     """What every YOLO takes, in config.toml's `options` table or with a request.
 
     Attributes:
         conf: least score of a box. iou: boxes of one class that overlap more are one. Both 0 to 1.
         imgsz: pixels that the frame's longer side is scaled to, or (height, width); a multiple of 32.
         max_det: most boxes per frame, the best ones.
-        max_batch: frames in one forward pass.
-        half: in half precision. In config.toml alone.
+        max_batch, half: see `PassOptions`.
     """
 
     conf: Share = 0.25
     iou: Share = 0.7
     imgsz: Side | Sides = 640
     max_det: Annotated[int, msgspec.Meta(ge=1, le=3000)] = 300
-    max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 8
-    half: bool = False
+    max_batch: BatchSize = 8
 
     @property
     def rectangle(self) -> tuple[int, int]:
@@ -105,7 +104,7 @@ class Network:
         names: the checkpoint's own labels, by class number.
     """
 
-    def __init__(self, spec: Spec, device: str, settings: Settings) -> None:
+    def __init__(self, spec: Spec, device: str, settings: YoloOptions) -> None:
         """Raises ModelUnavailable without weights, LoadFailed when they are not trusted, damaged or of another kind.
 
         Args:
@@ -116,10 +115,7 @@ class Network:
         model = _open(spec)
         self.task = str(model.task)
         if self.task not in PREDICTORS:
-            raise LoadFailed(
-                f"{spec.name}: the checkpoint is for {self.task!r}; this adapter serves {', '.join(PREDICTORS)}",
-                retryable=False,
-            )
+            raise unservable(spec, f"the checkpoint is for {self.task!r}; this adapter serves {', '.join(PREDICTORS)}")
         self.names = _names(spec, model)
         predictor = PREDICTORS[self.task](
             overrides={
@@ -144,7 +140,7 @@ class Network:
         height, width = settings.rectangle
         self._room = settings.max_batch * height * width
 
-    def warm_up(self, settings: Settings) -> None:
+    def warm_up(self, settings: YoloOptions) -> None:
         """One empty frame. On a GPU a whole one, so that kernels are chosen and the memory of a prediction is seen
         during the load; a CPU has nothing to prepare that the smallest would not show.
         """
@@ -152,7 +148,9 @@ class Network:
             settings = msgspec.structs.replace(settings, imgsz=STRIDE)
         self([np.zeros((*settings.rectangle, 3), np.uint8)], settings)
 
-    def __call__(self, frames: Sequence[np.ndarray], settings: Settings, classes: list[int] | None = None) -> list[Any]:
+    def __call__(
+        self, frames: Sequence[np.ndarray], settings: YoloOptions, classes: list[int] | None = None
+    ) -> list[Any]:
         """One ultralytics `Results` per frame (HxWx3 RGB uint8, any strides), in as few passes as shapes allow.
 
         Args:
@@ -218,33 +216,29 @@ def served(spec: Spec) -> Iterator[None]:
     except (ZooError, torch.AcceleratorError):
         raise
     except Exception as e:
-        raise LoadFailed(
-            f"{spec.name}: {spec.path} was read, and cannot be served: it is damaged, or of another release of "
-            f"ultralytics ({type(e).__name__}: {_first_line(e)}); fetch it again with: zoo pull {spec.name}",
-            retryable=False,
+        raise damaged(
+            spec,
+            f"{spec.path} was read, and cannot be served: it is damaged, or of another release of ultralytics "
+            f"({_first_line(e)})",
         ) from e
 
 
 def _open(spec: Spec) -> Any:
     path = spec.path
     if path is None or not path.is_file():
-        raise ModelUnavailable(f"{spec.name}: no weights at {path}; fetch them with: zoo pull {spec.name}")
+        raise not_there(spec, f"no weights at {path}")
     require_trust(spec, path)
     try:
         return load_checkpoint(path)
     except Exception as e:
-        raise LoadFailed(
-            f"{spec.name}: {path} is not an ultralytics checkpoint, or is damaged "
-            f"({type(e).__name__}: {_first_line(e)}); fetch it again with: zoo pull {spec.name}",
-            retryable=False,
-        ) from e
+        raise damaged(spec, f"{path} is not an ultralytics checkpoint, or is damaged ({_first_line(e)})") from e
 
 
 def _names(spec: Spec, model: Any) -> dict[int, str]:
     given = getattr(model, "names", None) or {}
     names = {int(i): str(name) for i, name in (given.items() if isinstance(given, dict) else enumerate(given))}
     if missing := [i for i in range(int(model.model[-1].nc)) if i not in names]:
-        raise LoadFailed(f"{spec.name}: the checkpoint has no label for class {missing[0]}", retryable=False)
+        raise unservable(spec, f"the checkpoint has no label for class {missing[0]}")
     return names
 
 
@@ -264,4 +258,4 @@ def _single(found: Any) -> list[Any]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -16,9 +16,10 @@ import torch
 import transformers.models.clip.tokenization_clip  # noqa: F401
 from transformers import AutoTokenizer
 
-from workers.models.base import Spec, read_options
+from workers.models.base import Spec, configured, damaged, not_there
 from workers.models.shared import folder
-from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
+from workers.models.shared.batches import RankOptions, TopK, ranked
+from zoo.errors import InvalidInput
 
 PROMPT_SETS = 32  # whose features are kept, the most recently used; of the largest sets, 16 MB
 PER_PASS = 64  # prompts through the text encoder at a time
@@ -27,22 +28,18 @@ Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\S"
 Prompts = Annotated[tuple[Prompt, ...], msgspec.Meta(min_length=1, max_length=256)]
 
 
-class PromptOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PromptOptions(RankOptions, frozen=True, forbid_unknown_fields=True):
     """What a request may ask for.
 
     Attributes:
         prompts: 1 to 256 texts of 1 to 200 characters, which are the labels of the answer too.
         template: what is said to the model for each prompt, with the prompt in place of `{}`.
-        top_k: how many labels to answer with; None for all.
-        max_batch: pictures or videos in one forward pass.
-        half: in half precision. In config.toml alone.
+        top_k, max_batch, half: see `RankOptions`; of pictures or videos.
     """
 
     prompts: Prompts | None = None
     template: Annotated[str, msgspec.Meta(max_length=200)] = "{}"
-    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = 3
-    max_batch: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
-    half: bool = False
+    top_k: TopK | None = 3
 
     def __post_init__(self) -> None:
         if self.template.count("{}") != 1:
@@ -62,20 +59,14 @@ class PromptOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def ranked(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
         """The `top_k` prompts and their probabilities, from one probability per prompt; the most probable first."""
         assert self.prompts is not None
-        order = np.argsort(-probabilities, kind="stable")[: self.top_k]
-        return [self.prompts[i] for i in order], probabilities[order]
+        return ranked(self.prompts, probabilities, self.top_k)
 
 
-OptionsT = TypeVar("OptionsT", bound=PromptOptions)
-
-
-def read_prompt_options(configured: dict[str, Any], asked: dict[str, Any], kind: type[OptionsT]) -> OptionsT:
-    """`read_options`, but that config.toml's template goes with config.toml's prompts: those of a request are said as
-    they are, unless it brings a template of its own.
+def as_said(asked: dict[str, Any]) -> dict[str, Any]:
+    """A request's options. config.toml's template goes with config.toml's prompts: those of a request are said as they
+    are, unless it brings a template of its own.
     """
-    if "prompts" in asked:
-        asked = {"template": "{}", **asked}
-    return read_options(configured, asked, kind, fixed=("half",))
+    return {"template": "{}", **asked} if "prompts" in asked else asked
 
 
 class Kept:
@@ -97,6 +88,10 @@ class Kept:
         return self._kept[texts]
 
 
+def whole_clip(model: Any, **tokens: Any) -> Any:
+    return model.get_text_features(**tokens).pooler_output
+
+
 class TextEncoder:
     """The text half of a transformers CLIP or X-CLIP.
 
@@ -105,19 +100,20 @@ class TextEncoder:
             that is too long.
     """
 
-    def __init__(self, spec: Spec, model: Any, what: str) -> None:
-        """Raises ModelUnavailable without a tokenizer in the folder, LoadFailed when it cannot serve the model."""
+    def __init__(self, spec: Spec, model: Any, what: str, project: Callable[..., Any] = whole_clip) -> None:
+        """Raises ModelUnavailable without a tokenizer in the folder, LoadFailed when it cannot serve the model.
+
+        Args:
+            project: makes vectors of the model's `input_ids` and `attention_mask`.
+        """
         self._model = model
+        self._project = project
         require_tokenizer(spec)
         self._tokenizer: Any = folder.open_processor(spec, AutoTokenizer, f"the tokenizer of {what}")
         self._config = getattr(model.config, "text_config", model.config)  # a text half alone has no other
         check_vocabulary(spec, len(self._tokenizer), self._config.vocab_size)
         if self._tokenizer.pad_token is None:  # prompts of unequal lengths go through the encoder together
-            raise LoadFailed(
-                f"{spec.name}: the tokenizer in {spec.path} has no padding token; tokenizer_config.json names it; "
-                f"fetch it again with: zoo pull {spec.name}",
-                retryable=False,
-            )
+            raise damaged(spec, f"the tokenizer in {spec.path} has no padding token; tokenizer_config.json names it")
         self.features = Kept(self._encode)
 
     def _encode(self, texts: tuple[str, ...]) -> Any:
@@ -128,13 +124,10 @@ class TextEncoder:
         ids, mask = ids.to(self._model.device), mask.to(self._model.device)
         with torch.inference_mode():
             passes = [
-                self._project(some, its_mask)
+                self._project(self._model, input_ids=some, attention_mask=its_mask)
                 for some, its_mask in zip(ids.split(PER_PASS), mask.split(PER_PASS), strict=True)
             ]
             return torch.cat(passes)
-
-    def _project(self, ids: Any, mask: Any) -> Any:
-        return self._model.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
 
 
 def require_tokenizer(spec: Spec) -> None:
@@ -142,10 +135,7 @@ def require_tokenizer(spec: Spec) -> None:
     path = spec.path
     assert path is not None
     if not (path / "tokenizer.json").is_file() and not all((path / f).is_file() for f in ("vocab.json", "merges.txt")):
-        raise ModelUnavailable(
-            f"{spec.name}: {path} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt); "
-            f"fetch it with: zoo pull {spec.name}"
-        )
+        raise not_there(spec, f"{path} holds no tokenizer (tokenizer.json, or vocab.json and merges.txt)")
 
 
 def check_vocabulary(spec: Spec, tokenizer: int, encoder: int) -> None:
@@ -153,10 +143,9 @@ def check_vocabulary(spec: Spec, tokenizer: int, encoder: int) -> None:
     does not know would end the process.
     """
     if tokenizer > encoder:
-        raise LoadFailed(
-            f"{spec.name}: the tokenizer in {spec.path} has {tokenizer} entries, the text encoder {encoder}; "
-            f"they are not of one model; fetch it again with: zoo pull {spec.name}",
-            retryable=False,
+        raise damaged(
+            spec,
+            f"the tokenizer in {spec.path} has {tokenizer} entries, the text encoder {encoder}: not of one model",
         )
 
 
@@ -174,7 +163,5 @@ def configured_features(spec: Spec, options: PromptOptions, features: Callable[[
     Raises:
         LoadFailed: one of them is too long.
     """
-    try:
+    with configured(spec):
         return features(options.texts if options.prompts else ("a photo",))
-    except InvalidInput as e:
-        raise LoadFailed(f"{spec.name}: options in config.toml: {e}", retryable=False) from e

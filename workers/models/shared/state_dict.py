@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from workers.models.base import Spec, require_trust
+from workers.models.base import Spec, damaged, require_trust, unservable
 from zoo.errors import LoadFailed
 
 WRAPPERS = ("module.", "model.")  # what DataParallel, and a class around the network, put before every name
@@ -35,15 +35,12 @@ def read(spec: Spec, file: Path) -> dict[str, Any]:
     except LoadFailed:
         raise
     except Exception as e:
-        raise LoadFailed(
-            f"{spec.name}: {file} is damaged, or holds something else than tensors by name "
-            f"({type(e).__name__}: {_start(e)}); fetch it again with: zoo pull {spec.name}",
-            retryable=False,
-        ) from e
+        why = f"{type(e).__name__}: {_start(e)}"
+        raise damaged(spec, f"{file} is damaged, or holds something else than tensors by name ({why})") from e
     if isinstance(found, dict):
         found = found.get("state_dict", found)
     if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise LoadFailed(f"{spec.name}: {file} does not hold tensors by name (a state dict)", retryable=False)
+        raise unservable(spec, f"{file} does not hold tensors by name (a state dict)")
     while wrapper := next((w for w in WRAPPERS if all(name.startswith(w) for name in found)), ""):
         found = {name.removeprefix(wrapper): value for name, value in found.items()}
     return found
@@ -65,7 +62,7 @@ def build(
     try:
         network.load_state_dict(tensors, assign=True)
     except RuntimeError as e:
-        raise LoadFailed(f"{spec.name}: {spec.path} is not a checkpoint of {what}: {_start(e)}", retryable=False) from e
+        raise unservable(spec, f"{spec.path} is not a checkpoint of {what}: {_start(e)}") from e
     dtype = torch.float16 if half else torch.float32
     return network.to(device, dtype).eval().requires_grad_(False)
 

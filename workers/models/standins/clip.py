@@ -95,7 +95,7 @@ def open_clip(target: Path, seed: int) -> None:
     import torch
     from safetensors.torch import save_file
 
-    library: Any = import_module("workers.models.openclip").open_clip
+    library: Any = import_module("workers.models.shared.openclip").open_clip
 
     vision = {"image_size": 224, "layers": 2, "width": 64, "patch_size": 32}
     # open_clip brings this tokenizer itself, with its 49,408 entries.

@@ -8,6 +8,7 @@ there is an open_clip_config.json, that one counts.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch.nn.functional import normalize
 
-from workers.models.base import Spec, require_trust
+from workers.models.base import Spec, not_there, require_trust, unservable
 from workers.models.shared import contents, folder
 from workers.models.shared.pictures import middle
 from workers.models.shared.prompts import PER_PASS, Kept, check_length, check_vocabulary, require_tokenizer
-from zoo.errors import LoadFailed, ModelUnavailable
+from zoo.errors import LoadFailed
 
 WHAT = "an open_clip model"
 CONFIG = "open_clip_config.json"
@@ -70,7 +71,7 @@ class OpenClip:
         self.scale = self._model.logit_scale.exp().item()
         self.text_features = Kept(self._encode)
 
-    def image_features(self, frames: list[np.ndarray]) -> Any:
+    def image_features(self, frames: Sequence[np.ndarray]) -> Any:
         pictures = [Image.fromarray(np.ascontiguousarray(middle(frame))) for frame in frames]
         pixels = torch.stack([self._preprocess(picture) for picture in pictures])
         with torch.inference_mode():
@@ -96,7 +97,7 @@ def _checked(spec: Spec) -> tuple[Path, dict[str, Any]]:
     contents.look_at(spec, path)
     weights = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if weights is None:
-        raise ModelUnavailable(f"{spec.name}: {path} holds no {WEIGHTS[0]}; fetch it with: zoo pull {spec.name}")
+        raise not_there(spec, f"{path} holds no {WEIGHTS[0]}")
     if weights.suffix != ".safetensors":
         require_trust(spec, weights)
     try:
@@ -105,23 +106,24 @@ def _checked(spec: Spec) -> tuple[Path, dict[str, Any]]:
     except (ValueError, KeyError, TypeError) as e:
         raise folder.failed(spec, WHAT, e) from e
     if unknown := sorted({*(text.get("tokenizer_kwargs") or {})} - TOKENIZER_SETTINGS):
-        raise LoadFailed(
-            f"{spec.name}: {path / CONFIG} has {unknown[0]!r} among its tokenizer_kwargs; the zoo passes on "
-            f"{', '.join(sorted(TOKENIZER_SETTINGS))} and nothing else",
-            retryable=False,
+        passed = ", ".join(sorted(TOKENIZER_SETTINGS))
+        raise unservable(
+            spec,
+            f"{path / CONFIG} has {unknown[0]!r} among its tokenizer_kwargs; only {passed} are passed on",
         )
     if not re.fullmatch(r"[\w.-]*", str(vision.get("timm_model_name") or "")):
-        raise LoadFailed(
-            f"{spec.name}: the image half of {path} is {vision['timm_model_name']!r}, which timm fetches; "
-            "only checkpoints that are whole in their folder are served",
-            retryable=False,
-        )
+        raise _not_whole(spec, "image", vision["timm_model_name"], "which timm fetches")
     if text.get("hf_model_name"):
-        raise LoadFailed(
-            f"{spec.name}: the text half of {path} is {text['hf_model_name']!r}, whose configuration open_clip fetches "
-            "from Hugging Face; only checkpoints that are whole in their folder are served",
-            retryable=False,
-        )
+        elsewhere = "whose configuration open_clip fetches from Hugging Face"
+        raise _not_whole(spec, "text", text["hf_model_name"], elsewhere)
     if text.get("hf_tokenizer_name"):
         require_tokenizer(spec)
     return path, text
+
+
+def _not_whole(spec: Spec, half: str, named: Any, elsewhere: str) -> LoadFailed:
+    return unservable(
+        spec,
+        f"the {half} half of {spec.path} is {named!r}, {elsewhere}; only checkpoints that are whole in their folder "
+        "are served",
+    )
