@@ -123,7 +123,7 @@ def test_a_process_that_somebody_else_kills_teaches_nothing(broker: Start) -> No
     pid = client.infer("a", FRAME)["pid"]
     charged = ps(client, "a")["vram_mb"]
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: said(client, "a", "its process ended (killed by SIGKILL, by somebody else"))
+    wait_until(lambda: said(client, "a", "its process ended (killed by SIGKILL, by another process"))
     assert client.infer("a", FRAME)["pid"] != pid
     assert ps(client, "a")["vram_mb"] == pytest.approx(charged, abs=5)
 
