@@ -38,7 +38,6 @@ from cosmic_ray.plugins import get_operator
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = 4 << 30  # bytes of address space for one run of the tests
-TEST_S = 60  # one test; the slowest takes about 10 s when the machine is quiet
 
 COMPARISONS = "Lt_LtE Lt_GtE LtE_Lt LtE_Gt Gt_GtE Gt_LtE GtE_Gt GtE_Lt Eq_NotEq NotEq_Eq Is_IsNot IsNot_Is"
 BINARY = "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Mul Mod_Mul BitOr_BitAnd BitAnd_BitOr"
@@ -138,8 +137,10 @@ def limit_memory() -> None:
 
 
 def run_tests(python: str, folder: Path, paths: list[str], seconds: float, *more: str) -> bool:
-    """Whether they pass in time."""
-    command = [python, "-m", "pytest", "-x", "-m", "not slow", f"--timeout={TEST_S}", *more, *paths]
+    """Whether they pass. All together may take four times the seconds given, and one test as long as all of them did:
+    the machine may be busy, and a mutant that loops for ever is found all the same.
+    """
+    command = [python, "-m", "pytest", "-x", "-m", "not slow", f"--timeout={max(60.0, seconds)}", *more, *paths]
     kept = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "PYTHONDONTWRITEBYTECODE": "1"}
     environment = {**kept, "CI": "1"}  # the same examples in every run
     process = subprocess.Popen(
@@ -152,7 +153,7 @@ def run_tests(python: str, folder: Path, paths: list[str], seconds: float, *more
         preexec_fn=limit_memory,
     )
     try:
-        return process.wait(timeout=seconds) == 0
+        return process.wait(timeout=60.0 + 4 * seconds) == 0
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -163,7 +164,7 @@ def in_order(python: str, folder: Path, tests: str) -> tuple[list[str], float]:
     """The files of the tests, the quickest first, and how long all of them take; they have to pass unchanged."""
     report = folder / "report.xml"
     start = time.monotonic()
-    if not run_tests(python, folder, [tests], 1800.0, f"--junitxml={report}"):
+    if not run_tests(python, folder, [tests], 450.0, f"--junitxml={report}"):
         raise SystemExit(f"{tests} fails without any change (or takes longer than 30 minutes)")
     took: dict[str, float] = {}
     for case in ElementTree.parse(report).iter("testcase"):
@@ -213,7 +214,7 @@ def main() -> None:
             try:
                 (folder / mutant.path).write_text(code)
                 start = time.monotonic()
-                survived = run_tests(python, folder, paths, 60 + 4 * took)
+                survived = run_tests(python, folder, paths, took)
                 seconds = time.monotonic() - start
             finally:
                 (folder / mutant.path).write_text(original)

@@ -312,13 +312,13 @@ def test_an_input_that_hangs_twice_is_refused_until_the_model_is_unloaded(broker
     with running.client() as client:
         for _ in range(2):
             with pytest.raises(zoo.WorkerHung):
-                client.infer("stuck", FRAME, do="hang-python")
+                client.infer("stuck", FRAME, do="hang-gil")
         with pytest.raises(zoo.Quarantined, match="not run again"):
-            client.infer("stuck", FRAME, do="hang-python")
+            client.infer("stuck", FRAME, do="hang-gil")
         assert client.infer("stuck", FRAME)["shape"] == [48, 64, 3], "others are served"
         client.unload("stuck")
         with pytest.raises(zoo.WorkerHung):
-            client.infer("stuck", FRAME, do="hang-python")
+            client.infer("stuck", FRAME, do="hang-gil")
 
 
 def test_an_adapter_that_raises_fails_its_request_alone(broker):
