@@ -11,7 +11,6 @@ bottom up; each is given those below it, and knows nothing of those above:
     fleet           workers: started, spoken to, killed
     clients         sessions, and where answers go
     intake          what clients ask
-    lifelines       what clients and workers say beside requests
 
 One thread and one `zmq.Poller`: asyncio on this path was measured to cost 20 to 45 % of the throughput.
 """
@@ -33,7 +32,6 @@ from broker.front.clients import Clients
 from broker.front.front import Front
 from broker.front.handoff import Handoff
 from broker.front.intake import Intake
-from broker.lifelines import Lifelines
 from broker.loop import Loop
 from broker.memory import meters, resident
 from broker.memory.host_cache import Copies
@@ -102,7 +100,7 @@ class Service:
         try:
             self._front = Front(config, place, shares, access)
             listen, limit = partial(place.listen, kind=socket.SOCK_SEQPACKET), config.broker.arena_limit_mb << 20
-            self._handoff = Handoff(place.handoff, limit, listen, shares, place.admits, self._loop.forget)
+            self._handoff = Handoff(place.handoff, limit, self._loop, listen, shares, place.admits)
         except (OSError, ConfigError) as e:  # zmq.ZMQError is neither
             place.release()
             raise e if isinstance(e, ConfigError) else ConfigError(f"cannot listen on {config.endpoint}: {e}") from None
@@ -118,7 +116,7 @@ class Service:
         self._clients = clients = Clients(core, self._front, handoff, fleet.arena_of)
         views = Views(core.scheduler, fleet.usage, copies)
         self._intake = Intake(core, self._front, handoff, clients, fleet.workers, views, learnt, self.reload)
-        self._lifelines = Lifelines(loop, handoff, clients, fleet)
+        handoff.roles = {"client": clients, "worker": fleet}
         self._resident = resident.ResidentFile(config.state)
         core.actions = {
             events.StartWorker: fleet.start,
@@ -180,7 +178,7 @@ class Service:
             soonest = due
         if not self._front.outgoing.is_empty:
             soonest = min(soonest, now + outgoing.TICK_S)
-        return min(soonest, now + CROWDED_S) if self._lifelines.crowded else soonest
+        return min(soonest, now + CROWDED_S) if self._handoff.crowded else soonest
 
     def _time_passes(self) -> None:
         now = time.monotonic()
@@ -189,17 +187,16 @@ class Service:
         self._fleet.tick(now)
         if not self._front.outgoing.is_empty:
             run("sending what waits for clients", lambda: self._front.outgoing.flush(now))
-        if self._lifelines.crowded:
-            run("closing nameless lifelines", lambda: self._lifelines.end_nameless(now))
+        if self._handoff.crowded:
+            run("closing nameless lifelines", lambda: self._handoff.end_nameless(now))
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_S
             self._fleet.housekeeping(now)
             run("writing down footprints", self._learnt.write_down)
             run("noting what is loaded", self._note_resident)
             run("ending silent sessions", lambda: self._clients.end_silent(now, local=bool(self._place.front)))
-            run("closing nameless lifelines", lambda: self._lifelines.end_nameless(now))
-            run("ending lifelines that were cut off", self._lifelines.end_cut_off)
-            run("writing to slow lifelines", self._handoff.flush)
+            run("closing nameless lifelines", lambda: self._handoff.end_nameless(now))
+            run("writing to slow lifelines", self._handoff.tend)
             run("keeping the endpoint", lambda: self._place.keep(now, self._listen_again))
 
     def _hear_signals(self) -> None:
@@ -245,7 +242,7 @@ class Service:
         if path == self._place.front:
             self._front.bind()
         else:
-            self._lifelines.listen_again()
+            self._handoff.listen_again()
 
     def _do_stop(self, _: events.Stop) -> None:
         self._stop = True

@@ -28,7 +28,6 @@ from broker.front.clients import Clients
 from broker.front.front import Front
 from broker.front.handoff import Handoff, LifelineEnd
 from broker.front.intake import Intake
-from broker.lifelines import Lifelines
 from broker.loop import Loop
 from broker.memory.learnt import Learnt
 from broker.scheduler import events as vocabulary
@@ -41,7 +40,7 @@ FAULT = "fault"
 CONTRADICTION = "contradiction"  # instead of a function's name: the scheduler miscounts what runs
 FOR_EVER = " for ever"
 PARTS = (
-    Service, Core, Loop, Learnt, Front, Handoff, LifelineEnd, Lifelines, Clients, Intake,
+    Service, Core, Loop, Learnt, Front, Handoff, LifelineEnd, Clients, Intake,
     Fleet, Channels, WorkerReports, Reserve, Copying, Roster, WorkerProcess,
 )  # fmt: skip
 KEEPS_ITSELF_ALIVE = {  # what the guard is made of, and what is over before it begins or after it ends

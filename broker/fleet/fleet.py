@@ -207,7 +207,7 @@ class Fleet:
         worker.line, line.takes = line, self._takes
         return True
 
-    def lost_line(self, line: LifelineEnd) -> None:
+    def lost_line(self, line: LifelineEnd, gone: bool = True) -> None:
         """The exit of its process follows."""
         worker = self._roster.by_key.get(line.key)
         if worker is not None and worker.line is line:

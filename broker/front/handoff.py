@@ -18,12 +18,14 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import msgspec
 
 from broker.descriptors import UNDIVIDED, Shares
 from broker.front import listening
+from broker.loop import Loop
 from zoo.errors import ProtocolMismatch, QueueFull
 from zoo.system import peer
 from zoo.wire import arena, lifeline, protocol
@@ -126,20 +128,39 @@ class Arena(msgspec.Struct, eq=False):
     readers: set[bytes] = set()
 
 
+class Role(Protocol):
+    """What the processes of one kind are to the broker: clients, or workers."""
+
+    def attach(self, line: LifelineEnd, key: bytes) -> bool:
+        """Takes the lifeline of the process of that key. False: it is refused."""
+
+    def lost_line(self, line: LifelineEnd, gone: bool) -> None:
+        """The lifeline has ended, or is of no use. `gone`: the process at the other end is."""
+
+
 class Handoff:
-    """The listening socket, the lines and the arenas. `forget` is told the descriptor of a line before it is closed."""
+    """The listening socket, the lines and the arenas.
+
+    Attributes:
+        limit: bytes of one arena.
+        roles: by name; the service fills it.
+        crowded: no more are accepted until some have said who they are, or have been closed.
+    """
 
     def __init__(
         self,
         path: str,
         arena_limit_bytes: int,
+        loop: Loop,
         listen: Callable[[str], socket.socket] | None = None,
         shares: Shares = UNDIVIDED,
         admits: Callable[[socket.socket], bool] = peer.is_own,
-        forget: Callable[[int], object] = lambda _: None,
     ) -> None:
         self.path = path
         self.limit = arena_limit_bytes
+        self.roles: dict[str, Role] = {}
+        self.crowded = False
+        self._loop = loop
         self._shares = shares
         self._nameless: dict[int, LifelineEnd] = {}
         self._spare_arenas = 0  # of clients, beyond the first of each, which has a place of its own
@@ -149,28 +170,29 @@ class Handoff:
         self._ids = itertools.count(1)
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._admits = admits
-        self._forget = forget
         self._listen = listen or (lambda path: listening.listen(path, socket.SOCK_SEQPACKET, BACKLOG))
         self._listener = self._listen(path)
+        loop.watch(self._listener.fileno(), self._accept)
+
+    # ------------------------------------------------------------ connections
 
     def listen_again(self) -> None:
         """Its file was removed: a new one. Lines that are connected stay so. Raises OSError."""
         made = self._listen(self.path)
+        self._loop.forget(self._listener.fileno())
         self._listener.close()
         self._listener = made
+        self._accept_again()
 
-    def fileno(self) -> int:
-        return self._listener.fileno()
-
-    def accept(self) -> Iterator[LifelineEnd]:
-        """New connections, of the processes of this user, of root, and of those that `admits` lets in."""
+    def _accept(self) -> None:
+        """Takes new connections, of the processes of this user, of root, and of those that `admits` lets in."""
         for _ in range(BURST):
-            if self.is_crowded:
+            if len(self._nameless) >= self._shares.nameless:  # until there is room, the others wait in the backlog
+                self._loop.forget(self._listener.fileno())
+                self.crowded = True
                 return
             try:
                 sock, _ = self._listener.accept()
-            except (BlockingIOError, InterruptedError):
-                return
             except OSError as e:
                 if e.errno not in (errno.EMFILE, errno.ENFILE):
                     return
@@ -182,13 +204,14 @@ class Handoff:
                 line.send(protocol.LifelineRefused("access_denied", "this broker serves another user"))
                 sock.close()
                 continue
+            line.takes = {protocol.LifelineAttach: self._attach}
             self.lines[line.fd] = self._nameless[line.fd] = line
-            yield line
+            self._loop.watch(line.fd, partial(self._read, line), partial(self._lost, line, False))
 
-    @property
-    def is_crowded(self) -> bool:
-        """No more are accepted until some have said who they are, or have gone."""
-        return len(self._nameless) >= self._shares.nameless
+    def _accept_again(self) -> None:
+        if len(self._nameless) < self._shares.nameless and not self._loop.watches(self._listener.fileno()):
+            self.crowded = False
+            self._loop.watch(self._listener.fileno(), self._accept)
 
     def _turn_away(self) -> None:
         """Out of descriptors: what waits is hung up on, or the listener would stay ready and the loop spin."""
@@ -198,20 +221,44 @@ class Handoff:
         with contextlib.suppress(OSError):
             self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
-    def flush(self) -> None:
-        """Called now and then: sends what had to wait for slow readers."""
-        for line in self.lines.values():
-            if line.unsent:
+    def _attach(self, line: LifelineEnd, message: protocol.LifelineAttach, _: int | None) -> None:
+        role = self.roles.get(message.role)
+        if role is None or not role.attach(line, message.key):
+            raise ConnectionError("refused")
+        self._accept_again()
+
+    def _read(self, line: LifelineEnd) -> None:
+        try:
+            self.hear(line)
+        except ConnectionError as e:
+            self._lost(line, isinstance(e, PeerGone))
+
+    def _lost(self, line: LifelineEnd, gone: bool) -> None:
+        role = self.roles.get(line.role)
+        if role is not None:
+            role.lost_line(line, gone)
+        else:
+            self.close(line)
+
+    def end_nameless(self, now: float) -> None:
+        """Ends connections that should have said by now who they are."""
+        patience = ATTACH_CROWDED_S if self.crowded else ATTACH_S
+        for line in [line for line in self._nameless.values() if now - line.since > patience]:
+            self.close(line)
+        self._accept_again()
+
+    def tend(self) -> None:
+        """Called now and then: sends what had to wait for slow readers, and gives up lines that are not read at all."""
+        for line in list(self.lines.values()):
+            if line.cut and not line.departed:
+                self._lost(line, False)
+            elif line.unsent:
                 line.flush()
 
-    def nameless(self, now: float) -> list[LifelineEnd]:
-        """Connections that should have said by now who they are."""
-        patience = ATTACH_CROWDED_S if self.is_crowded else ATTACH_S
-        return [line for line in self._nameless.values() if now - line.since > patience]
+    # ------------------------------------------------------------ packets
 
     def receive(self, line: LifelineEnd) -> Iterator[tuple[protocol.LifelineMessage, int | None]]:
-        """Packets that are there, not too many at once. Raises PeerGone at the end, ConnectionError for
-        nonsense."""
+        """Packets that are there, not too many at once. Raises PeerGone at the end, ConnectionError for nonsense."""
         for _ in range(BURST):
             try:
                 packet = lifeline.receive(line.sock, socket.MSG_DONTWAIT)
@@ -293,10 +340,6 @@ class Handoff:
         found = self.arenas.get(number)
         return found is not None and found.owner == key
 
-    def cut_off(self) -> list[LifelineEnd]:
-        """Lines of clients that do not read, whose sessions are to end."""
-        return [line for line in self.lines.values() if line.cut and not line.departed]
-
     # ------------------------------------------------------------ results
 
     def free(self, number: int, offset: int) -> None:
@@ -366,13 +409,14 @@ class Handoff:
         if self.by_key.get(line.key) is line:
             del self.by_key[line.key]
         self.lines.pop(line.fd, None)
-        self._forget(line.fd)
+        self._loop.forget(line.fd)
         line.closed = True  # only now: a close that has failed halfway is taken up again
         line.sock.close()
 
     def shut(self) -> None:
         for line in list(self.lines.values()):
             self.close(line)
+        self._loop.forget(self._listener.fileno())
         self._listener.close()
         os.close(self._spare)
 

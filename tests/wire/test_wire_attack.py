@@ -29,6 +29,8 @@ import pytest
 import zmq
 
 from broker.front import handoff
+from broker.guard import Guard
+from broker.loop import Loop
 from tests import support
 from tests.client.inside import link
 from tests.support import Running, toy, wait_until
@@ -698,20 +700,30 @@ def test_a_second_broker_on_the_same_endpoint_is_told_who_has_it(target: Target)
 
 @pytest.fixture
 def handed(zoo_dir: Path) -> Iterator[tuple[handoff.Handoff, handoff.LifelineEnd, socket.socket]]:
-    made = handoff.Handoff(f"{zoo_dir}/h", 1 << 20)
+    loop = Loop(Guard(lambda: None))
+    made = handoff.Handoff(f"{zoo_dir}/h", 1 << 20, loop)
     peer = lifeline.connect(made.path, 5.0)
-    (line,) = list(made.accept())
+    loop.turn(time.monotonic() + 5.0)
+    (line,) = made.lines.values()
     yield made, line, peer
     made.shut()
     peer.close()
+    loop.close()
 
 
 def test_whoever_does_not_say_who_he_is_is_found_out(handed: Any) -> None:
     made, line, _ = handed
-    assert made.nameless(line.since + handoff.ATTACH_S - 1) == []
-    assert made.nameless(line.since + handoff.ATTACH_S + 1) == [line]
+    made.end_nameless(line.since + handoff.ATTACH_S - 1)
+    assert not line.closed
+    made.end_nameless(line.since + handoff.ATTACH_S + 1)
+    assert line.closed
+
+
+def test_a_connection_that_says_what_it_is_may_stay(handed: Any) -> None:
+    made, line, _ = handed
     assert made.attach(line, "client", b"key")
-    assert made.nameless(line.since + handoff.ATTACH_S + 1) == []
+    made.end_nameless(line.since + handoff.ATTACH_S + 1)
+    assert not line.closed
 
 
 def test_what_a_slow_reader_cannot_take_yet_waits_for_it_in_order(handed: Any) -> None:
@@ -725,7 +737,7 @@ def test_what_a_slow_reader_cannot_take_yet_waits_for_it_in_order(handed: Any) -
         with contextlib.suppress(BlockingIOError):
             while True:
                 heard.append(lifeline.receive(peer)[0].rid)  # type: ignore[index, union-attr]
-        made.flush()
+        made.tend()
     assert heard == list(range(2000))
     assert not line.unsent
 
