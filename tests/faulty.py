@@ -21,9 +21,9 @@ from broker.core import Core
 from broker.fleet.channels import Channels
 from broker.fleet.copying import Copying
 from broker.fleet.fleet import Fleet
-from broker.fleet.process import Roster, WorkerProcess
+from broker.fleet.process import WorkerProcess
 from broker.fleet.reports import WorkerReports
-from broker.fleet.reserve import Reserve
+from broker.fleet.roster import Roster
 from broker.front.clients import Clients
 from broker.front.front import Front
 from broker.front.handoff import Handoff, LifelineEnd
@@ -41,7 +41,7 @@ CONTRADICTION = "contradiction"  # instead of a function's name: the scheduler m
 FOR_EVER = " for ever"
 PARTS = (
     Service, Core, Loop, Learnt, Front, Handoff, LifelineEnd, Clients, Intake,
-    Fleet, Channels, WorkerReports, Reserve, Copying, Roster, WorkerProcess,
+    Fleet, Channels, WorkerReports, Copying, Roster, WorkerProcess,
 )  # fmt: skip
 KEEPS_ITSELF_ALIVE = {  # what the guard is made of, and what is over before it begins or after it ends
     "Service.run", "Service.close", "Service._due", "Service._do_stop", "Service._describe", "Core.submit", "Core._do",

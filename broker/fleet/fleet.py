@@ -3,9 +3,13 @@
 A process is forked ahead of need, or when a worker is wanted, and is told its model by the first message on its
 channel. When it has ended, its memory is watched until it is back, or counts as stuck.
 
+Hangs are judged by the scheduler's clock, per dispatch: a heartbeat thread proves nothing about a stuck kernel. A
+worker that hangs gets SIGQUIT first, which writes the stacks of its threads into the log, then SIGTERM for what its
+adapter may do then, and 0.3 s later SIGKILL.
+
 The parts, each knowing only those before it: `pool` (processes and their parent), `process` (what is known of each),
-`reserve` (forked and without a model yet), `copying` (copies of loaded models), `reports` (what they say becomes
-events), `channels` (how they say it), and this file: the scheduler's actions, lifelines, and ends.
+`roster` (all of them, and the reserve), `copying` (copies of loaded models), `reports` (what they say becomes events),
+`channels` (how they say it), and this file: the scheduler's actions, lifelines, and ends.
 """
 
 from __future__ import annotations
@@ -27,9 +31,9 @@ from broker.fleet.channels import Channels
 from broker.fleet.copying import Copying
 from broker.fleet.editions import Editions
 from broker.fleet.pool import BY_SIGKILL, Child, Exited, Failed, News, Pool, Started
-from broker.fleet.process import Roster, WorkerProcess
+from broker.fleet.process import WorkerProcess
 from broker.fleet.reports import WorkerReports
-from broker.fleet.reserve import FORKS_MOST, Reserve
+from broker.fleet.roster import FORKS_MOST, Roster
 from broker.front.handoff import Handoff, LifelineEnd, Takes
 from broker.front.inline import part_bytes
 from broker.loop import Loop
@@ -79,7 +83,6 @@ class Fleet:
         self._submit = core.submit
         self._handoff = handoff
         self._meters = meters
-        self._roster = Roster()
         self._cores = Container().cores()
         self._oom_killer = OomKiller()
         self._terminating: set[WorkerProcess] = set()
@@ -90,9 +93,9 @@ class Fleet:
             nvidia.make_device_files()
         self._pool = Pool(loop, _preload(config), environment.of_workers(config.broker), config.base)
         self.usage = MemoryUsage(meters, core.measures)
-        self._reserve = Reserve(core, self._pool, self._roster, handoff)
+        self._roster = Roster(core, self._pool, handoff)
         self._copying = Copying(core, copies)
-        reports = WorkerReports(core, self.usage, self._reserve, self._copying, metrics)
+        reports = WorkerReports(core, self.usage, self._roster, self._copying, metrics)
         self._channels = Channels(loop, config.broker.max_inline_mb, reports.take)
         self._takes: Takes = {
             protocol.LifelineArena: self._take_arena,
@@ -106,7 +109,7 @@ class Fleet:
     def open(self) -> None:
         """The first look at the devices, and the first processes."""
         self._pass_on(self.usage.open())
-        self._reserve.refill()
+        self._roster.refill()
 
     @property
     def workers(self) -> Mapping[int, WorkerProcess]:
@@ -127,7 +130,7 @@ class Fleet:
         model = self._core.scheduler.models[a.model].config
         meter = self._meters[a.device]
         self.usage.starts(a.worker, a.device)
-        worker = self._reserve.employ(a.worker)
+        worker = self._roster.employ(a.worker)
         worker.model, worker.device = a.model, a.device
         if worker.child is not None:
             self._born(worker, worker.child)
@@ -152,7 +155,7 @@ class Fleet:
         """An error in the broker kept it from being started: the scheduler learns that it is gone."""
         worker = self.workers.get(a.worker)
         if worker is not None:
-            self._reserve.end(worker)
+            self._roster.end(worker)
         else:
             self._never_was(a.worker, "no process could be started, because of an error in the broker")
 
@@ -176,7 +179,7 @@ class Fleet:
         if worker is None:
             return
         if worker.child is None or not a.gentle:
-            self._reserve.end(worker)
+            self._roster.end(worker)
             return
         worker.killed_at = time.monotonic()
         worker.term_until = worker.killed_at + TERM_GRACE_S
@@ -307,13 +310,13 @@ class Fleet:
             return
         self._close_line(worker)
         self._channels.close(worker)
-        self._reserve.fork_again(worker)
+        self._roster.fork_again(worker)
 
     def _not_started(self, worker: WorkerProcess, why: str) -> None:
         self._close_line(worker)
         self._remove(worker)
         if worker.number < 0:
-            self._reserve.lost(worker)
+            self._roster.lost(worker)
         else:
             self._never_was(worker.number, why)
 
@@ -345,7 +348,7 @@ class Fleet:
             self._submit(events.WorkerExited(number, how, starved is True))
         elif not worker.killed_at:
             log.warning("a process that waited for a model has ended: %s", how)
-            self._reserve.lost(worker)
+            self._roster.lost(worker)
 
     def _hear_out(self, worker: WorkerProcess) -> None:
         """What it said before it ended comes before its end."""
@@ -384,7 +387,7 @@ class Fleet:
         run("watching the nursery", lambda: self._pool.watch(now))
         run("looking for memory", lambda: self._pass_on(self.usage.look_for_stuck(now)))
         run("measuring", self.usage.survey)
-        run("refilling the reserve", self._reserve.refill)
+        run("refilling the reserve", self._roster.refill)
 
     def close(self) -> None:
         """Ends all processes, and gives back what they had here."""

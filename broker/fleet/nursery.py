@@ -1,7 +1,9 @@
 """One life of the nursery, as the broker sees it: a process at the other end of a socket, and what it has said.
 
-It is started with nothing but an inherited descriptor: no name in a file system, no working directory, nothing of this
-process's environment that is not handed to it. So it is started again in the very same way.
+It is started with nothing but an inherited descriptor: no name in a file system, nothing of this process's environment
+that is not handed to it (`environment.py`), and a working directory that is held by descriptor (the configuration's
+folder, or `/`). So it is started again in the very same way. The broker sends it a seat and two pipes; it answers with
+a process id and a pidfd, and later with the exit status.
 """
 
 from __future__ import annotations

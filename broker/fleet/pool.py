@@ -5,11 +5,19 @@ What follows is told as `news()`, which `fileno()` announces.
 
 Theory of operation. The nursery is the workers' parent: it reaps them and says how they ended. When it has died, they
 are this process's children (it is a subreaper, as the nursery is) and reaped here; a new nursery is started in the same
-way, at once the first time and then with a growing pause. Starts wait until it is prepared. A start that was in its
-hands when it died is given back as `Lost`. Every worker holds the read end of a pipe whose only writer is here: closing
-that, as this process's end does, has the kernel kill its whole process group.
+way, at once the first time and then after a pause that doubles up to a minute. Starts wait until it is prepared. A
+start that was in its hands when it died is given back as `Lost`, to be made again under another name: it is no failed
+load. Every worker holds the read end of a pipe whose only writer is here: closing that, as this process's end does, has
+the kernel kill its whole process group.
 
-A module whose import has ended the nursery, or has taken too long, is left out of the next preload.
+A module whose import has ended the nursery, has taken too long, or has started a thread is left out of the next
+preload. A user's own adapter is never preloaded: each process imports its file as it is then. What an adapter leaves in
+a session of its own is found and ended when its worker has ended; only if broker and nursery are killed together may it
+live on.
+
+The nursery is ours, because process life is what this project is for. The standard library's forkserver was tried
+first: its socket lies in a temporary folder, one refused `fork` ends it and every worker with it, and when it has died
+it is started again without its environment. Here a refused fork is that start's failure alone.
 """
 
 from __future__ import annotations

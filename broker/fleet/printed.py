@@ -1,8 +1,8 @@
 """What workers and the nursery print: taken from a pipe, line by line, into the log.
 
 A pipe each, because a shared descriptor would let one source fill it for all, and it could not be told whose a line is.
-However much a source prints, it is never held up by us, nor the broker by it: what is above the limit is read, counted
-and dropped. Carriage returns are progress bars: the last state of a line counts.
+However much a source prints, it is never held up by us, nor the broker by it: what is above 50 lines a second is read,
+counted and dropped. Carriage returns are progress bars: the last state of a line counts.
 """
 
 from __future__ import annotations

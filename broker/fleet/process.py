@@ -1,4 +1,4 @@
-"""What the broker knows of each worker's process, and where it finds them."""
+"""What the broker knows of a worker's process."""
 
 from __future__ import annotations
 
@@ -64,29 +64,3 @@ class WorkerProcess(msgspec.Struct, eq=False):
         self.killed_at = self.killed_at or time.monotonic()
         if self.child is not None:
             self.child.signal(signal.SIGKILL)
-
-
-class Roster:
-    """All processes, by number and by key."""
-
-    def __init__(self) -> None:
-        self.by_number: dict[int, WorkerProcess] = {}
-        self.by_key: dict[bytes, WorkerProcess] = {}
-
-    def add(self, worker: WorkerProcess) -> None:
-        self.by_number[worker.number] = worker
-        self.by_key[worker.key] = worker
-
-    def renumber(self, worker: WorkerProcess, number: int) -> None:
-        self.by_number[number] = self.by_number.pop(worker.number)
-        worker.number = number
-
-    def rename(self, worker: WorkerProcess) -> None:
-        """It gets another key, and what speaks under the old one is not known any more."""
-        del self.by_key[worker.key]
-        worker.key = new_key()
-        self.by_key[worker.key] = worker
-
-    def remove(self, worker: WorkerProcess) -> None:
-        self.by_number.pop(worker.number, None)
-        self.by_key.pop(worker.key, None)

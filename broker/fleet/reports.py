@@ -10,7 +10,7 @@ from broker.core import Core
 from broker.fleet import border
 from broker.fleet.copying import Copying
 from broker.fleet.process import WorkerProcess
-from broker.fleet.reserve import Reserve
+from broker.fleet.roster import Roster
 from broker.memory.usage import MemoryUsage
 from broker.metrics import Metrics
 from broker.scheduler.events import WorkerDone, WorkerLoadFailed, WorkerReady
@@ -21,11 +21,11 @@ from zoo.wire import protocol
 class WorkerReports:
     """See the module's docstring."""
 
-    def __init__(self, core: Core, usage: MemoryUsage, reserve: Reserve, copying: Copying, metrics: Metrics) -> None:
+    def __init__(self, core: Core, usage: MemoryUsage, roster: Roster, copying: Copying, metrics: Metrics) -> None:
         self._scheduler = core.scheduler
         self._submit = core.submit
         self._usage = usage
-        self._reserve = reserve
+        self._roster = roster
         self._copying = copying
         self._metrics = metrics
 
@@ -63,8 +63,8 @@ class WorkerReports:
                 worker.held.append(parts)
                 return
         self._submit(WorkerDone(number, outcomes, message.halved))
-        if self._reserve.is_short and self._scheduler.is_idle():
-            self._reserve.refill()
+        if self._roster.is_short and self._scheduler.is_idle():
+            self._roster.refill()
 
     def _loaded(self, worker: WorkerProcess, message: protocol.Loaded) -> None:
         worker.loaded, worker.stand_in = True, message.stand_in

@@ -3,9 +3,10 @@
 Keeps which processes are connected, which arenas exist, who shared them, and which peers were given them. Never looks
 inside one. All sockets are non-blocking; a peer that does not read its own is cut off rather than waited for.
 
-A result lies in a slot of its worker's arena, which goes back when the client's last array of it is gone, or the
-client's process. So whatever ends a session (the client closes, talks nonsense, does not read its lifeline), its
-lifeline stays open, in this direction only, until all results were given back or its end-of-file comes.
+A result lies in a slot of its worker's arena. The worker says which slots a result uses, and the broker notes them with
+the client's lifeline, so that they go back when the client's last array is gone, or its process. So whatever ends a
+session (the client closes, talks nonsense, does not read its lifeline), its lifeline stays open, in this direction
+only, until all results were given back or its end-of-file comes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes from the fork until they have a model: as many wait in reserve as the configuration wants."""
+"""All workers' processes by number and by key, and the reserve: as many wait for a model as is configured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 from broker.core import Core
 from broker.fleet.pool import Pool
-from broker.fleet.process import Roster, WorkerProcess
+from broker.fleet.process import WorkerProcess, new_key
 from broker.fleet.standby import Standby
 from broker.front.handoff import Handoff
 from zoo.wire.launch import Seat
@@ -15,13 +15,14 @@ from zoo.wire.launch import Seat
 FORKS_MOST = 3  # for one worker, when nurseries die of them or just then
 
 
-class Reserve:
+class Roster:
     """See the module's docstring."""
 
-    def __init__(self, core: Core, pool: Pool, roster: Roster, handoff: Handoff) -> None:
+    def __init__(self, core: Core, pool: Pool, handoff: Handoff) -> None:
+        self.by_number: dict[int, WorkerProcess] = {}
+        self.by_key: dict[bytes, WorkerProcess] = {}
         self._core = core
         self._pool = pool
-        self._roster = roster
         self._handoff = handoff
         self._standby = Standby()
         self._forked = itertools.count(1)
@@ -39,18 +40,19 @@ class Reserve:
         for _ in range(self._standby.lacks(wanted, time.monotonic())):
             self._standby.add(self._fork().number)
         while len(self._standby) > wanted and (number := self._standby.take()) is not None:
-            self.end(self._roster.by_number[number])
+            self.end(self.by_number[number])
 
     def employ(self, number: int) -> WorkerProcess:
         """A process for the scheduler's worker of that number: one that waits, however far it is, or else a new one."""
         while (waiting := self._standby.take()) is not None:
-            worker = self._roster.by_number[waiting]
+            worker = self.by_number[waiting]
             if worker.child is None or not worker.child.has_ended():  # the news of its end may be on the way to us
                 self._standby.used()
                 break
         else:
             worker = self._fork()
-        self._roster.renumber(worker, number)
+        self.by_number[number] = self.by_number.pop(worker.number)
+        worker.number = number
         return worker
 
     def lost(self, worker: WorkerProcess) -> None:
@@ -61,7 +63,9 @@ class Reserve:
         """Under another name: whatever the first fork has brought about is dead, and its name with it."""
         worker.told = worker.loaded = False
         worker.forks += 1
-        self._roster.rename(worker)
+        del self.by_key[worker.key]
+        worker.key = new_key()
+        self.by_key[worker.key] = worker
         self._start(worker)
 
     def end(self, worker: WorkerProcess) -> None:
@@ -70,9 +74,14 @@ class Reserve:
         if worker.child is None:
             self._pool.cancel(worker.key)  # if it is too late for that, it is killed as soon as it exists
 
+    def remove(self, worker: WorkerProcess) -> None:
+        self.by_number.pop(worker.number, None)
+        self.by_key.pop(worker.key, None)
+
     def _fork(self) -> WorkerProcess:
         worker = WorkerProcess(-next(self._forked))
-        self._roster.add(worker)
+        self.by_number[worker.number] = worker
+        self.by_key[worker.key] = worker
         self._start(worker)
         return worker
 
