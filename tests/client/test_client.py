@@ -295,7 +295,7 @@ def test_a_large_result_that_was_not_read_yet_survives_its_worker(broker: Start)
 
 def test_a_deadline_is_kept_while_a_worker_computes(broker: Start) -> None:
     client = broker().client()
-    client.get_model("toy")
+    client.infer("toy", FRAME)  # its arena is made
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded) as failure:
         client.infer("toy", FRAME, timeout=0.2, do="sleep", seconds=1.0)
@@ -308,7 +308,7 @@ def test_a_deadline_is_kept_while_a_worker_computes(broker: Start) -> None:
 
 def test_an_interrupted_call_gives_its_slot_back(broker: Start) -> None:
     client = broker().client()
-    client.get_model("toy")
+    client.infer("toy", FRAME)  # its arena is made
     threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
         client.infer("toy", FRAME, do="sleep", seconds=0.6)

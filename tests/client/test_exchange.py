@@ -69,6 +69,7 @@ class Session(RuleBasedStateMachine):
         self.line: list[int] = []  # of `LifelineSettled`
         self.granted: set[int] = set()  # leases of the broker's
         self.kept: set[int] = set()  # leases of callers'
+        self.delivered: set[int] = set()  # requests whose answers the client has read
 
     # ------------------------------------------------------------ callers
 
@@ -118,6 +119,7 @@ class Session(RuleBasedStateMachine):
             match message:
                 case protocol.Cancel(rid=rid, lost=True):
                     assert self.sent[rid].answered, "lost is said of what was answered, or never sent"
+                    assert rid not in self.delivered, "and of what was not read"
                     self.granted.discard(-rid)
                     self.sent[rid].reading = False
                 case protocol.Cancel(rid=rid):
@@ -178,6 +180,7 @@ class Session(RuleBasedStateMachine):
     def _deliver(self, message: protocol.FromBroker) -> None:
         rid = getattr(message, "rid", 0)
         request = self.sent.get(rid)
+        self.delivered.add(rid)
         waiter, replies = self.exchange.answer(message, message)
         self._hear(replies)
         if request is not None and rid in self.waiting.get(request.waiter, ()):

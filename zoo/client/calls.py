@@ -140,16 +140,14 @@ class Driver(Protocol):
     """How a call waits, and for what.
 
     Attributes:
-        closed: the client is.
+        quit: up when the client is closed.
         link: the session there is, of which this caller may have a socket.
         crowded: others wait for a free slot already.
         depot: where frames go.
     """
 
     depot: Depot
-
-    @property
-    def closed(self) -> bool: ...
+    quit: session.Flag
 
     @property
     def link(self) -> Link | None: ...
@@ -333,7 +331,7 @@ class Calls:
         seconds = checks.check_timeout(timeout, self.timeout)
         deadline = time.monotonic() + seconds
         grant = held.grant
-        if grant is not None and not self._driver.closed:
+        if grant is not None and not self._driver.quit.up:
             dealer = self._driver.ready() or (yield from self._driver.open(deadline, seconds))
             if dealer.link is not grant.link:
                 again = yield from self.load(held.model, held.keep_alive, _left(deadline))

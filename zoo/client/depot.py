@@ -9,9 +9,9 @@ import threading
 import time
 
 from zoo.client import frame_arena, frames
-from zoo.client.link import Link
+from zoo.client.link import Link, client_closed
 from zoo.errors import AccessDenied, BrokerUnreachable, InvalidInput, OutOfMemory
-from zoo.system.locks import is_mine
+from zoo.system.locks import is_mine, under
 
 
 class Depot:
@@ -42,15 +42,7 @@ class Depot:
         """
         if is_mine(self._lock):
             raise BrokerUnreachable("called from within a call of this client (a signal handler?); try again outside")
-        try:
-            if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                raise BrokerUnreachable("another thread of this client is still making its arena; try again")
-            return self._get(link, deadline)
-        finally:
-            try:
-                self._lock.release()
-            except RuntimeError:
-                pass  # it was not got
+        return under(self._lock, deadline - time.monotonic(), lambda: self._get(link, deadline), _busy)
 
     def _get(self, link: Link, deadline: float) -> frames.Store:
         store = self.store
@@ -65,7 +57,7 @@ class Depot:
         self._known_to = link.key
         if self._closed:
             self.close()
-            raise BrokerUnreachable("this client is closed", retryable=False)
+            raise client_closed()
         return store
 
     def _arena(self, link: Link, deadline: float) -> frame_arena.FrameArena:
@@ -101,3 +93,7 @@ class Depot:
         """In the child of a fork, where another thread of the parent's may seem to hold the lock."""
         self._lock = threading.RLock()
         self.close()
+
+
+def _busy() -> frames.Store:
+    raise BrokerUnreachable("another thread of this client is still making its arena; try again")

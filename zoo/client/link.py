@@ -2,7 +2,8 @@
 
 It ends when the lifeline does; the client then opens a new one with its next call. A client that is closed says
 `LifelineBye`: leases, requests and arenas are given back, but the line stays, silently, until the last array in a
-worker's arena is gone, and with it the slots that the broker keeps for them.
+worker's arena is gone, and with it the slots that the broker keeps for them. A child made by `fork` looks at its
+parent's results, and has to copy what it keeps.
 
 A signal handler of the caller's may run between any two steps here, call the client again, or raise. So a packet stays
 in `_packets` until it is dealt with, what is done twice is harmless, and no lock is waited for that this very thread
@@ -27,12 +28,12 @@ import numpy as np
 from zoo.client import peers
 from zoo.client.exchange import Exchange
 from zoo.errors import AccessDenied, BrokerUnreachable, ProtocolMismatch, ZooError
-from zoo.system.locks import is_mine
+from zoo.system.locks import is_mine, under
 from zoo.wire import arena, arrays, lifeline, protocol
 
 LOOK_S = 0.02
 HANDSHAKE_S = 5.0  # within the caller's deadline
-VIEW_S = 0.5  # an arena's descriptor is sent before the result that lies in it
+VIEW_S = 0.5  # how long the descriptor of a worker's arena is waited for
 
 
 class _Mapping:
@@ -104,9 +105,7 @@ class Loan:
         """A read-only array. Raises InvalidInput when it would not lie in the arena."""
         mapped = self._mapping.get()
         whole = arrays.view(mapped.memory, mapped.size, offset, shape, dtype)  # checks, or raises
-        if (
-            offset in self._seen
-        ):  # the message is read again, since reading it was interrupted; or it names a slot twice
+        if offset in self._seen:  # the message is read again, or names a slot twice
             return whole
         self._seen.add(offset)
         self._out.add(offset)
@@ -145,7 +144,6 @@ class Link:
     ) -> None:
         self.key = key
         self.endpoint = endpoint
-        self.boot = welcome.boot
         self.dead = False
         self.closed = False
         self.arena_limit = welcome.arena_limit_bytes
@@ -162,25 +160,27 @@ class Link:
         self.shares_memory = welcome.handoff is not None and sys.platform == "linux"
         self.exchange = Exchange(self.shares_memory)
         if welcome.handoff is not None and self.shares_memory:
-            try:
-                left = min(HANDSHAKE_S, deadline - time.monotonic())
-                self._line = lifeline.connect(welcome.handoff, max(0.01, left))
-                peers.check_server(self._line, owners, welcome.handoff)
-                _links.add(self)
-                lifeline.send(self._line, protocol.LifelineAttach("client", key))
-                self._line.setblocking(False)
-                self._await_reply("the lifeline", deadline)
-            except OSError as e:
-                self.close()
-                if e.errno in peers.SHORT:
-                    raise BrokerUnreachable(
-                        f"this process cannot open another connection ({e}); close clients, or raise its limit of "
-                        "descriptors (ulimit -n)"
-                    ) from None
-                raise BrokerUnreachable(f"the broker went away while connecting ({e})") from None
-            except BaseException:
-                self.close()
+            self._attach(welcome.handoff, owners, deadline)
+
+    def _attach(self, handoff: str, owners: frozenset[int], deadline: float) -> None:
+        """Opens the lifeline."""
+        try:
+            self._line = lifeline.connect(handoff, max(0.01, min(HANDSHAKE_S, deadline - time.monotonic())))
+            peers.check_server(self._line, owners, handoff)
+            _links.add(self)
+            lifeline.send(self._line, protocol.LifelineAttach("client", self.key))
+            self._line.setblocking(False)
+            self._await_reply("the lifeline", deadline)
+        except BaseException as e:
+            self.close()
+            if not isinstance(e, OSError):
                 raise
+            if e.errno not in peers.SHORT:
+                raise BrokerUnreachable(f"the broker went away while connecting ({e})") from None
+            raise BrokerUnreachable(
+                f"this process cannot open another connection ({e}); close clients, or raise its limit of descriptors "
+                "(ulimit -n)"
+            ) from None
 
     def fileno(self) -> int:
         """The lifeline's descriptor: when it is readable, call `look`. -1 when there is none."""
@@ -194,27 +194,22 @@ class Link:
         """
         if is_mine(self._lock):
             raise BrokerUnreachable("called from within a call of this client (a signal handler?); try again outside")
+        under(self._lock, deadline - time.monotonic(), lambda: self._register(own, deadline), _late)
+
+    def _register(self, own: arena.OwnedArena, deadline: float) -> None:
+        line = self._line
+        if line is None or self.dead:
+            raise BrokerUnreachable("the broker went away while the arena was handed over; try again")
         try:
-            if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                raise BrokerUnreachable("the broker did not take the arena in time; try again")
-            line = self._line
-            if line is None or self.dead:
-                raise BrokerUnreachable("the broker went away while the arena was handed over; try again")
-            try:
-                self._send_arena(line, own, deadline)
-                own.id = self._await_reply("the arena", deadline)
-            except AccessDenied:
-                raise
-            except BaseException as e:
-                self.dead = True  # a reply may still come, and could not be told from another
-                if isinstance(e, OSError) and e.errno is not None:
-                    raise BrokerUnreachable(f"the broker is gone ({e})") from None
-                raise
-        finally:
-            try:
-                self._lock.release()
-            except RuntimeError:
-                pass  # it was not got
+            self._send_arena(line, own, deadline)
+            own.id = self._await_reply("the arena", deadline)
+        except AccessDenied:
+            raise
+        except BaseException as e:
+            self.dead = True  # a reply may still come, and could not be told from another
+            if isinstance(e, OSError) and e.errno is not None:
+                raise BrokerUnreachable(f"the broker is gone ({e})") from None
+            raise
 
     def _send_arena(self, line: socket.socket, own: arena.OwnedArena, deadline: float) -> None:
         while True:
@@ -282,20 +277,16 @@ class Link:
         """Takes in what lies on the lifeline; False when the broker is gone."""
         self._look_at = time.monotonic() + LOOK_S
         if self._line is not None and not is_mine(self._lock):
-            try:
-                if self._lock.acquire(blocking=False):
-                    while not self.dead and self._read(0.0):
-                        pass
-                    for _ in range(len(self._unsent)):
-                        self.give_back(*self._unsent.popleft())
-            finally:
-                try:
-                    self._lock.release()
-                except RuntimeError:
-                    pass  # another thread looks
+            under(self._lock, 0.0, self._take_all, lambda: None)  # else another thread looks
         if self.dead:
             self.exchange.end(went_away())
         return not self.dead
+
+    def _take_all(self) -> None:
+        while not self.dead and self._read(0.0):
+            pass
+        for _ in range(len(self._unsent)):
+            self.give_back(*self._unsent.popleft())
 
     def seems_well(self) -> bool:
         """`look()`, but not more often than every `LOOK_S`: this stands before every request."""
@@ -323,20 +314,16 @@ class Link:
         return loan
 
     def _find(self, number: int) -> _Mapping | None:
-        if is_mine(self._lock):
-            return None
+        """Reads the lifeline, on which it is sent before the result that lies in it."""
+
+        def read() -> None:
+            while number not in self._mappings and not self.dead and self._read(max(0.0, end - time.monotonic())):
+                pass
+
         end = time.monotonic() + VIEW_S
-        try:
-            if self._lock.acquire(timeout=VIEW_S):
-                while number not in self._mappings and not self.dead:
-                    if not self._read(max(0.0, end - time.monotonic())):
-                        break
-            return self._mappings.get(number)
-        finally:
-            try:
-                self._lock.release()
-            except RuntimeError:
-                pass  # it was not got
+        if not is_mine(self._lock):
+            under(self._lock, VIEW_S, read, lambda: None)
+        return self._mappings.get(number)
 
     def give_back(self, number: int, offset: int) -> None:
         """May be called by the garbage collector, in any thread, at any time: never waits, never raises."""
@@ -398,6 +385,10 @@ def client_closed() -> BrokerUnreachable:
 
 def forked() -> BrokerUnreachable:
     return BrokerUnreachable("a client does not survive a fork; make a new one in the child", retryable=False)
+
+
+def _late() -> None:
+    raise BrokerUnreachable("the broker did not take the arena in time; try again")
 
 
 def _ready(line: socket.socket, events: int, timeout: float) -> bool:

@@ -54,14 +54,10 @@ def open_socket(key: bytes, number: int, endpoint: str) -> zmq.Socket[bytes]:
         configure(sock, routing_id(key, number), endpoint)
         sock.setsockopt(zmq.RCVTIMEO, POLL_MS)
         sock.connect(endpoint)
-    except (OSError, MemoryError) as e:  # zmq.ZMQError is not an OSError: see below
+    except BaseException as e:
         close_quietly(sock)
-        raise no_socket(endpoint, e) from None
-    except zmq.ZMQError as e:
-        close_quietly(sock)
-        raise no_socket(endpoint, e) from None
-    except BaseException:
-        close_quietly(sock)
+        if isinstance(e, OSError | MemoryError | zmq.ZMQError):
+            raise no_socket(endpoint, e) from None
         raise
     return sock
 

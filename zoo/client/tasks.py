@@ -160,13 +160,9 @@ class Tasks:
         self._opening = asyncio.Lock()
         self._room = asyncio.Lock()  # of the tasks that wait for a free slot, one; the others queue behind, in order
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._quit = session.Flag()
+        self.quit = session.Flag()
         self._gone = session.Flag()  # of the latest handshake: no call waits for it any more
         self._pid = os.getpid()
-
-    @property
-    def closed(self) -> bool:
-        return self._quit.up
 
     @property
     def crowded(self) -> bool:
@@ -234,7 +230,7 @@ class Tasks:
         except TimeoutError:
             raise session.unreachable(self._endpoint, seconds) from None
         try:
-            if self.closed:
+            if self.quit.up:
                 raise client_closed()
             if self._watch is None or not self._watch.usable:
                 if self._watch is not None:
@@ -269,7 +265,7 @@ class Tasks:
             if isinstance(e, TimeoutError):  # of ours: the executor's threads are all busy, or the machine is
                 raise session.unreachable(self._endpoint, seconds) from None
             raise
-        if gone.up or self.closed:
+        if gone.up or self.quit.up:
             _close_opened((link, sock))
             raise client_closed()
         return link, sock
@@ -285,7 +281,7 @@ class Tasks:
     # ------------------------------------------------------------ the end
 
     def close(self) -> None:
-        self._quit.up = self._gone.up = True
+        self.quit.up = self._gone.up = True
         watch, self._watch = self._watch, None
         if watch is not None:
             watch.close(client_closed())

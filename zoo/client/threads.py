@@ -24,7 +24,7 @@ from zoo.client.exchange import Waiter
 from zoo.client.link import Link, client_closed, forked
 from zoo.config.address import Address
 from zoo.errors import BrokerUnreachable, DeadlineExceeded, ZooError
-from zoo.system.locks import is_mine
+from zoo.system.locks import is_mine, under
 from zoo.wire import protocol
 
 WITHDRAW_S = 2.0  # the broker's answer to a Cancel is waited for at most this long, within the caller's deadline
@@ -52,7 +52,7 @@ class Threads:
     crowded = False
 
     def __init__(self, endpoint: Address, arena_bytes: int) -> None:
-        self._quit = session.Flag()
+        self.quit = session.Flag()
         self._endpoint = endpoint
         self.depot = Depot(arena_bytes)
         self._local = threading.local()
@@ -61,10 +61,6 @@ class Threads:
         self._dealers: dict[Dealer, threading.Thread] = {}
         self._pid = os.getpid()
         self._pinger: threading.Thread | None = None
-
-    @property
-    def closed(self) -> bool:
-        return self._quit.up
 
     # ------------------------------------------------------------ sockets
 
@@ -83,18 +79,15 @@ class Threads:
             raise forked()
         if is_mine(self._lock):
             raise BrokerUnreachable("called by a signal handler while its thread connects; try again outside of it")
-        try:
-            if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                raise session.unreachable(self._endpoint, seconds)
-            return self._new_dealer(deadline, seconds)
-        finally:
-            try:
-                self._lock.release()
-            except RuntimeError:
-                pass  # it was not got
+
+        def busy() -> Dealer:
+            raise session.unreachable(self._endpoint, seconds)
+
+        left = deadline - time.monotonic()
+        return under(self._lock, left, lambda: self._new_dealer(deadline, seconds), busy)
 
     def _new_dealer(self, deadline: float, seconds: float) -> Dealer:
-        if self.closed:
+        if self.quit.up:
             raise client_closed()
         mine: list[Dealer] = getattr(self._local, "dealers", [])
         for dealer, thread in list(self._dealers.items()):
@@ -105,7 +98,7 @@ class Threads:
                 self._shut(dealer)
         if self.link is None or not self.link.look():
             self._drop_link(0.0)
-            link, sock = session.open_link(self._endpoint, seconds, deadline, self._quit)
+            link, sock = session.open_link(self._endpoint, seconds, deadline, self.quit)
             self.link = link
             if not link.shares_memory:
                 self._keep_alive(link)
@@ -114,7 +107,7 @@ class Threads:
             sock = session.open_socket(link.key, number, link.endpoint)
         dealer = Dealer(link, sock, threading.RLock())
         self._dealers[dealer] = threading.current_thread()
-        if self.closed:
+        if self.quit.up:
             self._drop_link(0.0)
             raise client_closed()
         self._local.dealers = [one for one in mine if one in self._dealers] + [dealer]
@@ -122,15 +115,12 @@ class Threads:
 
     def _shut(self, dealer: Dealer, until: float = 0.0) -> None:
         """Closes a socket, unless another thread's call does not leave it in time."""
-        try:
-            if dealer.lock.acquire(timeout=max(0.0, until - time.monotonic())):
-                session.close_quietly(dealer.sock)
-                self._dealers.pop(dealer, None)
-        finally:
-            try:
-                dealer.lock.release()
-            except RuntimeError:
-                pass  # it was not got
+
+        def shut() -> None:
+            session.close_quietly(dealer.sock)
+            self._dealers.pop(dealer, None)
+
+        under(dealer.lock, until - time.monotonic(), shut, lambda: None)
 
     def _keep_alive(self, link: Link) -> None:
         """Without a lifeline, a session lives by its messages."""
@@ -156,7 +146,7 @@ class Threads:
                 dealer.take()
             except zmq.Again:
                 now = time.monotonic()
-                if self.closed:
+                if self.quit.up:
                     raise client_closed() from None
                 if dealer.link.look() and now > deadline + session.GRACE_S:
                     raise DeadlineExceeded("the broker itself did not answer in time") from None
@@ -197,36 +187,29 @@ class Threads:
     # ------------------------------------------------------------ the end
 
     def close(self) -> None:
-        self._quit.up = True  # first: a thread may hold the lock while it waits for a broker
+        self.quit.up = True  # first: a thread may hold the lock while it waits for a broker
         if self._pid != os.getpid():
             self.link, self._dealers = None, {}  # all of it is the parent's
             self.depot.forget()
             return
-        end = time.monotonic() + CLOSE_S
-        waits = not is_mine(self._lock)  # else this is a signal handler, and what it interrupted sees `_quit`
-        try:
-            if waits:
-                self._lock.acquire(timeout=CLOSE_S)
-            self._drop_link(end)
-            self.depot.close()
-        finally:
-            try:
-                if waits:
-                    self._lock.release()
-            except RuntimeError:
-                pass  # it was not got in time: that thread closes what it has opened
+        until = time.monotonic() + CLOSE_S
+        # Whether or not a thread that opens the session lets go of the lock in time: it closes what it has opened.
+        under(self._lock, CLOSE_S, lambda: self._end(until), lambda: self._end(until))
         pinger = self._pinger
         if pinger is not None and pinger is not threading.current_thread():
             pinger.join(timeout=CLOSE_S)
 
     def __del__(self) -> None:
         try:
-            if not self._quit.up and not sys.is_finalizing() and self._pid == os.getpid():
-                self._quit.up = True
-                self._drop_link(0.0)
-                self.depot.close()
+            if not self.quit.up and not sys.is_finalizing() and self._pid == os.getpid():
+                self.quit.up = True
+                self._end(0.0)
         except Exception:
             pass  # not even made, or the interpreter is going
+
+    def _end(self, until: float) -> None:
+        self._drop_link(until)
+        self.depot.close()
 
     def _drop_link(self, until: float) -> None:
         """Ends the link. Calls under way on it notice by themselves; their threads close their sockets later."""
