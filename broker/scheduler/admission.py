@@ -1,6 +1,13 @@
 """A request comes in: refused with its reason, answered at once, or accepted to wait for its model.
 
 Requests that are refused because too many wait already are told why, with the arithmetic, and when to come again.
+
+* During back-off a request is refused at once, with the cause and the time of the next try: waiting would turn one
+  broken checkpoint into a queue of requests that each use up their deadline.
+* `max_queue` bounds what waits for one model. `max_queue_per_client` bounds what one client has unanswered over all
+  models, so that it cannot fill a model's queue alone (the default is half of it), and its frames that the broker
+  holds are bounded however many models there are. The price: a gateway, one client for many users, needs a larger
+  value. `max_leases_per_client` bounds what one client keeps from being evicted.
 """
 
 from __future__ import annotations

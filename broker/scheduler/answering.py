@@ -3,6 +3,9 @@
 What was accepted is in `requests` of the registry until `finish`, which is the only way out. A request that was
 answered while its worker still reads its frames (deadline passed, cancelled) stays in the worker's `inflight`, and
 `Settled` is said when the worker is through.
+
+A load is not stopped when the last request that waits for it goes: most of the work is done, and the next request finds
+the model loaded. The story says so.
 """
 
 from __future__ import annotations

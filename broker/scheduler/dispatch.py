@@ -8,6 +8,15 @@ By default no request waits for company: a batch is what has queued while the wo
 first of a batch waits up to so long for it to fill (the batching window), which trades the time of each request for
 fewer, fuller batches. Not while another model waits for room: what is loaded would be swapped out for it without having
 done anything.
+
+* A batch has at most the adapter's `max_batch` requests, and no more than are expected to take 50 ms together: its
+  first request waits for its last.
+* One batch lies ahead so that a worker goes on without waiting for the broker. It is not to blame for a crash or a
+  hang and waits again; the clock of a hang starts when the worker gets to a request.
+* One queue for all workers of a model is never worse than the shortest of several, and nothing has to be handed over
+  when a worker ends.
+* Batching windows pay where many callers share a model whose batch costs little more than one request; a lone caller
+  pays the whole delay, hence off by default. A window never takes more than half of a request's time.
 """
 
 from __future__ import annotations

@@ -3,6 +3,12 @@
 A charge is corrected at once to what is seen. What a model's next process is charged is the most of its last ones, but
 for what one request can do to a process: more than the whole budget, once it was given a request, is charged while it
 lasts and not remembered, or the model would be too large from then on.
+
+Until a request has run, the larger of declaration and measurement is charged: a load alone says nothing about work.
+From then on it is the most of the last eight lives in which a request ran, per device, in whole megabytes: what a model
+took once (a larger batch or picture) it may take again, but not for ever. Other weights, another adapter or other
+options are another version and start from the declaration. Only peaks that last are seen: CUDA's allocator keeps what
+it once had; host memory that is given back between two readings is unknown.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 Data, and the few primitives that keep it consistent. Decides nothing. The parts of the scheduler share one registry;
 none of them keeps state of its own that another would have to know.
+
+Looks for room that only usage can have changed are made once per 10 ms: one costs as much as there are models, and
+every request changes usage (with a model waiting, an event took 4 ms at 1,000 models; now 8 us).
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """A new configuration in a running broker, and models that are not to go on as they are.
 
 No model in use is ended for it: what has to go, goes when it is let go, and what it has accepted is finished.
+
+The next process of a changed model has the new settings, and a model that had failed is tried at once.
 """
 
 from __future__ import annotations

@@ -9,6 +9,17 @@ Where it is known what was asked for, it is known what is needed; else a quarter
 the budget, so that a guess alone makes no model too large. With declared footprints nothing is learnt and no model
 goes, since there is no figure to choose by: it is tried once more as things are. So it is where a model has several
 workers, by the one that has a place next; and an extra worker whose load runs out is not tried again at once.
+
+* After a batch ran out, at most half as many requests are sent at once, and twice as many again when 16 such batches
+  have gone well (32 the next time, and so on). The footprint stays: what the halves take is measured like anything
+  else.
+* A request to grow is charged only when the room is there: memory that was refused is not in use, so this never makes
+  an overrun. While it waits, no request of its model is served. One that would make its model larger than the budget
+  is refused and nothing is learnt from it, or one huge picture would end the model for all clients.
+* Where a process was charged enough and still ran out, other programs took the memory: nothing is learnt, the devices
+  are read, and what no longer fits is evicted.
+* A SIGKILL that the broker did not send counts as memory that ran out only if the kernel has counted it; else it is a
+  crash.
 """
 
 from __future__ import annotations

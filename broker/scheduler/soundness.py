@@ -7,6 +7,9 @@ broker that runs with `--debug`.
 
 What takes more than one state to see (an answer given twice, a victim that need not have gone) is checked by the tests,
 from the actions.
+
+It takes 0.3 ms with 20 models and 0.6 ms with 200 requests queued: too much for every event in service, hence
+`--debug`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Devices on which nothing loads any more, though they look empty and would attract every load. Pure."""
+"""Devices on which nothing loads any more, though they look empty and would attract every load. Pure.
+
+Where the loads of three different models have failed in a row, nothing that fits elsewhere is loaded for a minute. A
+model whose load failed is tried on another device next time, if one has room, but not at once: a broken checkpoint is
+broken everywhere.
+"""
 
 from __future__ import annotations
 

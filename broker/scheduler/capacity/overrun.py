@@ -4,6 +4,9 @@ That comes about when a worker turns out to use more than it was charged, when o
 when a budget is made smaller. Idle workers go at once, CRITICAL ones last, but not one more than needed. A process that
 alone has grown beyond the whole budget goes first, whatever its priority, when it has done what it has: others that
 went for it would go for nothing.
+
+CRITICAL goes too, because memory that is not there protects no model. Nothing is started on the device meanwhile, so no
+decision makes an overrun larger.
 """
 
 from __future__ import annotations

@@ -19,6 +19,20 @@ is free, or small models could hold up a large one for ever.
 Devices. Models on one device share its computing power, so the work should be spread: the device with the most room
 left is the best. But room that is left in small pieces on every device makes the next large model evict another. So a
 place is kept for the largest model that is not loaded and would fit now: the rest goes where that place remains.
+
+Reasons:
+
+* What victims give back is claimed for the model they were killed for; otherwise a later request could take it, and
+  the kill would have been for nothing.
+* A busy model yields and is not killed: a stream of requests for one model cannot starve another until its deadline,
+  and nothing in flight is lost.
+* A demand that waits for busy workers keeps waiting for the same ones until they are gone or no longer suffice.
+  Chosen anew each time, by last use, it would always be another's turn to yield, and no demand would ever get room.
+* The nearest deadline goes first among models; one further away than `request_timeout` counts as that, so that a
+  stream of short ones does not put off a long one for ever.
+* A demand that waits because everything is leased or pinned does not hold up smaller ones.
+* The tightest fit would keep larger holes and leave a second GPU idle while everything fits on the first. Where no
+  device has room, the one is chosen where least is lost.
 """
 
 from __future__ import annotations

@@ -9,6 +9,14 @@ What usually follows the last request is loaded ahead of it (`prefetch`), as is 
 start (`restore`), one after another. Such a guess is made while no demand waits for anything. It goes before any other
 model when its room is needed, its load ends when any load is needed, and one that was wrong is not made again before
 the model has been asked for.
+
+* An extra worker pays when queued requests × seconds per request ÷ workers exceed the seconds of a load: such a queue
+  lasts until the worker is there, whatever comes meanwhile. It is never the reason for another model's reload. On one
+  device a second process would hold the same weights twice to share one processor; batches use it better. An extra
+  worker whose load fails does not make the model fail; the next try has the same back-off.
+* A guess is made if the model followed the last request within eight others at least half of the time, was loaded
+  before, fits what is free, and nothing is loading or ending on any device. A CRITICAL model that was only guessed
+  may be evicted for any other: no request has asked for it.
 """
 
 from __future__ import annotations

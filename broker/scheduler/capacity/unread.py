@@ -2,6 +2,10 @@
 
 Where a reading is only late, a device is kept from starts for a moment, and then goes by the ledger alone. Where
 readings fail, it is for as long as they do. Pure, like all of the scheduler.
+
+Unknown is a value: a device that has never told its memory (DGX Spark, Jetson, processes in WSL) is charged as
+`vram_mb` declares, and serves. An error of a device that has told before is different, and stops starts there until a
+reading succeeds; what is loaded serves on, and other devices go on.
 """
 
 from __future__ import annotations

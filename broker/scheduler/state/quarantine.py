@@ -7,6 +7,9 @@ are suspects for a while, `WARY_REQUESTS` of them or `WARY_S`. They run alone an
 If one of these hangs, its input is taken for the one that did before.
 
 `lift` forgets all of it: the model was unloaded, or its weights, adapter or settings are others.
+
+Nothing is hashed on the normal path. The fingerprint goes over the lifeline before the input runs, so it is in the
+kernel's hands before the input can do harm.
 """
 
 from __future__ import annotations

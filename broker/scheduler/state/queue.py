@@ -9,6 +9,9 @@ client at most (and for the batch at work). Within a client's turn the oldest is
 
 Most requests find their queue empty and are taken at once. Such a lone request is kept aside (`_lone`), since an order
 of one costs more than the rest of its way through the scheduler.
+
+A client is a session, so threads of one process share a turn. Turns are by request, not by time: requests for one model
+take about the same.
 """
 
 from __future__ import annotations

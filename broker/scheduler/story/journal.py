@@ -2,6 +2,9 @@
 
 An ordinary request pays for it with a few fields and one append. Its story is its own three moments, and between them
 what was decided about its model meanwhile.
+
+On the way of a request it costs 0.4 us of some 250. Errors carry the broker's number of the request; answers do not, or
+every result would pay for a field that `zoo explain MODEL` shows as well.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Kept by the scheduler itself, so that what it says is what was decided, not what was guessed from outside. A line is
 data; it becomes a sentence when it is read (`sentences.py`).
+
+Refusals may come by the thousand: of one kind and model there is one line a second, which counts the others.
 """
 
 from __future__ import annotations
