@@ -47,7 +47,7 @@ class Admission:
             return
         model = r.models.get(e.model)
         warm = model is not None and model.primary.state is State.LOADED and not model.queue.live and e.deadline > now
-        if not warm or r.stage or e.kind is Kind.LEASE or model is None or model.leaving:
+        if not warm or r.stage or e.kind is Kind.LEASE or model is None or model.removed or not model.config.enabled:
             refusal = self._why_not(e, model)
             if refusal is not None:
                 self._answers.turn_down(e.session, refusal, e.model)

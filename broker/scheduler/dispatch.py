@@ -60,16 +60,13 @@ def leaves_at(model: Model) -> float:
 
 
 def takes(worker: Worker, request: Request) -> bool:
-    """The worker serves the model's queue, and is free, or has a place for the next batch."""
-    if worker.short or not serves(worker):
+    """The worker serves the model's queue, and is free, or has a place for the next batch. Of workers that drain, only
+    the primary has to finish the queue.
+    """
+    if worker.phase is not Phase.SERVING and not (worker.phase is Phase.DRAINING and worker.primary):
         return False
     running = worker.inflight
-    return not running or not (worker.ahead or running[0].alone or request.alone)
-
-
-def serves(worker: Worker) -> bool:
-    """The worker takes from the model's queue: of those that drain, only the primary has to finish it."""
-    return worker.phase is Phase.SERVING or (worker.phase is Phase.DRAINING and worker.primary)
+    return not worker.short and (not running or not (worker.ahead or running[0].alone or request.alone))
 
 
 def place(model: Model, request: Request) -> Worker | None:
@@ -91,36 +88,41 @@ class Dispatcher:
 
     def attend(self, model: Model) -> None:
         """Gives the model's workers what waits for them, and notes what the model wants of the devices now."""
-        self._serve(model)
+        queue, primary = model.queue, model.primary
+        if queue.live and not (primary.ahead and len(model.workers) == 1):
+            self._serve(model)
         for worker in model.workers:
-            if not worker.inflight and worker.answers and worker.idle:
+            if not worker.inflight and (not queue.live or worker is not primary) and worker.answers:
                 self._became_idle(worker)
-        self._note_demand(model)
+        if primary.phase is not Phase.SERVING or primary.short or model.name in self._r.demands:
+            self._note_demand(model)
 
     def _serve(self, model: Model) -> None:
         queue, r = model.queue, self._r
         while queue.live and (request := queue.head()) is not None and (worker := place(model, request)) is not None:
-            if model.config.max_delay_ms and (until := leaves_at(model)) > r.now and not (r.demands or r.stopping):
+            if model.config.max_delay_ms and (until := leaves_at(model)) > r.now and not (r.demands or r.stage):
                 self._await_company(model.primary, until)
                 break
-            if batch := self._next_batch(worker):
+            if batch := self._next_batch(worker, request):
                 self._send(worker, batch)
 
-    def _next_batch(self, worker: Worker) -> list[Request]:
-        """The requests that go to the worker next, out of the queue."""
-        queue, now = worker.model.queue, self._r.now
-        limit = most(worker)
+    def _next_batch(self, worker: Worker, head: Request) -> list[Request]:
+        """The requests that go to the worker next, out of the queue. `head`: the first of it."""
+        queue, soonest = worker.model.queue, self._r.now + worker.least_service_s
+        limit = most(worker) if queue.live > 1 else 1
         batch: list[Request] = []
-        while len(batch) < limit and (request := queue.head()) is not None:
-            if request.deadline <= now + worker.least_service_s:  # and its client keeps its turn
+        request: Request | None = head
+        while request is not None and len(batch) < limit:
+            if request.deadline <= soonest:  # and its client keeps its turn
                 self._answers.too_late(request, f"in the queue before {queue.live - 1} others")
-                continue
-            if request.alone and (batch or worker.inflight):
+            elif request.alone and (batch or worker.inflight):
                 break
-            queue.pop()
-            batch.append(request)
-            if request.alone:
-                break
+            else:
+                queue.take(request)
+                batch.append(request)
+                if request.alone:
+                    break
+            request = queue.head() if queue.live else None
         return batch
 
     def _send(self, worker: Worker, batch: list[Request]) -> None:

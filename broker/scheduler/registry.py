@@ -129,7 +129,7 @@ class Registry:
 
     def usage_changed(self) -> None:
         """A request came or was answered. A look costs as much as there are models, so these share one."""
-        if not self.demands and not self.tense:
+        if not (self.demands or self.contested or self.overdrawn):
             return
         if self.now >= self.looked_at + self.look_every_s:
             self.look = True

@@ -7,6 +7,8 @@ The next process of a changed model has the new settings, and a model that had f
 
 from __future__ import annotations
 
+import math
+
 from broker.scheduler.answering import Answers
 from broker.scheduler.events import Reconfigured
 from broker.scheduler.lifecycle import Lifecycle
@@ -84,6 +86,8 @@ class Reconfiguration:
 
     def retire(self, model: Model) -> None:
         """A model, or a worker of it, that is not to go on as it is goes, unless it is held."""
+        if self._r.reconfigured_at == -math.inf:
+            return
         ending, primary = model.leaving or model.primary.outdated, model.primary
         if model.workers:
             keep = 0 if ending else model.config.max_instances - 1

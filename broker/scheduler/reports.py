@@ -148,6 +148,7 @@ class Reports:
         if self._r.ledger.of(e.worker) is None or not self._has_ended(e.worker):
             return
         self._r.ledger.release(e.worker)
+        self._r.look = True
         if e.worker in self._r.workers:
             self._lifecycle.gone(e.worker)
 

@@ -80,7 +80,9 @@ from broker.scheduler.story.overview import Overview
 from broker.scheduler.wakeups import Wakeups
 from zoo.config.schema import BrokerConfig, ModelConfig
 
-QUIET = frozenset({Asked, WorkerDone, WorkerSaid})  # they mark by themselves whether room has to be looked for
+QUIET = frozenset(  # they mark by themselves whether room has to be looked for: late words of a worker change nothing
+    {Asked, WorkerReady, WorkerLoadFailed, WorkerDone, WorkerSaid, WorkerExited, MemoryBack, MemoryStuck}
+)
 MOST_ROUNDS = 10_000  # a few settle it; the bound is against a bug, not a need
 
 
@@ -176,26 +178,28 @@ class Scheduler:
             r.look = True
         self._handlers[type(event)](event)
         self._settle()
-        return self.take_actions()
+        out, r.out = r.out, []
+        return out
 
     def _settle(self) -> None:
         """Applies the rules until nothing is marked any more."""
         r = self.registry
         for _ in range(MOST_ROUNDS):
             if r.touched:
-                model = next(iter(r.touched))
-                del r.touched[model]
+                model, _ = r.touched.popitem()
                 for rule in self._for_each_model:
                     rule(model)
-            elif r.look and not r.stopping:
+            elif r.look and not r.stage:
                 r.look = False
                 for look in self._for_room:
                     look()
-            else:
+            elif r.asked_last or r.absent or r.stage:
                 for last in self._at_rest:
                     last()
-                if not r.touched and (r.stopping or not r.look):
+                if not r.touched and (r.stage or not r.look):
                     return
+            else:
+                return
         raise RuntimeError(f"the scheduler does not come to rest: {list(r.touched)}, look: {r.look}")
 
     def take_actions(self) -> list[Action]:

@@ -46,7 +46,7 @@ class Scaling:
     def grow(self, model: Model) -> None:
         """Starts an extra worker where that pays, and costs no other model its room."""
         r, workers = self._r, model.workers
-        if model.config.max_instances <= len(workers) or not workers or not model.queue.live:
+        if not model.queue.live or model.config.max_instances <= len(workers) or not workers:
             return
         if r.stopping or r.demands or r.now < model.failures.extra_at or model.leaving or model.primary.outdated:
             return

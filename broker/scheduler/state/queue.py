@@ -112,27 +112,32 @@ class Queue(Generic[R]):
         return None
 
     def pop(self) -> R | None:
-        """Takes the head; its client has had its turn."""
+        """Takes the head."""
         request = self.head()
-        if request is not None and request is self._lone:
-            self._overtaken[request.priority] = 0
-            self.drop(request)
-        elif request is not None:
-            ring = self._rings[request.priority]
-            line = ring[request.session]
-            heapq.heappop(line)
-            self._size -= 1
-            if line:
-                ring.move_to_end(request.session)
-            else:
-                del ring[request.session]
-            self._overtaken[request.priority] = 0
-            for priority in range(request.priority + 1, PRIORITIES):
-                if self._rings[priority]:
-                    self._overtaken[priority] += 1
-            request.queue = None
-            self.live -= 1
+        if request is not None:
+            self.take(request)
         return request
+
+    def take(self, head: R) -> None:
+        """Takes what `head` has just given; its client has had its turn."""
+        priority = head.priority
+        self._overtaken[priority] = 0
+        head.queue = None
+        self.live -= 1
+        if head is self._lone:
+            self._lone = None
+            return
+        ring = self._rings[priority]
+        line = ring[head.session]
+        heapq.heappop(line)
+        self._size -= 1
+        if line:
+            ring.move_to_end(head.session)
+        else:
+            del ring[head.session]
+        for other in range(priority + 1, PRIORITIES):
+            if self._rings[other]:
+                self._overtaken[other] += 1
 
     def all(self) -> list[R]:
         """By priority, then age."""
