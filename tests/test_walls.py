@@ -24,7 +24,6 @@ IO = {
     "subprocess", "threading", "time", "zmq",
 }  # fmt: skip
 MOST_FILES = 16  # of a folder, `__init__.py` not counted
-MOST_FILES_NOW = {Path("broker/scheduler"): 18}  # to be emptied
 
 WALLS: dict[str, set[str]] = {  # folder, or file → what nothing in it imports
     "": {"tests", "benchmarks"},
@@ -94,7 +93,6 @@ def test_no_imports_run_in_a_circle() -> None:
         - {module}
         for module, file in modules.items()
     }
-    needs.get("broker.scheduler.soundness", set()).discard("broker.scheduler.scheduler")  # to go: a type alone
     try:
         TopologicalSorter(needs).prepare()
     except CycleError as e:
@@ -103,7 +101,7 @@ def test_no_imports_run_in_a_circle() -> None:
 
 def test_no_folder_has_too_many_files() -> None:
     files = Counter(file.parent for file in FILES if file.name != "__init__.py")
-    assert not {str(folder): count for folder, count in files.items() if count > MOST_FILES_NOW.get(folder, MOST_FILES)}
+    assert not {str(folder): count for folder, count in files.items() if count > MOST_FILES}
 
 
 def test_no_name_stands_for_two_classes() -> None:
@@ -112,13 +110,7 @@ def test_no_name_stands_for_two_classes() -> None:
         for node in ast.walk(tree(file)):
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name, []).append(f"{file}:{node.lineno}")
-    assert not {name: places for name, places in homes.items() if len(places) > 1 and name not in TWICE}
-
-
-# To be emptied: names that still stand for two classes.
-TWICE = {
-    "Dispatch", "Gate", "Outcome", "Shortage", "Worker",
-}  # fmt: skip
+    assert not {name: places for name, places in homes.items() if len(places) > 1}
 
 
 def test_the_walls_would_be_seen_through() -> None:

@@ -3,6 +3,11 @@
 A few bytes can ask for hours: thousands of scans of a progressive JPEG, tiles of a TIFF that are larger than the
 picture, parts without number that Pillow goes through one by one. What a picture is going to cost is read from its
 structure, and refused there. The bounds are far above what cameras and programs write.
+
+Decoded pixels are known before any are: at most 67 million a picture, 134 million a request, and as many for all
+crops of a request, because a model copies what it scales. A dispatch of several requests is cut where it would decode
+more at once than one request may; none is refused for its company. A video for a model with `max_frames = 1` is
+refused undecoded.
 """
 
 from __future__ import annotations

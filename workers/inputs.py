@@ -1,10 +1,15 @@
 """From a request body to what an adapter sees: frames found, checked, decoded (`encoded.py`), in RGB order, cropped.
 
 Nothing is copied on the way but the pixels of an encoded image: crops and colour order are views.
+
+`boxes=` gives the adapter one `Input` per box: a view of the crop, and with it the frame and the crop's bounds in it.
+A model answers in coordinates of the crop, and the runtime moves all answers alike. Arrays that cover a crop (masks,
+maps) stay as they are and say where it was (`origin`): a frame-sized mask per box would be megabytes of zeros.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -174,6 +179,19 @@ def pixels_of(given: Given) -> int:
     frames = first.frames if first.box is None else [first.whole]
     crops = sum(item.array.size for item in given.items if item.box is not None)
     return (sum(math.prod(frame.shape) for frame in frames) + crops) // 3
+
+
+def fingerprint(given: Given) -> bytes:
+    """Identifies a request by everything the adapter would see of it."""
+    digest = hashlib.blake2b(digest_size=16)
+    if given.items:  # one for a frame or a video, or one for each box of a frame
+        first = given.items[0]
+        for frame in first.frames if first.box is None else [first.whole]:
+            digest.update(f"{frame.shape}{frame.dtype}".encode())
+            digest.update(np.ascontiguousarray(frame).data)
+    for item in given.items:
+        digest.update(f"{item.box}{sorted(item.options.items())}".encode())
+    return digest.digest()
 
 
 def decode(data: np.ndarray) -> np.ndarray:

@@ -1,4 +1,12 @@
-"""What a process that runs adapters is from its first moment: bound to its broker, without privileges, first to go."""
+"""What a process that runs adapters is from its first moment: bound to its broker, without privileges, first to go.
+
+Each worker leads its own session and process group, so that whatever an adapter starts is killed with it. It holds
+the read end of a pipe whose only writer is the broker, set so that the kernel kills the group when that writer is
+gone, whatever the worker is doing. Signals that ask to end (SIGTERM, SIGINT, SIGHUP) are the broker's to handle, also
+when they are sent to every process of a service: nursery and workers ignore them. When memory runs out the kernel
+takes a worker first: `oom_score_adj` is raised by 500. No capabilities, none to be gained (`no_new_privs`), no core
+dumps, which would hold frames.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +17,9 @@ import os
 import resource
 import select
 import signal
+import sys
 from types import FrameType
+from typing import NoReturn
 
 from zoo.system import kernel
 
@@ -89,3 +99,11 @@ def _end_when_asked() -> None:
             signal.signal(number, signal.SIG_DFL)
     faulthandler.unregister(signal.SIGQUIT)
     _let_come()
+
+
+def exit_now(status: int) -> NoReturn:
+    """Ends the process, whatever its other threads are doing."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(status)

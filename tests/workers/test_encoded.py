@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from workers import encoded, inputs, runtime
+from workers import dispatches, encoded, inputs
 from workers.batch import Task
 from workers.encoded import Encoded
+from workers.loading import LoadedModel
 from workers.models.base import Input
 from zoo.drawing.picture import size_of
 from zoo.errors import InvalidInput
@@ -211,19 +212,14 @@ class Counts:
 
 def answered(requests: list[tuple[payload.InferBody, list[bytes]]], model: Any) -> list[Any]:
     """What a worker says to these requests of one dispatch: answers, or (code, message)."""
-    worker = object.__new__(runtime.Worker)
-    sent: list[tuple[Any, ...]] = []
-    worker._lifeline = SimpleNamespace(recent=inputs.Recent(), place=lambda _: None, take_back=lambda _: None)
-    worker._channel = SimpleNamespace(send=sent.append)
-    worker._launch = SimpleNamespace(model="m", device="cpu", inline_bytes=32 << 20)
-    worker._stand_in = False
+    lifeline = SimpleNamespace(recent=inputs.Recent(), place=lambda _: None, take_back=lambda _: None)
+    launch = SimpleNamespace(model="m", device="cpu", inline_bytes=32 << 20)
+    worker: Any = dispatches.Dispatches(launch, LoadedModel(model, 8, False, False, 0.0), lifeline)  # type: ignore[arg-type]
     jobs, parts = [], [b""]
     for number, (body, buffers) in enumerate(requests):
         jobs.append(protocol.Job(number, (), True, 1 + len(buffers)))
         parts += [payload.pack_request(body), *buffers]
-    growth = SimpleNamespace(is_news=lambda: False)
-    worker._answer(model, growth, protocol.Dispatch(tuple(jobs)), parts)
-    ((first, *bodies),) = sent
+    first, *bodies = worker.answer([protocol.pack(protocol.Dispatch(tuple(jobs))), *parts[1:]])
     done = protocol.unpack_from_worker(first)
     decode = payload.result_decoder(lambda *_: pytest.fail("no arena"))
     left = deque(bodies)
@@ -244,7 +240,7 @@ def test_the_pictures_of_a_part_are_let_go_before_the_next_are_decoded(monkeypat
     monkeypatch.setattr(encoded, "MAX_REQUEST_PIXELS", 40 * 60)
     held: list[Task] = []
     alive: list[int] = []
-    fresh = runtime.Task
+    fresh = dispatches.Task
 
     def make(job: Any) -> Task:
         held.append(fresh(job))
@@ -255,7 +251,7 @@ def test_the_pictures_of_a_part_are_let_go_before_the_next_are_decoded(monkeypat
             alive.append(sum(len(task.given.items) for task in held))
             return super().predict(given)
 
-    monkeypatch.setattr(runtime, "Task", make)
+    monkeypatch.setattr(dispatches, "Task", make)
     answered([request(SMALL)] * 3, Looks())
     assert alive == [1, 1, 1]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from workers import inputs, runtime
+from workers import inputs
 from workers.models.base import Input
 from zoo.drawing.picture import size_of
 from zoo.errors import InvalidInput
@@ -74,19 +74,19 @@ def test_a_fingerprint_covers_whatever_a_model_can_see():
     """Also the frame around a box: a model may look there."""
     box = (10, 10, 20, 20)
     told = {
-        "whole": runtime.fingerprint(read()),
-        "crop": runtime.fingerprint(read(box)),
-        "two": runtime.fingerprint(read(box, box)),
-        "elsewhere": runtime.fingerprint(read((11, 10, 20, 20))),
-        "with an option": runtime.fingerprint(read(box, conf=0.5)),
+        "whole": inputs.fingerprint(read()),
+        "crop": inputs.fingerprint(read(box)),
+        "two": inputs.fingerprint(read(box, box)),
+        "elsewhere": inputs.fingerprint(read((11, 10, 20, 20))),
+        "with an option": inputs.fingerprint(read(box, conf=0.5)),
     }
     assert len(set(told.values())) == len(told)
-    assert told["crop"] == runtime.fingerprint(read(box))
+    assert told["crop"] == inputs.fingerprint(read(box))
     around = FRAME.copy()
     around[0, 0] += 1
     frame = payload.FrameRef(-1, 0, FRAME.shape, "|u1")
     given = inputs.read(payload.InferBody((frame,), (box,)), [around.tobytes()], no_arena)
-    assert runtime.fingerprint(given) != told["crop"]
+    assert inputs.fingerprint(given) != told["crop"]
 
 
 # ---------------------------------------------------------------- encoded images

@@ -75,7 +75,7 @@ class LightConvolution(nn.Module):  # type: ignore[misc]
         return self.relu(self.bn(self.conv2(self.conv1(maps))))
 
 
-class Gate(nn.Module):  # type: ignore[misc]
+class ChannelGate(nn.Module):  # type: ignore[misc]
     """The aggregation gate: each channel times a number between 0 and 1 that the whole picture decides."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
@@ -99,7 +99,7 @@ class Block(nn.Module):  # type: ignore[misc]
         self.conv2b = nn.Sequential(*(LightConvolution(middle) for _ in range(2)))
         self.conv2c = nn.Sequential(*(LightConvolution(middle) for _ in range(3)))
         self.conv2d = nn.Sequential(*(LightConvolution(middle) for _ in range(4)))
-        self.gate = Gate(middle)
+        self.gate = ChannelGate(middle)
         self.conv3 = Convolution(middle, outputs, 1, linear=True)
         self.downsample = Convolution(inputs, outputs, 1, linear=True) if inputs != outputs else nn.Identity()
         self.relu = nn.ReLU()

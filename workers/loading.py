@@ -1,0 +1,130 @@
+"""From what the broker says of a model to an adapter that answers: weights fetched, loaded, or taken from a copy.
+
+A load that failed says whether it may be tried again. A module that is not there, a pickle without trust, damaged
+weights may not (`retryable`); the broker tries again after its back-off all the same, for the cause may be
+mended by then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from workers import copies, fresh, inputs, memory
+from workers.batch import MAX_CAUSE, cause
+from workers.models.base import Adapter
+from zoo.config import adapters
+from zoo.errors import LoadFailed, ModelUnavailable, OutOfMemory, ZooError
+from zoo.weights import inventory
+from zoo.weights.source import Published
+from zoo.wire import protocol
+from zoo.wire.launch import Launch
+
+
+class LoadedModel(NamedTuple):
+    """`copied`: it came from a copy. `stand_in`: it runs on random weights. `seconds`: that the load took."""
+
+    adapter: Adapter
+    max_batch: int
+    copied: bool
+    stand_in: bool
+    seconds: float
+
+
+def load(launch: Launch, take_copy: Callable[[], int | None]) -> LoadedModel:
+    """Raises whatever the adapter raises; of ours: LoadFailed, ModelUnavailable.
+
+    Args:
+        take_copy: gives the descriptor of the copy that the broker has announced, if it comes.
+    """
+    started = time.perf_counter()
+    path = Path(os.fsdecode(launch.path)) if launch.path is not None else None
+    if launch.pull is not None and path is not None and inventory.is_missing(path):
+        _pull(launch.model, launch.pull, path)
+    model = _read_copy(launch, take_copy) if launch.copied else None
+    copied = model is not None
+    # The files of a copy were looked at when it was made.
+    stand_in = path is not None and inventory.is_stand_in(path, quick=copied)
+    if model is None:
+        model = _import_adapter(launch.adapter)()
+        _load_weights(launch, model, path)
+    max_batch = getattr(model, "max_batch", 1)
+    if not isinstance(max_batch, int) or max_batch < 1:
+        raise LoadFailed(f"{launch.adapter}: max_batch is {max_batch!r}, not a number of requests", retryable=False)
+    return LoadedModel(model, max_batch, copied, stand_in, time.perf_counter() - started)
+
+
+def failure(error: BaseException, device: str) -> protocol.LoadError:
+    """What the broker is told of a load that raised. To be asked while the error is being handled."""
+    code = error.code if isinstance(error, LoadFailed | ModelUnavailable) else LoadFailed.code
+    retryable = error.retryable if isinstance(error, ZooError) else LoadFailed.retryable
+    short = memory.shortage(error, device)
+    if short is not None:
+        code = OutOfMemory.code
+    elif not isinstance(error, ZooError):
+        traceback.print_exc()
+    return protocol.LoadError(code, cause(error)[:MAX_CAUSE], short, retryable)
+
+
+def _load_weights(launch: Launch, model: Adapter, path: Path | None) -> None:
+    """What one of the zoo's adapters meets in a checkpoint is the checkpoint's, and stays as it is."""
+    try:
+        model.load(inputs.spec(launch), launch.device)
+    except (ZooError, OSError, MemoryError):
+        raise
+    except Exception as e:
+        ours = path is not None and launch.adapter.startswith(adapters.OURS)
+        if not ours or memory.shortage(e, launch.device) is not None or type(e).__name__ == "AcceleratorError":
+            raise
+        raise LoadFailed(f"{launch.model}: {path} cannot be served: {cause(e)}", retryable=False) from e
+
+
+def _read_copy(launch: Launch, take_copy: Callable[[], int | None]) -> Adapter | None:
+    """The model out of the copy that came with the launch; None, and a word about it, when that cannot be done."""
+    try:
+        fd = take_copy()
+        if fd is None:
+            raise TimeoutError("it did not come")
+        _import_adapter(launch.adapter)  # as its file is now, before the copy asks for it
+        model: Adapter = copies.read(fd, launch.threads)
+    except Exception as e:
+        print(f"worker: {launch.model}: its copy is of no use: {cause(e)}", file=sys.stderr, flush=True)
+        return None
+    return model
+
+
+def _import_adapter(adapter: str) -> Any:
+    module, _, name = adapter.partition(":")
+    try:
+        found = fresh.import_module(module)
+    except (OSError, MemoryError):
+        raise
+    except Exception as e:  # a library that is not there, a mistake in the adapter: no retry mends it
+        why = str(e) if isinstance(e, ImportError) else cause(e)
+        raise LoadFailed(f"adapter {adapter!r} cannot be imported: {why}", retryable=False) from e
+    if not hasattr(found, name):
+        raise LoadFailed(f"adapter {adapter!r}: the module {module!r} has no {name!r}", retryable=False)
+    return getattr(found, name)
+
+
+def _pull(model: str, published: Published, target: Path) -> None:
+    """Fetches missing weights, which config.toml has asked for (`auto_pull`)."""
+    from zoo.weights.pull import pull  # the network's modules: only for those who use it
+    from zoo.weights.transfer import Watch
+
+    def note(text: str) -> None:
+        print(f"worker: {model}: {text}", file=sys.stderr, flush=True)
+
+    note(f"fetching its weights from {published.source}")
+    try:
+        report = pull(model, published, target, watch=Watch(note=note))
+    except ModelUnavailable as e:
+        if e.retryable:  # after the scheduler's back-off, from where it stopped
+            raise LoadFailed(str(e)) from e
+        raise
+    note(f"fetched {report.size:,} bytes")
