@@ -6,6 +6,8 @@ brought together by the socket's inode. Connections that say nothing, or fill me
 
 It is a thread of its own, because it has to be quick when the loop is busy. It writes to `peers` and `by_identity`, the
 loop adds connections that speak; every single step is one that the interpreter does not interrupt.
+
+Connections that say nothing are closed after 10 s, or after 1 s while others wait.
 """
 
 from __future__ import annotations

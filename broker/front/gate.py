@@ -8,6 +8,9 @@ in the listener's backlog, where it costs no descriptor.
 
 libzmq never changes the registration of a listener after it was made, so ours stays. Where the set cannot be found (a
 libzmq that polls in another way), everything is accepted, as ever.
+
+It also stops accepting when hardly a descriptor is left, whatever uses them. Renaming the socket's file away and back
+was tried: too late after a burst.
 """
 
 from __future__ import annotations

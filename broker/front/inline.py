@@ -2,6 +2,8 @@
 
 Where memory is shared, messages are small and count for nothing here. Where it is not, frames and answers travel in the
 messages themselves, and lie in the broker while they wait for a worker, or for a client that reads.
+
+All clients together have `inline_budget_mb`, one client half of it, one message `max_inline_mb`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 `/proc/meminfo` and `os.cpu_count()` know no container. A limit counts for all groups below the one that has it, so each
 group from our own up to the root is looked at, of either version of control groups. A file that is missing, unreadable
 or makes no sense is passed over.
+
+File pages that the kernel can take back do not count as used. The same holds for processor quotas and the affinity, for
+`worker_threads`.
 """
 
 from __future__ import annotations

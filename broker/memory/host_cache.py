@@ -4,6 +4,10 @@ A copy is a sealed memfd that a worker of ours has made of the model that it had
 given to a worker of the same model, weights, options and device, and to no other, so it is trusted as far as the
 model's own code and weights are, and no further. All together never have more than `limit_bytes`: the ones that were
 not used for longest go first.
+
+It is used with the very same adapter code, and never given to or taken from a client. Copies are host memory beside
+every budget. One that a worker cannot use is dropped and the weights are loaded; one on which a process died or hung
+fails that load, and the next has no copy.
 """
 
 from __future__ import annotations

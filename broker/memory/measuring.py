@@ -4,6 +4,8 @@ NVML may take seconds for a call, fail, or hang, and /proc of a large process ta
 look and takes what has been seen, with the moments at which the look began and ended. A device that is slow, or hangs,
 holds up its own thread only. After a look that failed the thread waits a while, longer each time, and has the meter
 opened anew before the next.
+
+A reading counts only for what was so before it began. After failures the next tries are 0.25 to 8 s apart.
 """
 
 from __future__ import annotations

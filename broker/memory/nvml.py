@@ -3,6 +3,9 @@
 What `CUDA_VISIBLE_DEVICES` hides does not exist for the broker. CUDA's numbers and NVML's are not the same ones, so a
 device is known by its UUID, and a worker is given the UUID of its own. A number in `CUDA_VISIBLE_DEVICES` counts in the
 order of the PCI bus, as `nvidia-smi` does; CUDA's own default, the fastest first, is not known to NVML.
+
+On one H200 (driver 580.159.04, CUDA 13.0) the list of devices was CUDA's own for seven settings of
+`CUDA_VISIBLE_DEVICES`; tests/gpu checks it.
 """
 
 from __future__ import annotations

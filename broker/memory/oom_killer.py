@@ -3,6 +3,8 @@
 A worker that ended by a SIGKILL which the broker did not send may have been chosen by the kernel. The control group
 that the broker and its workers share counts how many of its processes were; where it does not, the whole machine's
 count is read. A kill that was not counted came from another process.
+
+Of the machine's count, another program's end within the same second may be taken for the worker's.
 """
 
 from __future__ import annotations

@@ -8,6 +8,18 @@ has grown. Only two things wait for a look, neither for long. The message of a w
 the first time, is kept back until the worker was measured, unless the device is slow: else the model might be evicted
 before it is known what it takes. And nothing is started on a device before a look that began after the last end of a
 process there.
+
+* Workers are read in turn as well, 5 ms of every second. `ps` shows what was last seen and reads nothing: it once
+  held the loop for 48 ms. A worker looks at its own size after each batch (2 us; a reading takes a hundred times
+  that), so growth is charged before the answer goes out.
+* A worker's word waits up to 0.25 s for a reading, and not at all where readings take longer than 0.1 s; a start
+  waits up to 3 s after the end of a process.
+* Memory is back when a reading younger than the end shows it: NVML no longer lists the process; where it never did,
+  the device's use is back to what others were last seen to use; and no process holds the worker's end of its lifeline
+  any more, which every fork of it does. After 10 s the loss stays charged and is reported, until the memory comes
+  back.
+* When a nursery has died, pages that a worker shared with it may count as the worker's own. Where the device is host
+  memory, its last charge then stays, and nothing is learnt from it.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A weights folder, a state folder or a configuration may hold anything: a FIFO would make its reader wait for ever, a
 device hand out bytes without end, a folder hold a million names. Links are followed: what they lead to is what counts.
+
+A walk through a folder looks at 10,000 names at most. Names are bytes: hashed as such, escaped where they are shown.
 """
 
 from __future__ import annotations

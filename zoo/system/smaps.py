@@ -6,6 +6,9 @@ lets go of it. An arena of another process is known by its mapping: shared, of a
 made itself it maps writable, and a copy of a model privately: both count.
 
 With 840 mappings and 850 MB, one reading takes 12 ms without any arena mapped and 19 ms with one.
+
+Of a copy, pages that are only read count too, as the worker is the only process to map them: a model is charged the
+same whichever way it was loaded, although killing it does not give back the pages of a copy that stays.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ and none of what ZeroMQ brings is needed on this hop (reconnecting, routing, que
 one on each side, cost more than everything else about a request.
 
 A message is a count of parts and the length of each, as little-endian 32-bit numbers, and then the parts.
+
+Without ZeroMQ here, four clients of one model went from 0.62 to 0.75 of the floor's throughput.
 """
 
 from __future__ import annotations
