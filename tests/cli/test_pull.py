@@ -256,17 +256,18 @@ def test_nothing_is_written_through_a_link_that_another_left(published: Server, 
     elif what == "the folder":
         (tmp_path / "elsewhere").mkdir()
         staging.symlink_to(tmp_path / "elsewhere")
-    else:
+    elif what == "the lock":
         staging.mkdir()
-        (staging / {"the lock": "lock", "the record": "PULLED.json"}[what]).symlink_to(victim)
-    if what != "a part":
+        (staging / "lock").symlink_to(victim)
+    else:
+        (target / "PULLED.json").symlink_to(victim)
+    if what in ("the folder", "the lock"):
         assert "link" in str(refusal(REPOSITORY, target))
     else:
         fetch(REPOSITORY, target)
-    assert victim.read_bytes() == b"the user's own"
-    if what == "a part":
         assert (target / "model.safetensors").read_bytes() == BODY
-        assert not (target / "model.safetensors").is_symlink()
+        assert not any(file.is_symlink() for file in target.iterdir())
+    assert victim.read_bytes() == b"the user's own"
 
 
 def test_progress_earns_new_attempts(server: Server, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zoo.cli import show
 from zoo.cli.output import OK, REFUSED, remark, say
 from zoo.errors import BrokerUnreachable
+from zoo.system import search_path
 
 if TYPE_CHECKING:
     from zoo.client.client import Client
@@ -22,19 +23,12 @@ if TYPE_CHECKING:
 
 def serve(args: Namespace, rest: list[str]) -> int:
     """Run the broker in the foreground."""
-    return _become("zoo.broker", [*rest, *(("--endpoint", args.endpoint) if args.endpoint else ())])
+    search_path.run("zoo.broker", [*rest, *(("--endpoint", args.endpoint) if args.endpoint else ())])
 
 
 def standins(args: Namespace, rest: list[str]) -> int:
     """Write small random checkpoints for models without weights."""
-    return _become("workers.models.standins", rest)
-
-
-def _become(module: str, arguments: list[str]) -> int:
-    from zoo.system import search_path
-
-    search_path.run(module, arguments)
-    return OK
+    search_path.run("workers.models.standins", rest)
 
 
 def init(args: Namespace) -> int:

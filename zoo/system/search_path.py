@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -27,7 +28,7 @@ def put_ours_first() -> None:
         sys.path.append(sys.path.pop(0))
 
 
-def run(module: str, arguments: list[str]) -> None:
+def run(module: str, arguments: list[str]) -> NoReturn:
     """Becomes `python -m MODULE ARGUMENTS`, which finds this very zoo, and nothing in the working directory."""
     environment = dict(os.environ)
     if sys.path and os.path.abspath(sys.path[0]) == ROOT:  # found by nothing but the working directory

@@ -14,6 +14,8 @@ from zoo.config.schema import MB_PER_GB, ModelConfig, ZooConfig
 from zoo.system.files import shown
 from zoo.weights import inventory
 
+KEYS = ("name", "category", "priority", "vram_mb", "enabled", "adapter", "path", "source")  # as in config.toml
+
 
 def rows(config: ZooConfig, wrong: Mapping[str, str]) -> list[dict[str, Any]]:
     """The models as `zoo ls` lists them while no broker runs. `wrong`: why an adapter cannot be imported."""
@@ -31,15 +33,8 @@ def rows(config: ZooConfig, wrong: Mapping[str, str]) -> list[dict[str, Any]]:
 def row(config: ZooConfig, model: ModelConfig) -> dict[str, Any]:
     """A model's line in `zoo ls`: what is the same whether a broker runs or not."""
     state = weights(config, model)
-    return {
-        "name": model.name,
-        "category": model.category,
+    return {key: getattr(model, key) for key in KEYS} | {
         "priority": model.priority.name,
-        "vram_mb": model.vram_mb,
-        "enabled": model.enabled,
-        "adapter": model.adapter,
-        "path": model.path,
-        "source": model.source,
         "weights": state,
         "stand_in": state == "stand-in",
         "problem": _trouble(config, model) if model.enabled else "enabled = false in config.toml",

@@ -99,12 +99,9 @@ def pulled(folder: Path) -> dict[str, Pulled]:
     return {name: was for name, was in found.items() if is_inside(name)}
 
 
-def write_pulled(folder: Path, records: dict[str, Pulled], scratch: Path) -> None:
-    """Writes that record, by way of a file in the folder `scratch`."""
-    fresh = scratch / RECORD
-    with open(fresh, "wb", opener=safe.no_link) as file:
-        file.write(msgspec.json.format(msgspec.json.encode(records), indent=2) + b"\n")
-    os.replace(fresh, folder / RECORD)
+def write_pulled(folder: Path, records: dict[str, Pulled]) -> None:
+    """Writes that record, whole or not at all."""
+    safe.write_whole(folder / RECORD, msgspec.json.format(msgspec.json.encode(records), indent=2) + b"\n", 0o666)
 
 
 def files(target: Path) -> list[Path]:

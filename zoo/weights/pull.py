@@ -174,7 +174,7 @@ class _Pull:
             os.replace(part, w.place)
         fresh = {w: self._record(r) for w, r in remotes.items()}
         records |= {self._key(w): record for w, record in fresh.items()}
-        inventory.write_pulled(self._home, records, self._staging)
+        inventory.write_pulled(self._home, records)
         inventory.unmark(self._target)
         return Report({w.name: now for w, now in (intact | fresh).items()}, [w.name for w in missing])
 

@@ -66,10 +66,10 @@ class Published(msgspec.Struct, frozen=True):
     def wanted(self, target: Path) -> list[Wanted]:
         """The files that make up the weights at `target`: that very file, or files in that folder."""
         if self.url is not None:
-            name = target.name if is_file(target) else _last_part(self.url)
-            return [Wanted(name, target if is_file(target) else target / name, True)]
-        names = [(name.removesuffix(OPTIONAL), not name.endswith(OPTIONAL)) for name in self.files]
-        return [Wanted(name, target if is_file(target) else target / name, needed) for name, needed in names]
+            names = {target.name if is_file(target) else _last_part(self.url): True}
+        else:
+            names = {name.removesuffix(OPTIONAL): not name.endswith(OPTIONAL) for name in self.files}
+        return [Wanted(name, target if is_file(target) else target / name, needed) for name, needed in names.items()]
 
 
 def is_file(path: Path) -> bool:
