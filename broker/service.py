@@ -52,7 +52,8 @@ HOUSEKEEPING_S = 1.0
 CROWDED_S = 0.05  # between two looks at who keeps others waiting
 ANSWERS = (events.Deliver, events.Answer, events.Refuse, events.Settled, events.Forget)
 OF_A_WORKER = (
-    events.SendBatch, events.WorkerReady, events.WorkerLoadFailed, events.WorkerDone, events.WorkerSaid,
+    events.SendBatch, events.KillWorker,
+    events.WorkerReady, events.WorkerLoadFailed, events.WorkerDone, events.WorkerSaid,
 )  # fmt: skip
 TRUE_ONCE = (  # said once, and true whatever has raised: the scheduler is told again
     events.ShutDown, events.SessionClosed, events.Withdrawn, events.WorkerExited, events.MemoryBack, events.MemoryStuck,
@@ -131,7 +132,6 @@ class Service:
         }
         core.amends = {
             events.StartWorker: fleet.start_failed,
-            events.KillWorker: fleet.kill_failed,
             **dict.fromkeys(ANSWERS, clients.end_answered),
             **dict.fromkeys((events.Asked, events.Released), clients.end_asking),
             **dict.fromkeys(OF_A_WORKER, fleet.distrust),

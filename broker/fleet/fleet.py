@@ -187,15 +187,10 @@ class Fleet:
         worker.child.signal(signal.SIGQUIT, group=False)  # has it write the stacks of its threads
         worker.child.signal(signal.SIGTERM)
 
-    def kill_failed(self, a: events.KillWorker) -> None:
-        """It is tried again: a kill is said only once, and its model would be on its way out for ever."""
-        worker = self.workers.get(a.worker)
-        if worker is not None:
-            worker.killed_at = worker.killed_at or time.monotonic()
-            self._terminating.add(worker)
-
     def distrust(self, of: Any) -> None:
-        """Ends the `worker` of an event or action that has led to an error: its exit answers for its requests."""
+        """Ends the `worker` of an event or action that has led to an error, at once: its exit answers for its requests,
+        and a kill that has failed is not said again.
+        """
         worker = self.workers.get(of.worker)
         if worker is not None:
             worker.kill()

@@ -9,6 +9,7 @@ a process id and a pidfd, and later with the exit status.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -18,8 +19,11 @@ from collections.abc import Sequence
 
 import msgspec
 
+from broker.fleet.printed import Printed
 from zoo.system import search_path
 from zoo.wire import launch
+
+log = logging.getLogger("zoo.nursery")
 
 MOST_UNANSWERED = 16  # forks in its socket; all others wait here
 
@@ -28,6 +32,7 @@ class Nursery:
     """Started when it is made, which may raise OSError and then leaves nothing behind.
 
     Attributes:
+        printed: what it prints.
         importing: the module that it is importing; "" before the first and after the last.
         prepared: all imports are done, forks are answered at once.
         unfit: (module, why) if it has said that it must not import that one.
@@ -53,10 +58,11 @@ class Nursery:
             pipe, self._pipe = os.pipe2(os.O_CLOEXEC)  # only writer: see `workers.process.die_with`
             kept.callback(os.close, self._pipe)
             short.callback(os.close, pipe)
-            self._printed, output = os.pipe2(os.O_CLOEXEC)
-            kept.callback(os.close, self._printed)
+            printed, output = os.pipe2(os.O_CLOEXEC)
+            self.printed = Printed(printed, log, lambda: ("", 0))
+            kept.callback(self.printed.close)
             short.callback(os.close, output)
-            os.set_blocking(self._printed, False)
+            os.set_blocking(printed, False)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", launch.NURSERY, str(theirs.fileno()), *_paths()],
                 stdin=subprocess.DEVNULL,
@@ -88,11 +94,6 @@ class Nursery:
     @property
     def takes_more(self) -> bool:
         return self.prepared and len(self.sent) < MOST_UNANSWERED
-
-    def take_output(self) -> int:
-        """The read end of the pipe for what it prints: from now on the caller's to close."""
-        fd, self._printed = self._printed, -1
-        return fd
 
     def fork(self, seat: launch.Seat, ends: Sequence[int], now: float) -> bool:
         """Asks for a worker, with its ends of its pipes. False when that cannot be sent now."""
@@ -140,10 +141,10 @@ class Nursery:
         """Ends it, if need be, reaps it and gives its descriptors back. Its exit status, negative for a signal."""
         status = self._reap()
         self.alive = False
+        self.printed.finish()
         self.sock.close()
-        for fd in (self._pipe, self.pidfd, self._printed):
-            if fd >= 0:
-                os.close(fd)
+        os.close(self._pipe)
+        os.close(self.pidfd)
         return status
 
     def _reap(self) -> int:

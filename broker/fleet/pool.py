@@ -43,7 +43,6 @@ from zoo.wire import launch
 
 log = logging.getLogger("zoo.pool")
 worker_log = logging.getLogger("zoo.worker")
-nursery_log = logging.getLogger("zoo.nursery")
 
 BY_SIGKILL = "killed by SIGKILL"  # as `Child.reap` says it
 IMPORT_LIMIT_S = 120.0  # for one module
@@ -243,12 +242,12 @@ class Pool:
         elif not nursery.hung and self._hangs(nursery, now):
             nursery.hung = True
             nursery.kill()
+        if nursery is not None:
+            nursery.printed.tell_dropped()
         for child in list(self._children.values()):
             child.printed.tell_dropped()
             if child.pidfd < 0 and not child.nursery.alive:
                 self._collect(child)
-        if nursery is not None:
-            self._printed_by_nursery.tell_dropped()
         self._end_orphans()
         self._send_waiting()
 
@@ -288,10 +287,9 @@ class Pool:
         except OSError as e:
             self._failed_nursery(f"it cannot be started: {e.strerror or e}", now)
             return
-        self._printed_by_nursery = Printed(nursery.take_output(), nursery_log, lambda: ("", 0))
         self._loop.watch(nursery.sock.fileno(), self._hear)
         self._loop.watch(nursery.pidfd, self._nursery_ended)
-        self._watch_output(self._printed_by_nursery)
+        self._watch_output(nursery.printed)
 
     def _hear(self) -> None:
         nursery = self._nursery
@@ -344,10 +342,9 @@ class Pool:
                 self._heard(nursery, *heard)
         self._loop.forget(nursery.sock.fileno())
         self._loop.forget(nursery.pidfd)
+        self._loop.forget(nursery.printed.fd)
         status = nursery.end()
         self._nursery = None
-        self._loop.forget(self._printed_by_nursery.fd)
-        self._printed_by_nursery.finish()
         self._failed_nursery(self._blame(nursery, status), now)
         for key in nursery.sent:
             if (start := self._starting.pop(key, None)) is not None:
