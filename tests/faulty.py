@@ -133,9 +133,9 @@ if __name__ == "__main__":
             raise RuntimeError("as the test wants it")
         actions = original(self, event, now)
         if is_due(CONTRADICTION):
-            self._running += 1
+            self.registry.running += 1
         if is_due(f"after {type(event).__name__}"):
-            self._out = actions
+            self.registry.out = actions
             raise RuntimeError("as the test wants it")
         return actions
 
