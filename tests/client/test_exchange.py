@@ -144,7 +144,10 @@ class Session(RuleBasedStateMachine):
             return
         rid = request.rid
         if fails:
-            self._answer(request, protocol.Error(rid, "inference_failed", "", held=held and request.reading))
+            self._answer(
+                request,
+                protocol.Error(rid, "inference_failed", "", held=held and (request.reading or not self.shares_memory)),
+            )
         elif request.leases:
             self.granted.add(-rid)
             self._answer(request, protocol.Value(rid, -rid))

@@ -195,21 +195,20 @@ class Calls:
         deadline = time.monotonic() + seconds
         dealer = self._driver.ready() or (yield from self._driver.open(deadline, seconds))
         outcomes = yield from self._collect(dealer, deadline, [""], dealer.ask, call.message, granted)
-        return call.value(_or_raise(outcomes[""]))
+        return call.value(_only(outcomes))
 
     # ------------------------------------------------------------ inference
 
     def infer(self, model: str, frame: Any, how: How, options: dict[str, Any]) -> Steps[Any]:
-        name = checks.check_model(model)
-        outcomes = yield from self._infer([name], frame, how, options)
-        return _or_raise(outcomes[name])
+        return self._infer([checks.check_model(model)], frame, how, options, _only)
 
     def infer_many(self, frame: Any, models: Iterable[str], how: How, options: dict[str, Any]) -> Steps[dict[str, Any]]:
         names = checks.check_models(models)
-        outcomes = yield from self._infer(names, frame, how, options)
-        return {name: outcomes[name] for name in names}
+        return self._infer(names, frame, how, options, lambda outcomes: {name: outcomes[name] for name in names})
 
-    def _infer(self, names: list[str], frame: Any, how: How, options: dict[str, Any]) -> Steps[dict[str, Any]]:
+    def _infer(
+        self, names: list[str], frame: Any, how: How, options: dict[str, Any], value: Callable[[dict[str, Any]], T]
+    ) -> Steps[T]:
         boxes, color, timeout, priority = how
         seconds = checks.check_timeout(timeout, self.timeout)
         rank = checks.check_priority(priority)
@@ -217,7 +216,7 @@ class Calls:
         take = frames.Store.request
         dealer, _, request = yield from self._place(deadline, seconds, take, frame, boxes, color, options)
         try:
-            return (yield from self._collect(dealer, deadline, names, dealer.infer, request, rank))
+            return value((yield from self._collect(dealer, deadline, names, dealer.infer, request, rank)))
         finally:
             request.drop()
 
@@ -353,7 +352,8 @@ class Calls:
         grant.number = 0  # only now: if this was interrupted, it goes back with the object
 
 
-def _or_raise(outcome: Any) -> Any:
+def _only(outcomes: dict[str, Any]) -> Any:
+    (outcome,) = outcomes.values()
     if isinstance(outcome, ZooError):
         raise outcome
     return outcome

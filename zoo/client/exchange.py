@@ -20,7 +20,6 @@ garbage collector where its freeing was interrupted. So each step leaves a reque
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,7 +38,7 @@ class Waiter:
     __slots__ = ("came", "error")
 
     def __init__(self) -> None:
-        self.came: deque[tuple[str, Any]] = deque()
+        self.came: list[tuple[str, Any]] = []
         self.error: ZooError | None = None
 
 

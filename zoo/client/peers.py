@@ -61,31 +61,27 @@ def _listening(path: str, owners: frozenset[int], follow: bool = True) -> str | 
     """The path at which one of the owners' processes listens; None when no process does."""
     folder, name = os.path.split(path)
     folder = folder or "."
+    looked_at = f"the broker's folder {folder}"
     try:
         fd = os.open(folder, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            own = os.fstat(fd)
+            _check_owner(own.st_uid, owners, f"the folder {folder} belongs to")
+            if own.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not own.st_mode & stat.S_ISVTX:
+                raise AccessDenied(f"others may write in {folder}, and so answer in the broker's place (chmod go-w)")
+            looked_at = path
+            found = os.lstat(name, dir_fd=fd)
+            _check_owner(found.st_uid, owners, f"{path} belongs to")
+            if stat.S_ISLNK(found.st_mode) and follow:  # a broker elsewhere left it here, to be found
+                return _listening(os.path.join(folder, os.readlink(name, dir_fd=fd)), owners, False)
+        finally:
+            os.close(fd)
     except FileNotFoundError:
         return None
     except OSError as e:
         if e.errno in SHORT:
             raise
-        raise AccessDenied(f"the broker's folder {folder} cannot be used: {_why(e)}") from None
-    try:
-        own = os.fstat(fd)
-        _check_owner(own.st_uid, owners, f"the folder {folder} belongs to")
-        if own.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not own.st_mode & stat.S_ISVTX:
-            raise AccessDenied(f"others may write in {folder}, and so answer in the broker's place (chmod go-w)")
-        found = os.lstat(name, dir_fd=fd)
-        _check_owner(found.st_uid, owners, f"{path} belongs to")
-        if stat.S_ISLNK(found.st_mode) and follow:  # a broker elsewhere left it here, to be found
-            return _listening(os.path.join(folder, os.readlink(name, dir_fd=fd)), owners, False)
-    except FileNotFoundError:
-        return None
-    except OSError as e:
-        if e.errno in SHORT:
-            raise
-        raise AccessDenied(f"{path} cannot be used: {_why(e)}") from None
-    finally:
-        os.close(fd)
+        raise AccessDenied(f"{looked_at} cannot be used: {_why(e)}") from None
     if not stat.S_ISSOCK(found.st_mode):
         raise AccessDenied(f"{path} is not a socket")
     return _probe(path, owners)

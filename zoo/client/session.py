@@ -51,7 +51,7 @@ def open_socket(key: bytes, number: int, endpoint: str) -> zmq.Socket[bytes]:
     sock: zmq.Socket[bytes] | None = None
     try:
         sock = context().socket(zmq.DEALER)
-        configure(sock, routing_id(key, number), endpoint)
+        configure(sock, key + number.to_bytes(4, "big"), endpoint)
         sock.setsockopt(zmq.RCVTIMEO, POLL_MS)
         sock.connect(endpoint)
     except BaseException as e:
@@ -125,10 +125,6 @@ def _welcome(
 
 def new_key() -> bytes:
     return secrets.token_bytes(protocol.SESSION_BYTES)
-
-
-def routing_id(key: bytes, number: int) -> bytes:
-    return key + number.to_bytes(4, "big")
 
 
 def hello(key: bytes) -> bytes:

@@ -181,7 +181,7 @@ class Tasks:
         if not waiter.came and self._watch is not None and self._watch.dealer is dealer:
             await self._watch.sleep(waiter, min(until, end))
         if waiter.came:
-            return waiter.came.popleft()
+            return waiter.came.pop(0)
         if waiter.error is not None:
             raise waiter.error
         if time.monotonic() >= end:

@@ -154,7 +154,7 @@ class Threads:
                     return None
             except zmq.ZMQError:
                 raise client_closed() from None
-        return waiter.came.popleft()
+        return waiter.came.pop(0)
 
     def place(self, dealer: Dealer, store: frames.Store, deadline: float, take: Callable[[], T]) -> Steps[T]:
         yield from BLOCKS
