@@ -9,6 +9,7 @@ place. A client that reads nothing for long is cut off.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -70,13 +71,9 @@ class Outgoing:
         """
         if peer.ended:
             return False
-        waiting = self._waiting.get(peer.identity)
-        if waiting is None and self._may_send(peer, size):
-            try:
+        if peer.identity not in self._waiting and self._may_send(peer, size):
+            with contextlib.suppress(zmq.Again):
                 sent = self._send(parts)
-            except zmq.Again:
-                sent = False
-            else:
                 peer.out += size
                 return sent
         return self._keep(peer, parts, size)
@@ -101,18 +98,17 @@ class Outgoing:
     def _keep(self, peer: Connection, parts: tuple[Any, ...], size: int) -> bool:
         now = time.monotonic()
         waiting = self._waiting.setdefault(peer.identity, _Unread(peer, now))
-        delivered = True
         full = not self._account.fits(size) or waiting.size + size > self._account.most // 2
         if len(waiting.parts) >= MOST_WAITING or (full and len(parts) == 2):
             self._give_up(waiting)
             return False
         if full:
             self._full_at = now
-            parts, size, delivered = (parts[0], _unread_error(parts[1], size)), 0, False
+            parts, size = (parts[0], _unread_error(parts[1], size)), 0
         waiting.parts.append((parts, size))
         waiting.size += size
         self._account.held += size
-        return delivered
+        return not full
 
     def flush(self, now: float) -> None:
         """Called every `TICK_S` while something waits."""

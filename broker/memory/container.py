@@ -16,6 +16,9 @@ from pathlib import Path
 
 MB = 1 << 20
 CGROUPS = "sys/fs/cgroup"
+# Of a control group: the files with limits, the one with what is used, and the line of memory.stat with file pages.
+_VERSION_2 = ("memory.max", "memory.high"), "memory.current", "inactive_file "
+_VERSION_1 = ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file "
 
 
 def own_groups(root: Path = Path("/")) -> Iterator[tuple[set[str], str]]:
@@ -72,13 +75,12 @@ class Container:
 
     def _limits(self) -> Iterator[tuple[float, float]]:
         """(limit, what is used of it and cannot be taken back at once) in MB, of each group that has a limit."""
-        for group in self._unified:
-            limits = [limit for name in ("memory.max", "memory.high") if (limit := _number(group / name)) is not None]
-            if limits:
-                yield _limit(min(limits), _number(group / "memory.current"), group, "inactive_file ")
-        for group in self._memory:
-            if (limit := _number(group / "memory.limit_in_bytes")) is not None:
-                yield _limit(limit, _number(group / "memory.usage_in_bytes"), group, "total_inactive_file ")
+        for groups, (names, current, reclaimable) in ((self._unified, _VERSION_2), (self._memory, _VERSION_1)):
+            for group in groups:
+                if limits := [limit for name in names if (limit := _number(group / name)) is not None]:
+                    lines = _text(group / "memory.stat").splitlines()
+                    files = next((_whole(line.split()[-1]) for line in lines if line.startswith(reclaimable)), None)
+                    yield min(limits) / MB, max(0, (_number(group / current) or 0) - (files or 0)) / MB
 
     def cores(self) -> int:
         """How many processors this process may use, in whole ones, at least 1."""
@@ -92,12 +94,6 @@ class Container:
         for group in self._cpu:
             most = min(most, _ratio(_text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")))
         return max(1, int(most))
-
-
-def _limit(limit: int, current: int | None, group: Path, reclaimable: str) -> tuple[float, float]:
-    lines = _text(group / "memory.stat").splitlines()
-    files = next((_whole(line.split()[-1]) for line in lines if line.startswith(reclaimable)), None)
-    return limit / MB, max(0, (current or 0) - (files or 0)) / MB
 
 
 def _text(file: Path) -> str:
