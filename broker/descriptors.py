@@ -1,8 +1,9 @@
-"""How many descriptors this process may have, and who gets how many of them. No sockets here, only numbers.
+"""How many descriptors this process may have, and how many of them each part gets. No sockets here, only numbers.
 
 The limit is divided once, at start, so that no kind of connection can use up what another needs: connections of
 clients, their lifelines and arenas, what workers need, and scrapes of the metrics. What is left over is the reserve,
-for files that are opened for a moment. A newcomer over its share is refused while there are descriptors to say so with.
+for files that are opened for a moment. A new connection over its share is refused while there are descriptors to say so
+with.
 
 The soft limit is raised to the hard one. One client's connections are bounded once half of all are in use, and so are
 its arenas but for the first.

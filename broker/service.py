@@ -49,7 +49,7 @@ log = logging.getLogger("zoo.broker")
 
 RETRY_S = 0.02  # after an error in the scheduler's own clock
 HOUSEKEEPING_S = 1.0
-CROWDED_S = 0.05  # between two looks at who keeps others waiting
+CROWDED_S = 0.05  # between two looks at the connections that keep others waiting
 ANSWERS = (events.Deliver, events.Answer, events.Refuse, events.Settled, events.Forget)
 OF_A_WORKER = (
     events.SendBatch, events.KillWorker,

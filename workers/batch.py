@@ -1,8 +1,8 @@
 """The requests of one dispatch: read one by one, predicted together, answered one by one.
 
-What is wrong with one request is its own affair: an input that cannot be read never reaches the adapter, and when the
-adapter raises over several, each is tried by itself. Where memory does not suffice for all inputs at once, they are
-tried in halves first.
+What is wrong with one request does not concern the others: an input that cannot be read never reaches the adapter, and
+when the adapter raises over several, each is tried by itself. Where memory does not suffice for all inputs at once,
+they are tried in halves first.
 
 That memory ran out is recognised here, by the worker, which says what the process used and what it asked for while
 the error still holds what was allocated: the broker's own reading comes too late for that.

@@ -1,9 +1,9 @@
 """A loaded adapter as a copy in memory of its own, and back: what it keeps is mapped again instead of read and parsed.
 
 The adapter is pickled by protocol 5, with its large arrays and tensors as buffers beside the pickle, into a memfd that
-is sealed when all is there. A process that gets it maps it privately: it may write to its weights, nobody else sees
-that, and pages that it only reads are those of the copy. Pickling is quick, for buffers are only referred to; writing
-them is not, and goes on a piece at a time, so that requests need not wait for the whole of it.
+is sealed when all is there. A process that gets it maps it privately: it may write to its weights, no other process
+sees that, and pages that it only reads are those of the copy. Pickling is quick, for buffers are only referred to;
+writing them is not, and goes on a piece at a time, so that requests need not wait for the whole of it.
 
 Some of what adapters hold cannot be pickled although it can well be made again: locks, and functions made inside of
 functions. These are told here, what torch has in `workers/models/shared/tensors.py`. An adapter that holds
@@ -70,7 +70,7 @@ class Copy:
         try:
             _Pickler(raw, PROTOCOL, buffer_callback=buffers.append).dump((_source(model), model))
             views = [buffer.raw() for buffer in buffers]
-        except Exception as e:  # whatever a __reduce__ of somebody's raises
+        except Exception as e:  # whatever an adapter's __reduce__ raises
             raise Uncopyable(f"{type(e).__name__}: {e}") from e
         pickled = raw.getbuffer()
         table = [_PAIR.pack(len(views), len(pickled))]
@@ -183,7 +183,7 @@ def _source(model: object) -> tuple[str, int] | None:
 def _tensors() -> Any:
     return importlib.import_module(
         "workers.models.shared.tensors"
-    )  # not from here: torch is only for those who have it
+    )  # not from here: torch is not there for every adapter
 
 
 def _function(module: str, code: bytes, name: str, defaults: Any, kwdefaults: Any, cells: tuple[Any, ...]) -> Any:

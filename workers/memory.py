@@ -1,7 +1,7 @@
 """The memory of a worker's process: whether an error means that it ran out, whether it has grown, and giving back.
 
 The libraries are known by what they say; torch is asked only where an adapter has imported it, and CUDA only where
-somebody has used it.
+it has been used.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Growth:
 
 
 def give_back(device: str) -> None:
-    """What is held for later use, and by nobody, goes back to the device."""
+    """What is held for later use, and by no tensor, goes back to the device."""
     gc.collect()
     if cuda := _cuda(device):
         with contextlib.suppress(RuntimeError):  # broken by what went before: the next call of the adapter says so

@@ -1,4 +1,4 @@
-"""Who may connect over tcp://, by CURVE keys, and who may do what is not only a client's own affair: operators.
+"""Who may connect over tcp://, by CURVE keys, and who may change things for other clients: operators.
 
 The folder `curve_dir` holds the broker's own keys, and those of the clients that may connect. A key file that cannot be
 used is left out with a warning, the others count. libzmq asks (`callback`, in a thread) at each handshake, and never

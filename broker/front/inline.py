@@ -1,4 +1,4 @@
-"""How many bytes of frames and answers the broker holds, for whom, and who is refused. Only numbers.
+"""How many bytes of frames and answers the broker holds, for which client, and which one is refused. Only numbers.
 
 Where memory is shared, messages are small and count for nothing here. Where it is not, frames and answers travel in the
 messages themselves, and lie in the broker while they wait for a worker, or for a client that reads.

@@ -220,7 +220,7 @@ class Admission:
 
 
 def retry_after(model: Model, now: float) -> float:
-    """Seconds until those who are before a newcomer have been served, as far as is known, within bounds."""
+    """Seconds until the requests before a new one have been served, as far as is known, within bounds."""
     return min(max(_load_s(model, now) + _before(model) * _each_s(model), RETRY_LEAST_S), RETRY_MOST_S)
 
 

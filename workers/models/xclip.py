@@ -67,7 +67,7 @@ class ActionRecognizer:
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """The videos that agree in their options in one forward pass, or in as few as `max_batch` allows.
 
-        Frames of one video may differ in size, as crops that follow somebody do: each is scaled by itself.
+        Frames of one video may differ in size, as crops that follow a person do: each is scaled by itself.
         """
         asked = self._options.of(inputs, as_said)
         videos = [images([Input(frame, item.options) for frame in item.frames]) for item in inputs]

@@ -1,4 +1,4 @@
-"""Frames on the client's side: what can be sent, and the memory it lies in while somebody reads it."""
+"""Frames on the client's side: what can be sent, and the memory it lies in while a worker reads it."""
 
 from __future__ import annotations
 

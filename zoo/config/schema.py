@@ -50,7 +50,7 @@ class ModelConfig(msgspec.Struct, kw_only=True):
         device: the only one of the `[[devices]]` that it is loaded on; "" leaves the choice to the broker.
         max_instances: how many workers it may have when one cannot keep up, each on a device of its own.
         max_delay_ms: the first request of a batch waits up to so long for others to fill it (where the adapter takes
-            more than one): each takes longer, but the worker gets through more of them. 0: nobody waits.
+            more than one): each takes longer, but the worker gets through more of them. 0: none waits.
         pinned: never evicted once it is loaded.
         options: for the adapter.
         trust_pickle: read the weights although their format can run code of its own (see `docs/models.md`).
@@ -121,7 +121,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
         arena_limit_mb: the largest arena a client may share.
         worker_threads: CPU threads per worker; 0 is a quarter of the cores, at least one.
         restore: after a restart, load again what was loaded when the broker ended, the last used first, as room allows.
-        prefetch: load models that usually follow the one just asked for, into free room and while nobody waits.
+        prefetch: load models that usually follow the one just asked for, into free room and while no model waits.
         standby: processes forked ahead of need, so that a load begins at once.
         host_cache_mb: host memory for copies of loaded models, by which they come back without being read and parsed;
             beside every budget. 0 keeps none.

@@ -1,1 +1,1 @@
-"""Room on devices: what is charged, who may go, who comes where. Pure."""
+"""Room on devices: what is charged, which workers may go, which model is placed where. Pure."""

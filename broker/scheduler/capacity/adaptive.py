@@ -6,7 +6,7 @@ reload would cost, times how much its next use is to be expected, times a weight
     worth = weight * load seconds * (often ** 0.3 * 60 / (60 + seconds unused) + 30 * follows)
 
 `often` and `follows` are told in `habits.py`; `follows` is how probably the model is asked for soon after the one that
-needs the room. The victims are those who together are worth least. The constants were found by replaying camera
+needs the room. The victims are those that together are worth least. The constants were found by replaying camera
 traces; docs/eviction.md says how much each matters.
 
 CRITICAL is as protected as by priority: it goes only for CRITICAL, and when no other choice would do.
@@ -90,7 +90,7 @@ def _cheapest(needed_mb: float, candidates: Sequence[Candidate]) -> list[Candida
 
 
 class Adaptive:
-    """`eviction.Policy` by worth. `habits`: somebody else's to keep."""
+    """`by_priority.Policy` by worth. `habits`: kept by the caller."""
 
     def __init__(self, habits: Habits) -> None:
         self.habits = habits

@@ -32,7 +32,7 @@ class Charge(msgspec.Struct, frozen=True):
 
 
 class OverBudget(AssertionError):
-    """A charge would exceed the budget: a bug of the caller, who must make room first."""
+    """A charge would exceed the budget: a bug of the caller, which must make room first."""
 
 
 class Ledger:

@@ -2,10 +2,10 @@
 
 By the priority of requests first, but waiting makes urgent: when `OVERTAKEN` more urgent requests have been taken while
 some of a priority wait, it is that priority's turn for one request. So a stream of urgent ones takes eight parts of
-nine, and whichever comes first in its priority's turn is served after `LONGEST` others at most, however urgent these
-are and however many clients send them. Within a priority the clients take turns, one request each, so that none that
-has queued two hundred keeps the others waiting for all of them: a newcomer waits for one request of each other
-client at most (and for the batch at work). Within a client's turn the oldest is first.
+nine, and the request that is first in its priority's turn is served after `LONGEST` others at most, however urgent
+these are and however many clients send them. Within a priority the clients take turns, one request each: a new client
+waits for one request of each other client at most (and for the batch at work), not for the two hundred that one has
+queued. Within a client's turn the oldest is first.
 
 Most requests find their queue empty and are taken at once. Such a lone request is kept aside (`_lone`), since an order
 of one costs more than the rest of its way through the scheduler.

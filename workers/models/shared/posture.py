@@ -3,12 +3,12 @@
 Rules over the shoulders, hips, knees and ankles that were seen. Lengths are in torsos (shoulders to hips, as seen), so
 neither the size of the picture nor the distance of the person counts. The limits follow from the proportions of a body
 (Drillis and Contini 1966; Winter, Biomechanics and Motor Control of Human Movement): of the height, the torso is 0.29,
-the thigh and the shin 0.245 each, so thigh and shin are 0.85 torsos, and the hips of who stands are 1.7 above the
-ankles.
+the thigh and the shin 0.245 each, so thigh and shin are 0.85 torsos, and the hips of a standing person are 1.7 above
+the ankles.
 
-One picture has no depth and no time. So walking and running are one word; who stands still with one foot ahead, or
-waits on one leg, walks; who lies along the camera's line of sight, or is seen from steeply above, may be taken for
-somebody upright; on all fours is lying, on one's knees is crouching. What the rules cannot tell is "unknown".
+One picture has no depth and no time. So walking and running are one word; a person who stands still with one foot
+ahead, or on one leg, walks; one who lies along the camera's line of sight, or is seen from steeply above, may be taken
+for upright; on all fours is lying, on the knees is crouching. What the rules cannot tell is "unknown".
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOW = 1.2
 STRAIGHT = 145.0
 BENT = 130.0
 # Ankles apart, sideways in the picture. A step is 0.41 of the height, 1.4 torsos, at its longest; a third of that is
-# more than a foot set ahead. Whoever stands has them no farther apart than the shoulders look from the same side.
+# more than a foot set ahead. A standing person has them no farther apart than the shoulders look from the same side.
 STRIDE = 0.5
 STANCE = 1.2  # by the width of the shoulders
 # One ankle above the other: a foot in the air, or one step nearer to a camera that looks down.

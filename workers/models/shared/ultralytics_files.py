@@ -1,6 +1,6 @@
 """ultralytics reads the file that it is given, and nothing else.
 
-By itself it takes a path for a wish: quotes and blanks are cut off, `yolov5s.pt` becomes `yolov5su.pt`, what is then
+By itself it interprets the path: quotes and blanks are cut off, `yolov5s.pt` becomes `yolov5su.pt`, what is then
 not found is fetched from the network, whatever lies at the path, and a module that a checkpoint names and that is not
 there is installed. None of its settings ends all of that.
 """

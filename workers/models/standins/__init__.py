@@ -9,7 +9,7 @@ nothing**. A `STAND-IN` file beside the weights says so, and so does every answe
 
 One module per family, each with its `STANDINS`: name → (path as in config.toml, builder). The same name always gives
 the same weights. Files appear whole or not at all, and weights that the STAND-IN file does not vouch for are taken for
-somebody's real ones and never touched (see `zoo.weights`).
+real ones and never touched (see `zoo.weights`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def place(builder: Builder, target: Path, name: str, seed: int = 0) -> Path:
         marker = inventory.mark_stand_in(fresh, name)
         if target.suffix:
             for beside in sorted({*Path(scratch).iterdir()} - {fresh, marker}):
-                if not (target.parent / beside.name).exists():  # somebody's own is left alone
+                if not (target.parent / beside.name).exists():  # a user's own is left alone
                     os.replace(beside, target.parent / beside.name)
             # The marker first: a crash between the two must not leave unmarked random weights.
             os.replace(marker, inventory.marker(target))

@@ -56,7 +56,7 @@ def vitpose(backbone: Mapping[str, Any] = SMALL_VITPOSE) -> Builder:
             _smooth(model.head.deconv1)
             _smooth(model.head.deconv2)
             # Each keypoint gets a map whose best place scores about 0.9 and whose ordinary place scores nothing, as of
-            # somebody who is seen well.
+            # a person who is seen well.
             boxes = [[[40, 40, 200, 400], [300, 60, 240, 480]]] * len(photos())
             pictures = [picture[0] for picture in photos()]
             pixels = processor(pictures, boxes=boxes, do_rescale=False, return_tensors="pt")["pixel_values"]

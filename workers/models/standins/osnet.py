@@ -8,7 +8,7 @@ from typing import Any
 
 from workers.models.standins.common import Builder, pieces, repeatable, settle
 
-PEOPLE = 1041  # classes of the classifier that published checkpoints bring along, and nobody reads here
+PEOPLE = 1041  # classes of the classifier that published checkpoints bring along, not read here
 
 
 def osnet(target: Path, seed: int) -> None:
