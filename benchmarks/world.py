@@ -32,7 +32,7 @@ from broker.scheduler.events import (
 )
 from broker.scheduler.events import Event as Happening
 from broker.scheduler.scheduler import Scheduler
-from broker.scheduler.state.states import State
+from broker.scheduler.state import State
 from zoo.config.schema import BrokerConfig, ModelConfig
 
 KILL_S = 0.03  # until a killed process's memory is seen back (measured by benchmarks.swap)

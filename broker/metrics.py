@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from broker import logs
 from broker.exposition import Exposition
-from broker.scheduler.state.states import State
+from broker.scheduler.state import State
 
 if TYPE_CHECKING:
     from broker.guard import Guard

@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from broker.memory.state import StateFile
-from broker.scheduler.state.peaks import Peak
+from broker.scheduler.state import Peak
 from zoo.config import adapters
 from zoo.config.schema import ModelConfig, ZooConfig
 from zoo.system import files

@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from broker.scheduler.answering import Answers
 from broker.scheduler.capacity.ledger import EPSILON_MB
@@ -22,9 +23,7 @@ from broker.scheduler.dispatch import place
 from broker.scheduler.events import Answer, Asked, Kind, Refuse
 from broker.scheduler.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import peaks
-from broker.scheduler.state.model import Guess, Model, Request
-from broker.scheduler.state.states import Phase, State
+from broker.scheduler.state import Guess, Model, Phase, Request, State, peaks
 from zoo.errors import BY_CODE
 
 RETRY_LEAST_S, RETRY_MOST_S = 0.1, 30.0
@@ -33,13 +32,13 @@ NAME_MOST = 200  # characters of a model's name that an answer repeats
 No = Callable[..., Refuse]
 
 
+@dataclass(eq=False)
 class Admission:
     """See the module's docstring."""
 
-    def __init__(self, registry: Registry, answers: Answers, lifecycle: Lifecycle) -> None:
-        self._r = registry
-        self._answers = answers
-        self._lifecycle = lifecycle
+    _r: Registry
+    _answers: Answers
+    _lifecycle: Lifecycle
 
     def asked(self, e: Asked) -> None:
         r, now = self._r, self._r.now

@@ -11,22 +11,22 @@ the model loaded. The story says so.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from broker.scheduler.events import Action, Answer, Kind, Refuse, Settled
 from broker.scheduler.registry import Registry
-from broker.scheduler.state.model import Model, Request, Session, Worker
-from broker.scheduler.state.states import State
-from broker.scheduler.state.timers import Due
+from broker.scheduler.state import Due, Model, Request, Session, State, Worker
 from broker.scheduler.story.journal import Turned
 from zoo.errors import BY_CODE
 
 
+@dataclass(eq=False)
 class Answers:
     """See the module's docstring."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._r = registry
-        self._lease_numbers = itertools.count(1)
+    _r: Registry
+    _lease_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     # ------------------------------------------------------------ in
 

@@ -23,15 +23,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from broker.scheduler.answering import Answers
 from broker.scheduler.capacity.demand import Demand, Want
 from broker.scheduler.events import SendBatch
 from broker.scheduler.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state.model import Model, Request, Worker
-from broker.scheduler.state.states import Phase, State
-from broker.scheduler.state.timers import Due
+from broker.scheduler.state import Due, Model, Phase, Request, State, Worker
 
 BATCH_S = 0.05  # a batch should take no longer than this, or one request: none waits long for those beside it
 WAIT_PART = 0.5  # of its time until the deadline: the most that a request waits for company
@@ -77,14 +77,14 @@ def place(model: Model, request: Request) -> Worker | None:
     return min(fit, key=lambda worker: len(worker.inflight) + len(worker.ahead), default=None)
 
 
+@dataclass(eq=False)
 class Dispatcher:
     """See the module's docstring."""
 
-    def __init__(self, registry: Registry, answers: Answers, lifecycle: Lifecycle) -> None:
-        self._r = registry
-        self._answers = answers
-        self._lifecycle = lifecycle
-        self._batch_numbers = itertools.count(1)
+    _r: Registry
+    _answers: Answers
+    _lifecycle: Lifecycle
+    _batch_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def attend(self, model: Model) -> None:
         """Gives the model's workers what waits for them, and notes what the model wants of the devices now."""

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from broker.scheduler.answering import Answers
 from broker.scheduler.events import KillWorker, Kind, ShutDown, Stop
 from broker.scheduler.registry import Lifetime, Registry
-from broker.scheduler.state import peaks
-from broker.scheduler.state.states import Move, Phase
-from broker.scheduler.state.timers import Due
+from broker.scheduler.state import Due, Move, Phase, peaks
 
 
+@dataclass(eq=False)
 class WindingDown:
     """`grace_ends`: when what runs has had its time."""
 
-    def __init__(self, registry: Registry, answers: Answers) -> None:
-        self._r = registry
-        self._answers = answers
-        self.grace_ends = 0.0
+    _r: Registry
+    _answers: Answers
+    grace_ends: float = 0.0
 
     def shut_down(self, e: ShutDown) -> None:
         r = self._r

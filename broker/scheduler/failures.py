@@ -7,23 +7,24 @@ when the process is gone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from broker.scheduler.answering import Answers
 from broker.scheduler.capacity.doubts import DOUBT_S, MODELS_IN_DOUBT
 from broker.scheduler.events import Settled, WorkerExited
 from broker.scheduler.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state.model import Guess, Request, Worker
-from broker.scheduler.state.states import Move, State
+from broker.scheduler.state import Guess, Move, Request, State, Worker
 from zoo.errors import BY_CODE
 
 
+@dataclass(eq=False)
 class Failures:
     """See the module's docstring."""
 
-    def __init__(self, registry: Registry, answers: Answers, lifecycle: Lifecycle) -> None:
-        self._r = registry
-        self._answers = answers
-        self._lifecycle = lifecycle
+    _r: Registry
+    _answers: Answers
+    _lifecycle: Lifecycle
 
     # ------------------------------------------------------------ loads
 

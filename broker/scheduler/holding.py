@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from broker.scheduler.answering import Answers
 from broker.scheduler.events import Forget, IdleCleanup, Pinned, Released, SessionClosed, Withdrawn
 from broker.scheduler.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state.model import Guess, Model, Worker
-from broker.scheduler.state.states import State
+from broker.scheduler.state import Guess, Model, State, Worker
 
 
+@dataclass(eq=False)
 class Holding:
     """See the module's docstring."""
 
-    def __init__(self, registry: Registry, answers: Answers, lifecycle: Lifecycle) -> None:
-        self._r = registry
-        self._answers = answers
-        self._lifecycle = lifecycle
+    _r: Registry
+    _answers: Answers
+    _lifecycle: Lifecycle
 
     def released(self, e: Released) -> None:
         model = self._r.leases.get(e.lease)

@@ -7,21 +7,20 @@ primary worker ends while another lives, that one becomes the primary, by one as
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 from broker.scheduler.answering import Answers
 from broker.scheduler.events import Answer, KillWorker, StartWorker
 from broker.scheduler.registry import Registry
-from broker.scheduler.state.model import Guess, Model, Worker
-from broker.scheduler.state.states import Move, Phase, State
-from broker.scheduler.state.timers import Due
+from broker.scheduler.state import Due, Guess, Model, Move, Phase, State, Worker
 
 
+@dataclass(eq=False)
 class Lifecycle:
     """See the module's docstring."""
 
-    def __init__(self, registry: Registry, answers: Answers) -> None:
-        self._r = registry
-        self._answers = answers
+    _r: Registry
+    _answers: Answers
 
     # ------------------------------------------------------------ begin
 

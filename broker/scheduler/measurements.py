@@ -14,21 +14,19 @@ it once had; host memory that is given back between two readings is unknown.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from broker.scheduler.capacity.ledger import EPSILON_MB
 from broker.scheduler.events import DeviceSeen, DeviceUnread, Forgotten, LoadedEarlier, Measured, Remembered
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import peaks
-from broker.scheduler.state.model import Worker
-from broker.scheduler.state.peaks import Peak
-from broker.scheduler.state.states import Phase
+from broker.scheduler.state import Peak, Phase, Worker, peaks
 
 
+@dataclass(eq=False)
 class Measurements:
     """See the module's docstring."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._r = registry
+    _r: Registry
 
     def remembered(self, e: Remembered) -> None:
         r = self._r

@@ -23,9 +23,7 @@ from broker.scheduler.capacity.ledger import Device, Ledger
 from broker.scheduler.capacity.placement import Space, View
 from broker.scheduler.capacity.unread import Unread
 from broker.scheduler.events import Action
-from broker.scheduler.state.model import Model, Request, Session, Worker
-from broker.scheduler.state.states import Move, Phase
-from broker.scheduler.state.timers import Due, Timers
+from broker.scheduler.state import Due, Model, Move, Phase, Request, Session, Timers, Worker
 from broker.scheduler.story.journal import Journal
 from broker.scheduler.story.story import Story
 from zoo.config.schema import BrokerConfig, ModelConfig

@@ -8,24 +8,23 @@ The next process of a changed model has the new settings, and a model that had f
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from broker.scheduler.answering import Answers
 from broker.scheduler.events import Reconfigured
 from broker.scheduler.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import peaks
-from broker.scheduler.state.model import Guess, Model, Worker
-from broker.scheduler.state.states import Phase, State
+from broker.scheduler.state import Guess, Model, Phase, State, Worker, peaks
 from zoo.config.schema import ModelConfig
 
 
+@dataclass(eq=False)
 class Reconfiguration:
     """See the module's docstring."""
 
-    def __init__(self, registry: Registry, answers: Answers, lifecycle: Lifecycle) -> None:
-        self._r = registry
-        self._answers = answers
-        self._lifecycle = lifecycle
+    _r: Registry
+    _answers: Answers
+    _lifecycle: Lifecycle
 
     def reconfigured(self, e: Reconfigured) -> None:
         r = self._r

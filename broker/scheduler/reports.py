@@ -5,6 +5,8 @@ The late words of a worker that is gone, or of a load that was given up, change 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from broker.scheduler.answering import Answers
 from broker.scheduler.events import (
     Deliver,
@@ -23,22 +25,19 @@ from broker.scheduler.failures import Failures
 from broker.scheduler.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
 from broker.scheduler.shortages import Shortages
-from broker.scheduler.state.model import Request, Worker
-from broker.scheduler.state.states import Move, Phase, State
+from broker.scheduler.state import Move, Phase, Request, State, Worker
 from zoo.errors import BY_CODE
 
 
+@dataclass(eq=False)
 class Reports:
     """See the module's docstring."""
 
-    def __init__(
-        self, registry: Registry, answers: Answers, lifecycle: Lifecycle, failures: Failures, shortages: Shortages
-    ) -> None:
-        self._r = registry
-        self._answers = answers
-        self._lifecycle = lifecycle
-        self._failures = failures
-        self._shortages = shortages
+    _r: Registry
+    _answers: Answers
+    _lifecycle: Lifecycle
+    _failures: Failures
+    _shortages: Shortages
 
     # ------------------------------------------------------------ loads
 

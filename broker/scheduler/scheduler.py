@@ -34,6 +34,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from broker.scheduler import events
 from broker.scheduler.admission import Admission
 from broker.scheduler.answering import Answers
 from broker.scheduler.capacity.allocator import Allocator
@@ -41,32 +42,6 @@ from broker.scheduler.capacity.ledger import Device
 from broker.scheduler.capacity.scaling import Scaling
 from broker.scheduler.dispatch import Dispatcher
 from broker.scheduler.ending import WindingDown
-from broker.scheduler.events import (
-    Action,
-    Asked,
-    DeviceSeen,
-    DeviceUnread,
-    Event,
-    Forgotten,
-    IdleCleanup,
-    LoadedEarlier,
-    Measured,
-    MemoryBack,
-    MemoryStuck,
-    Pinned,
-    Reconfigured,
-    Released,
-    Remembered,
-    SessionClosed,
-    ShutDown,
-    Tick,
-    Withdrawn,
-    WorkerDone,
-    WorkerExited,
-    WorkerLoadFailed,
-    WorkerReady,
-    WorkerSaid,
-)
 from broker.scheduler.failures import Failures
 from broker.scheduler.holding import Holding
 from broker.scheduler.lifecycle import Lifecycle
@@ -80,9 +55,10 @@ from broker.scheduler.story.overview import Overview
 from broker.scheduler.wakeups import Wakeups
 from zoo.config.schema import BrokerConfig, ModelConfig
 
-QUIET = frozenset(  # they mark by themselves whether room has to be looked for: late words of a worker change nothing
-    {Asked, WorkerReady, WorkerLoadFailed, WorkerDone, WorkerSaid, WorkerExited, MemoryBack, MemoryStuck}
-)
+QUIET = {  # they mark by themselves whether room has to be looked for: late words of a worker change nothing
+    events.Asked, events.WorkerReady, events.WorkerLoadFailed, events.WorkerDone, events.WorkerSaid,
+    events.WorkerExited, events.MemoryBack, events.MemoryStuck,
+}  # fmt: skip
 MOST_ROUNDS = 10_000  # a few settle it; the bound is against a bug, not a need
 
 
@@ -121,28 +97,28 @@ class Scheduler:
         self._for_room = (allocator.relieve, scaling.end_guesses, allocator.allocate)
         self._at_rest = (scaling.anticipate, ending.wind_down)
         self._handlers: dict[type, Callable[[Any], None]] = {
-            Asked: admission.asked,
-            Released: holding.released,
-            Withdrawn: holding.withdrawn,
-            SessionClosed: holding.closed,
-            Pinned: holding.pinned,
-            IdleCleanup: holding.clean_up,
-            WorkerReady: reports.ready,
-            WorkerLoadFailed: reports.load_failed,
-            WorkerDone: reports.done,
-            WorkerSaid: reports.said,
-            WorkerExited: reports.exited,
-            MemoryBack: reports.memory_back,
-            MemoryStuck: reports.memory_stuck,
-            Remembered: measurements.remembered,
-            Forgotten: measurements.forgotten,
-            LoadedEarlier: measurements.loaded_earlier,
-            Measured: measurements.measured,
-            DeviceSeen: measurements.device_seen,
-            DeviceUnread: measurements.device_unread,
-            Reconfigured: reload.reconfigured,
-            Tick: self._wakeups.tick,
-            ShutDown: ending.shut_down,
+            events.Asked: admission.asked,
+            events.Released: holding.released,
+            events.Withdrawn: holding.withdrawn,
+            events.SessionClosed: holding.closed,
+            events.Pinned: holding.pinned,
+            events.IdleCleanup: holding.clean_up,
+            events.WorkerReady: reports.ready,
+            events.WorkerLoadFailed: reports.load_failed,
+            events.WorkerDone: reports.done,
+            events.WorkerSaid: reports.said,
+            events.WorkerExited: reports.exited,
+            events.MemoryBack: reports.memory_back,
+            events.MemoryStuck: reports.memory_stuck,
+            events.Remembered: measurements.remembered,
+            events.Forgotten: measurements.forgotten,
+            events.LoadedEarlier: measurements.loaded_earlier,
+            events.Measured: measurements.measured,
+            events.DeviceSeen: measurements.device_seen,
+            events.DeviceUnread: measurements.device_unread,
+            events.Reconfigured: reload.reconfigured,
+            events.Tick: self._wakeups.tick,
+            events.ShutDown: ending.shut_down,
         }
         self._ask(admission, holding, Overview(r))
 
@@ -170,7 +146,7 @@ class Scheduler:
 
     # ------------------------------------------------------------ the machine
 
-    def handle(self, event: Event, now: float) -> list[Action]:
+    def handle(self, event: events.Event, now: float) -> list[events.Action]:
         """Takes one event, gives what is to be done, in order. What an error leaves behind, `take_actions` gives."""
         r = self.registry
         r.now = now
@@ -202,14 +178,14 @@ class Scheduler:
                 return
         raise RuntimeError(f"the scheduler does not come to rest: {list(r.touched)}, look: {r.look}")
 
-    def take_actions(self) -> list[Action]:
+    def take_actions(self) -> list[events.Action]:
         """What is decided and not done yet."""
         r = self.registry
         out, r.out = r.out, []
         return out
 
     def next_wakeup(self) -> float | None:
-        """When a Tick is due at the latest, or None."""
+        """When a events.Tick is due at the latest, or None."""
         return self._wakeups.next()
 
     def check(self) -> None:

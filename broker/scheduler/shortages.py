@@ -25,6 +25,7 @@ workers, by the one that has a place next; and an extra worker whose load runs o
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from broker.scheduler.admission import Admission
 from broker.scheduler.answering import Answers
@@ -33,25 +34,20 @@ from broker.scheduler.events import MemoryShort
 from broker.scheduler.failures import Failures
 from broker.scheduler.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import peaks
-from broker.scheduler.state.model import Request, Worker
-from broker.scheduler.state.peaks import MOST_MB, Peak
-from broker.scheduler.state.states import Move, State
+from broker.scheduler.state import MOST_MB, Move, Peak, Request, State, Worker, peaks
 
 GUESS = 1.25
 
 
+@dataclass(eq=False)
 class Shortages:
     """See the module's docstring."""
 
-    def __init__(
-        self, registry: Registry, answers: Answers, lifecycle: Lifecycle, failures: Failures, admission: Admission
-    ) -> None:
-        self._r = registry
-        self._answers = answers
-        self._lifecycle = lifecycle
-        self._failures = failures
-        self._admission = admission
+    _r: Registry
+    _answers: Answers
+    _lifecycle: Lifecycle
+    _failures: Failures
+    _admission: Admission
 
     # ------------------------------------------------------------ it ran out
 

@@ -24,10 +24,8 @@ from broker.scheduler.capacity.demand import Want
 from broker.scheduler.capacity.ledger import EPSILON_MB
 from broker.scheduler.events import Kind
 from broker.scheduler.registry import Lifetime, Registry
-from broker.scheduler.state.model import Guess, Model, Request, Worker
-from broker.scheduler.state.peaks import MOST_MB
-from broker.scheduler.state.states import STATES, Phase, State
-from broker.scheduler.state.timers import Due
+from broker.scheduler.state import MOST_MB, Due, Guess, Model, Phase, Request, State, Worker
+from broker.scheduler.state.states import STATES
 
 FIGURES = (
     "mb", "service_s", "least_service_s", "load_seconds", "last_used", "started_at", "dispatched_at", "loaded_at",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from broker.scheduler.answering import Answers
 from broker.scheduler.dispatch import Dispatcher
@@ -10,21 +11,18 @@ from broker.scheduler.events import Tick
 from broker.scheduler.failures import Failures
 from broker.scheduler.holding import Holding
 from broker.scheduler.registry import Registry
-from broker.scheduler.state.model import Model
-from broker.scheduler.state.timers import Due, Entry
+from broker.scheduler.state import Due, Entry, Model
 
 
+@dataclass(eq=False)
 class Wakeups:
     """See the module's docstring."""
 
-    def __init__(
-        self, registry: Registry, answers: Answers, holding: Holding, failures: Failures, dispatch: Dispatcher
-    ) -> None:
-        self._r = registry
-        self._answers = answers
-        self._holding = holding
-        self._failures = failures
-        self._dispatch = dispatch
+    _r: Registry
+    _answers: Answers
+    _holding: Holding
+    _failures: Failures
+    _dispatch: Dispatcher
 
     def next(self) -> float | None:
         """When a Tick is due at the latest, or None."""

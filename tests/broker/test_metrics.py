@@ -22,7 +22,7 @@ from broker.metrics import Metrics
 from broker.scheduler.capacity.ledger import Device
 from broker.scheduler.events import Asked, Kind, Reconfigured, SessionClosed
 from broker.scheduler.scheduler import Scheduler
-from broker.scheduler.state.peaks import Peak
+from broker.scheduler.state import Peak
 from tests.support import wait_until
 from zoo.config.schema import BrokerConfig, ModelConfig
 from zoo.errors import ConfigError

@@ -13,7 +13,7 @@ import pytest
 
 import zoo
 from broker.memory.footprints import FILE, FootprintFile, Known, version
-from broker.scheduler.state.peaks import Peak
+from broker.scheduler.state import Peak
 from tests.support import Running, toy
 from zoo.config.reading import load_config
 from zoo.config.schema import BrokerConfig, ModelConfig, ZooConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from broker.memory.footprints import FILE, FootprintFile, Known, version
-from broker.scheduler.state.peaks import Peak
+from broker.scheduler.state import Peak
 from zoo.config.schema import BrokerConfig, ModelConfig, ZooConfig
 
 PEAKS = {"cuda:0": Peak(812.0, True, (500.0, 812.0)), "cpu": Peak(20.0)}

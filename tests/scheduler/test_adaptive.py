@@ -12,7 +12,7 @@ from broker.scheduler.capacity.adaptive import choose, order, use, worth
 from broker.scheduler.capacity.by_priority import Candidate
 from broker.scheduler.capacity.habits import AHEAD, HALF_LIFE_S, Habits
 from broker.scheduler.capacity.ledger import EPSILON_MB
-from broker.scheduler.state.states import State
+from broker.scheduler.state import State
 from tests.scheduler.world import World, model
 from zoo.config.schema import ModelPriority as P
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.scheduler.events import KillWorker
-from broker.scheduler.state.model import Guess
-from broker.scheduler.state.states import State
+from broker.scheduler.state import Guess, State
 from tests.scheduler.world import World, model
 
 FOUR = [model("plate", 100), model("text", 100), model("big", 800), model("other", 300)]

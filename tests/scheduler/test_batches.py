@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from broker.scheduler.state.states import State
+from broker.scheduler.state import State
 from tests.scheduler.world import World, model
 
 

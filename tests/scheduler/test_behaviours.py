@@ -28,7 +28,8 @@ from broker.scheduler.events import (
     WorkerReady,
 )
 from broker.scheduler.scheduler import Scheduler
-from broker.scheduler.state.states import Phase, State, diagram
+from broker.scheduler.state import Phase, State
+from broker.scheduler.state.states import diagram
 from tests.scheduler.world import World, model
 from zoo.config.schema import BrokerConfig
 

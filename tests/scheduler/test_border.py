@@ -52,7 +52,7 @@ from broker.scheduler.events import (
     WorkerSaid,
 )
 from broker.scheduler.scheduler import Scheduler
-from broker.scheduler.state.peaks import Peak
+from broker.scheduler.state import Peak
 from tests.scheduler.world import model
 from zoo.config.schema import BrokerConfig, ModelPriority
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from broker.scheduler.events import Forgotten, Remembered
-from broker.scheduler.state.peaks import Peak
-from broker.scheduler.state.states import State
+from broker.scheduler.state import Peak, State
 from tests.scheduler.world import World, model
 from zoo.config.schema import ModelConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from broker.scheduler.events import SendBatch
-from broker.scheduler.state.states import Phase, State
+from broker.scheduler.state import Phase, State
 from tests.scheduler.world import World, model
 
 HOT = model("hot", 300, max_instances=2)

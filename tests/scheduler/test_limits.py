@@ -11,7 +11,7 @@ import pytest
 from broker.scheduler.capacity.ledger import Device
 from broker.scheduler.events import Asked, Kind, Refuse, SessionClosed, Tick, Withdrawn, WorkerReady
 from broker.scheduler.scheduler import Scheduler
-from broker.scheduler.state.states import State
+from broker.scheduler.state import State
 from tests.scheduler.world import World, model
 from zoo.config.schema import BrokerConfig
 

@@ -31,8 +31,7 @@ from broker.scheduler.events import (
     WorkerLoadFailed,
     WorkerReady,
 )
-from broker.scheduler.state.model import Guess
-from broker.scheduler.state.states import State
+from broker.scheduler.state import Guess, State
 from tests.scheduler.world import World, model
 from zoo.config.schema import ModelPriority
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given, settings
 
-from broker.scheduler.state.queue import LONGEST, PRIORITIES, Queue
+from broker.scheduler.state import Queue
+from broker.scheduler.state.queue import LONGEST, PRIORITIES
 from tests.scheduler.world import World, model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from broker.scheduler.state.states import State
+from broker.scheduler.state import State
 from tests.scheduler.world import World, model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from broker.scheduler.events import LoadedEarlier
-from broker.scheduler.state.states import State
+from broker.scheduler.state import State
 from tests.scheduler.world import World, model
 
 

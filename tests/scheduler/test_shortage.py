@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from broker.scheduler.events import KillWorker
-from broker.scheduler.state.model import BATCHES_FIRST
-from broker.scheduler.state.states import State
+from broker.scheduler.state import BATCHES_FIRST, State
 from tests.scheduler.world import World, model
 from zoo.config.schema import ModelConfig
 

@@ -9,10 +9,7 @@ import pytest
 
 from broker.scheduler.capacity.demand import Demand, Want
 from broker.scheduler.soundness import Unsound
-from broker.scheduler.state.model import Guess, Worker
-from broker.scheduler.state.peaks import Peak
-from broker.scheduler.state.states import Move, Phase, State
-from broker.scheduler.state.timers import Due, Timers
+from broker.scheduler.state import Due, Guess, Move, Peak, Phase, State, Timers, Worker
 from tests.scheduler.world import World, model
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.scheduler.state.states import Phase, State
+from broker.scheduler.state import Phase, State
 from tests.scheduler.world import World, model
 
 LOAD_S = 2.0

@@ -50,8 +50,7 @@ from broker.scheduler.events import (
     WorkerSaid,
 )
 from broker.scheduler.scheduler import Scheduler
-from broker.scheduler.state.model import Model, Worker
-from broker.scheduler.state.states import State
+from broker.scheduler.state import Model, State, Worker
 from zoo.config.schema import BrokerConfig, ModelConfig, ModelPriority
 
 EPSILON = 1e-6

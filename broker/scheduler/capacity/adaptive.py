@@ -15,6 +15,7 @@ CRITICAL is as protected as by priority: it goes only for CRITICAL, and when no 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -89,11 +90,11 @@ def _cheapest(needed_mb: float, candidates: Sequence[Candidate]) -> list[Candida
     return _spare(needed_mb, chosen)
 
 
+@dataclass(eq=False)
 class Adaptive:
     """`by_priority.Policy` by worth. `habits`: kept by the caller."""
 
-    def __init__(self, habits: Habits) -> None:
-        self.habits = habits
+    habits: Habits
 
     def valued(self, candidates: list[Candidate], wanted: str, now: float) -> list[Candidate]:
         return [self._valued(c, wanted, now) for c in candidates]

@@ -7,39 +7,32 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from broker.scheduler.admission import Admission
 from broker.scheduler.answering import Answers
 from broker.scheduler.capacity import fairness, overrun, placement
 from broker.scheduler.capacity.by_priority import Candidate
-from broker.scheduler.capacity.demand import Demand
+from broker.scheduler.capacity.demand import Demand, Reason
 from broker.scheduler.capacity.ledger import EPSILON_MB
 from broker.scheduler.capacity.placement import Admit, Allocation, Claim, GiveUp, Hold, Impossible, MakeRoom
 from broker.scheduler.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state.states import Move
+from broker.scheduler.state import Move
 
 MOST_SPARED = 4  # named in a line
 
 
+@dataclass(eq=False)
 class Allocator:
     """See the module's docstring."""
 
-    def __init__(self, registry: Registry, answers: Answers, lifecycle: Lifecycle, admission: Admission) -> None:
-        self._r = registry
-        self._answers = answers
-        self._lifecycle = lifecycle
-        self._admission = admission
-        self._claims = itertools.count(1)
-        self._carry_out: dict[type, Any] = {
-            Admit: self._admit,
-            Claim: self._claim,
-            MakeRoom: self._make_room,
-            GiveUp: self._give_up,
-            Impossible: self._refuse_impossible,
-            Hold: self._hold,
-        }
+    _r: Registry
+    _answers: Answers
+    _lifecycle: Lifecycle
+    _admission: Admission
+    _claims: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     # ------------------------------------------------------------ charges under limits
 
@@ -90,12 +83,27 @@ class Allocator:
         plan = placement.place(r.demands.values(), view)
         r.look_again(plan.look_at)
         for decision in plan.decisions:
-            self._carry_out[type(decision)](decision)
+            self._carry_out(decision)
         if plan.acts:
             r.look = True
         else:
             r.contested = plan.contested
             self._let_yield(plan)
+
+    def _carry_out(self, decision: placement.Decision) -> None:
+        match decision:
+            case Admit(demand, device):
+                self._admit(demand, device)
+            case Claim(demand, device):
+                self._claim(demand, device)
+            case MakeRoom():
+                self._make_room(decision)
+            case GiveUp(demand):
+                self._give_up(demand)
+            case Impossible(demand, why):
+                self._refuse(demand, why)
+            case Hold(demand, reason, awaits):
+                self._hold(demand, reason, awaits)
 
     def _trust_ledger(self) -> None:
         """Where a reading is late for too long, the charges alone count."""
@@ -105,11 +113,11 @@ class Allocator:
         if r.demands and (end := r.unread.next_end()) < math.inf:
             r.look_again(end)
 
-    def _admit(self, decision: Admit) -> None:
-        if decision.demand.loads:
-            self._lifecycle.start(decision.demand.model, decision.device)
+    def _admit(self, demand: Demand, device: str) -> None:
+        if demand.loads:
+            self._lifecycle.start(demand.model, device)
         else:
-            self._grow(decision.demand)
+            self._grow(demand)
 
     def _grow(self, demand: Demand) -> None:
         """The process may be charged what it needs, and the requests that waited for that are served."""
@@ -123,11 +131,10 @@ class Allocator:
             worker.name, "grown", mb=worker.mb, before_mb=before, device=worker.device, used_mb=used, limit_mb=limit
         )  # fmt: skip
 
-    def _claim(self, decision: Claim) -> None:
-        demand = decision.demand
-        if not demand.claim or demand.claim_on != decision.device:
+    def _claim(self, demand: Demand, device: str) -> None:
+        if not demand.claim or demand.claim_on != device:
             demand.claim = demand.claim or next(self._claims)
-            demand.claim_on = decision.device
+            demand.claim_on = device
             self._r.look = True
         demand.wait, demand.awaits = None, ()
 
@@ -143,9 +150,9 @@ class Allocator:
             self._lifecycle.evict(r.named(victim.model), why, needer=model.name, short_mb=missing)
         self._tell_spared(model.name, missing, victims, [c for c in decision.spared if c.mb > 0])
         if decision.fits:
-            self._admit(Admit(demand, device))
+            self._admit(demand, device)
         else:
-            self._claim(Claim(demand, device))
+            self._claim(demand, device)
 
     def _tell_spared(self, name: str, needed: float, victims: list[Candidate], spared: list[Candidate]) -> None:
         """Which workers could have gone as well."""
@@ -156,32 +163,31 @@ class Allocator:
                 spared=[(c.model, c.mb, c.priority.name, self._r.now - c.last_used) for c in spared[:MOST_SPARED]],
             )  # fmt: skip
 
-    def _give_up(self, decision: GiveUp) -> None:
+    def _give_up(self, demand: Demand) -> None:
         """Room is not made for requests whose deadline cannot be met any more."""
-        demand, now = decision.demand, self._r.now
-        model = demand.model
+        model, now = demand.model, self._r.now
         while (request := model.queue.head()) is not None and now >= fairness.hopeless_from(request):
             left, fastest = request.deadline - now, model.least_load_s
             text = f"{model.name} is not loaded, its fastest load took {fastest:.2f} s, and {left:.2f} s are left"
             waited = f"; it waited: {demand.why}" if demand.why else ""
             self._answers.refuse(request, "deadline_exceeded", text + waited)
 
-    def _refuse_impossible(self, decision: Impossible) -> None:
-        model = decision.demand.model
-        if decision.demand.loads:
+    def _refuse(self, demand: Demand, why: str) -> None:
+        """No room for it is possible."""
+        model = demand.model
+        if demand.loads:
             self._admission.outgrown(model)
             return
         for request in list(model.primary.short):
-            text = f"{model.name}: memory ran out, and there is no more: {decision.why}"
+            text = f"{model.name}: memory ran out, and there is no more: {why}"
             self._answers.refuse(request, "out_of_memory", text)
 
-    def _hold(self, decision: Hold) -> None:
+    def _hold(self, demand: Demand, reason: Reason, awaits: tuple[str, ...]) -> None:
         """Why it waits is kept up to date for the answer; the story has a line for each new reason."""
-        demand, before = decision.demand, decision.demand.wait
-        demand.wait = decision.wait
-        demand.awaits = decision.awaits or demand.awaits
-        if before is None or before.by != decision.wait.by:
-            self._r.tell(demand.model.name, "waits", why=decision.wait.why, waiting=demand.model.waiting)
+        before, demand.wait = demand.wait, reason
+        demand.awaits = awaits or demand.awaits
+        if before is None or before.by != reason.by:
+            self._r.tell(demand.model.name, "waits", why=reason.why, waiting=demand.model.waiting)
 
     def _let_yield(self, plan: Allocation) -> None:
         """Workers stop taking requests, or take them again."""

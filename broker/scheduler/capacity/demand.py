@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,14 +17,12 @@ class Want(enum.Enum):
     GUESS = "guess"  # a process ahead of any request, in free room alone
 
 
+@dataclass(eq=False)
 class Reason:
     """What a demand waits for. `by`: a key that changes when the reason does; `why`: in words, up to date."""
 
-    __slots__ = ("by", "why")
-
-    def __init__(self, by: str, why: str) -> None:
-        self.by = by
-        self.why = why
+    by: str
+    why: str
 
 
 class Demand:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 
-from broker.scheduler.state.model import Model, Request, Worker
+from broker.scheduler.state import Model, Request, Worker
 
 BURST = 2.0
 URGENT_BURSTS = 8

@@ -16,8 +16,7 @@ import msgspec
 from broker.scheduler.capacity.by_priority import Candidate
 from broker.scheduler.capacity.ledger import EPSILON_MB
 from broker.scheduler.capacity.placement import View, candidates
-from broker.scheduler.state.model import Worker
-from broker.scheduler.state.states import State
+from broker.scheduler.state import State, Worker
 from zoo.config.schema import ModelPriority
 
 

@@ -46,8 +46,7 @@ from broker.scheduler.capacity import fairness
 from broker.scheduler.capacity.by_priority import Candidate, Policy
 from broker.scheduler.capacity.demand import Demand, Reason, Want
 from broker.scheduler.capacity.ledger import EPSILON_MB
-from broker.scheduler.state.model import Guess, Model, Request, Worker
-from broker.scheduler.state.states import Phase, State
+from broker.scheduler.state import Guess, Model, Phase, Request, State, Worker
 
 
 class Space(msgspec.Struct, gc=False):

@@ -22,24 +22,24 @@ the model has been asked for.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from broker.scheduler.capacity import placement
 from broker.scheduler.capacity.demand import Demand, Want
 from broker.scheduler.capacity.habits import Habits
 from broker.scheduler.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state.model import Guess, Model
-from broker.scheduler.state.states import Move, State
+from broker.scheduler.state import Guess, Model, Move, State
 
 LEAST = 0.5  # how probable it has to be that a model is among the next requests
 
 
+@dataclass(eq=False)
 class Scaling:
     """See the module's docstring."""
 
-    def __init__(self, registry: Registry, lifecycle: Lifecycle) -> None:
-        self._r = registry
-        self._lifecycle = lifecycle
+    _r: Registry
+    _lifecycle: Lifecycle
 
     # ------------------------------------------------------------ one more
 

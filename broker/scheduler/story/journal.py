@@ -15,8 +15,7 @@ from collections.abc import Iterable
 import msgspec
 
 from broker.scheduler.events import Answer, Deliver, Forget, Kind, Refuse
-from broker.scheduler.state.model import Request
-from broker.scheduler.state.states import State
+from broker.scheduler.state import Request, State
 from broker.scheduler.story.story import Line, Story
 
 KEEP = 2000

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from broker.scheduler.capacity.demand import Want
 from broker.scheduler.registry import Registry
-from broker.scheduler.state.model import Worker
-from broker.scheduler.state.peaks import Peak
-from broker.scheduler.state.states import State
+from broker.scheduler.state import Peak, State, Worker
 from broker.scheduler.story.story import Line
 
 
+@dataclass(eq=False)
 class Overview:
     """See the module's docstring."""
 
-    def __init__(self, registry: Registry) -> None:
-        self._r = registry
+    _r: Registry
 
     # ------------------------------------------------------------ what was decided
 
