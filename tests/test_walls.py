@@ -151,3 +151,12 @@ def loaded_by(statement: str) -> set[str]:
 )
 def test_what_is_loaded_stays_light(statement: str, lacks: set[str]) -> None:
     assert not {name for name in loaded_by(statement) if within(name, lacks | LIBRARIES | {"scipy"})}
+
+
+def test_the_schedulers_tests_touch_nothing_private() -> None:
+    """They hold on to behaviour, so that what is inside can be changed. `registry` may be looked at."""
+    for file in sorted((ROOT / "tests/scheduler").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                assert own, f"{file.name}:{node.lineno} touches {node.attr}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from broker.scheduler.events import SendBatch
 from broker.scheduler.state import Phase, State
 from tests.scheduler.world import World, model
@@ -193,6 +195,16 @@ def test_a_hung_worker_is_killed_and_the_other_goes_on() -> None:
     assert "hot did not answer" in w.answer(hung).message
     assert w.state("hot") is State.LOADED
     assert w.process("hot").worker == second.worker
+
+
+@pytest.mark.parametrize("learnt_by", ["hot", "hot#2"])
+def test_a_limit_learnt_from_one_process_stays_with_it_when_the_primary_ends(learnt_by: str) -> None:
+    w = grown(max_batch=4)
+    second = w.process("hot#2")
+    w.worker(learnt_by).batch_limit.ran_out(4)
+    w.emit_exit(w.process("hot"), "signal 9")
+    assert w.worker("hot").number == second.worker
+    assert w.worker("hot").batch_limit.most == (2 if learnt_by == "hot#2" else 0)
 
 
 def test_an_input_that_killed_two_processes_is_refused_by_all_workers() -> None:

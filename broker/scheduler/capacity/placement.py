@@ -128,7 +128,7 @@ class Hold(msgspec.Struct):
     """It waits. `awaits`: for these busy workers to finish."""
 
     demand: Demand
-    wait: Reason
+    reason: Reason
     awaits: tuple[str, ...] = ()
 
 

@@ -160,6 +160,11 @@ class Queue(Generic[R]):
                     del ring[session]
         self._size = self.live
 
+    @property
+    def entries(self) -> int:
+        """How many it keeps, with those that were answered and not swept out yet."""
+        return self._size + (self._lone is not None)
+
     def faults(self) -> Iterator[str]:
         """What does not hold of it, in words."""
         waiting = len(self.all())
