@@ -52,7 +52,7 @@ class Exposition:
         return len(self._open)
 
     def close(self) -> None:
-        """Whatever is connected is hung up on."""
+        """Closes all connections."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5.0)
 

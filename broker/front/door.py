@@ -30,7 +30,7 @@ from broker.front.pressure import Pressure
 
 log = logging.getLogger("zoo.broker")
 
-SILENT_S = 10.0  # a connection that has not said a word by then is cut off
+SILENT_S = 10.0  # a connection that has sent no message by then is cut off
 SILENT_FULL_S = 1.0  # the same while others wait for its place
 REFUSED_S = 1.0  # for the refusal to reach its client
 LOOK_S = 0.25  # between two looks at silent connections

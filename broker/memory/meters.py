@@ -139,7 +139,7 @@ class CudaMeter:
             said = call()
         except Exception as e:
             never = getattr(e, "value", None) in NEVER or isinstance(e, AttributeError | TypeError)
-            # Not every driver lists processes, and those that do not have many words for it.
+            # Not every driver lists processes, and those that do not say so by many different errors.
             if what not in self._told and (never or what == "processes"):
                 return None, f"NVML: {words(e)}"
             raise NoReading(f"NVML: {words(e)}") from e

@@ -225,7 +225,7 @@ class MemoryUsage:
     def _look_for_memory(self, ended: dict[int, float], now: float) -> Iterator[Finding]:
         for worker, since in list(ended.items()):
             device = self._gauge.device(worker)
-            # A device that only does not answer is taken at the kernel's word; one that says that it is broken is not.
+            # A device that only does not answer counts as free with the process; one whose looks fail does not.
             unseen = now - since >= FRESH_S and not (self._measures and self._gauge.fails(device))
             if self._gauge.back(worker, unseen=unseen):
                 yield self._is_back(worker)

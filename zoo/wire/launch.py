@@ -72,7 +72,7 @@ class Fork(msgspec.Struct, frozen=True, tag=True):
 
 
 class Importing(msgspec.Struct, frozen=True, tag=True):
-    """Said before each module is imported, so that what an import does to the nursery can be laid at its door."""
+    """Said before each module is imported, so that the broker knows which import has ended or blocked the nursery."""
 
     module: str
 
