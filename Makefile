@@ -9,9 +9,9 @@ READY  := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/python -m zoo.demo
 
-# As many processes as cores, at most four; tests/conftest.py says what stays together. In one process: `pytest -m "not slow"`.
+# As many processes as cores, at most four; the tests of a file share one. In one process: `pytest -m "not slow"`.
 test: $(READY) lint
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=900

@@ -20,13 +20,6 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes (`-n`), one runs all of a file, and one all of the models: torch is imported once."""
-    for item in items:
-        file = item.location[0]
-        item.add_marker(pytest.mark.xdist_group("models" if file.startswith("tests/models/") else file))
-
-
 @pytest.fixture(autouse=True)
 def _no_zoo_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ZOO_ENDPOINT", "ZOO_CONFIG", "ZOO_CURVE_DIR"):
