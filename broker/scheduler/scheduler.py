@@ -7,7 +7,7 @@ Theory of operation. `handle` applies the event to the state and marks what it t
 short list of rules, in a fixed order, until nothing is marked any more. An event's handler calls no rule, and a rule
 calls no handler.
 
-    for each model whose queue, workers or leases have changed:
+    for each model whose queue, workers or leases have changed (the files are in `parts/`):
         retire      what config.toml wants no more goes, unless it is held                        reload.py
         attend      its workers get what is next in its queue; what it then lacks is a demand     dispatch.py
         grow        an extra worker, where its queue is long and room is free                     scaling.py
@@ -35,24 +35,24 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.scheduler import events
-from broker.scheduler.admission import Admission
-from broker.scheduler.answering import Answers
-from broker.scheduler.capacity.allocator import Allocator
 from broker.scheduler.capacity.ledger import Device
-from broker.scheduler.capacity.scaling import Scaling
-from broker.scheduler.dispatch import Dispatcher
-from broker.scheduler.ending import WindingDown
-from broker.scheduler.failures import Failures
-from broker.scheduler.holding import Holding
-from broker.scheduler.lifecycle import Lifecycle
-from broker.scheduler.measurements import Measurements
+from broker.scheduler.parts.admission import Admission
+from broker.scheduler.parts.allocator import Allocator
+from broker.scheduler.parts.answering import Answers
+from broker.scheduler.parts.dispatch import Dispatcher
+from broker.scheduler.parts.ending import WindingDown
+from broker.scheduler.parts.failures import Failures
+from broker.scheduler.parts.holding import Holding
+from broker.scheduler.parts.lifecycle import Lifecycle
+from broker.scheduler.parts.measurements import Measurements
+from broker.scheduler.parts.overview import Overview
+from broker.scheduler.parts.reload import Reconfiguration
+from broker.scheduler.parts.reports import Reports
+from broker.scheduler.parts.scaling import Scaling
+from broker.scheduler.parts.shortages import Shortages
+from broker.scheduler.parts.wakeups import Wakeups
 from broker.scheduler.registry import LOOK_EVERY_S, Registry
-from broker.scheduler.reload import Reconfiguration
-from broker.scheduler.reports import Reports
-from broker.scheduler.shortages import Shortages
 from broker.scheduler.soundness import Unsound, faults
-from broker.scheduler.story.overview import Overview
-from broker.scheduler.wakeups import Wakeups
 from zoo.config.schema import BrokerConfig, ModelConfig
 
 QUIET = {  # they mark by themselves whether room has to be looked for: late words of a worker change nothing

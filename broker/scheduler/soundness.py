@@ -18,11 +18,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from broker.scheduler import dispatch
 from broker.scheduler.capacity import overrun
 from broker.scheduler.capacity.demand import Want
 from broker.scheduler.capacity.ledger import EPSILON_MB
 from broker.scheduler.events import Kind
+from broker.scheduler.parts import dispatch
 from broker.scheduler.registry import Lifetime, Registry
 from broker.scheduler.state import MOST_MB, Due, Guess, Model, Phase, Request, State, Worker
 from broker.scheduler.state.states import STATES

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from broker.scheduler.answering import Answers
 from broker.scheduler.events import Reconfigured
-from broker.scheduler.lifecycle import Lifecycle
+from broker.scheduler.parts.answering import Answers
+from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
 from broker.scheduler.state import Guess, Model, Phase, State, Worker, peaks
 from zoo.config.schema import ModelConfig

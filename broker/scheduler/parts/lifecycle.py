@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
-from broker.scheduler.answering import Answers
 from broker.scheduler.events import Answer, KillWorker, StartWorker
+from broker.scheduler.parts.answering import Answers
 from broker.scheduler.registry import Registry
 from broker.scheduler.state import Due, Guess, Model, Move, Phase, State, Worker
 

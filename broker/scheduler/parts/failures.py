@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.scheduler.answering import Answers
 from broker.scheduler.capacity.doubts import DOUBT_S, MODELS_IN_DOUBT
 from broker.scheduler.events import Settled, WorkerExited
-from broker.scheduler.lifecycle import Lifecycle
+from broker.scheduler.parts.answering import Answers
+from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
 from broker.scheduler.state import Guess, Move, Request, State, Worker
 from zoo.errors import BY_CODE

@@ -27,12 +27,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from broker.scheduler.admission import Admission
-from broker.scheduler.answering import Answers
 from broker.scheduler.capacity.ledger import EPSILON_MB, Charge
 from broker.scheduler.events import MemoryShort
-from broker.scheduler.failures import Failures
-from broker.scheduler.lifecycle import Lifecycle
+from broker.scheduler.parts.admission import Admission
+from broker.scheduler.parts.answering import Answers
+from broker.scheduler.parts.failures import Failures
+from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
 from broker.scheduler.state import MOST_MB, Move, Peak, Request, State, Worker, peaks
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.scheduler.answering import Answers
 from broker.scheduler.events import (
     Deliver,
     Finished,
@@ -21,10 +20,11 @@ from broker.scheduler.events import (
     WorkerReady,
     WorkerSaid,
 )
-from broker.scheduler.failures import Failures
-from broker.scheduler.lifecycle import Lifecycle
+from broker.scheduler.parts.answering import Answers
+from broker.scheduler.parts.failures import Failures
+from broker.scheduler.parts.lifecycle import Lifecycle
+from broker.scheduler.parts.shortages import Shortages
 from broker.scheduler.registry import Registry
-from broker.scheduler.shortages import Shortages
 from broker.scheduler.state import Move, Phase, Request, State, Worker
 from zoo.errors import BY_CODE
 

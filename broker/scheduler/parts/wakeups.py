@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from broker.scheduler.answering import Answers
-from broker.scheduler.dispatch import Dispatcher
 from broker.scheduler.events import Tick
-from broker.scheduler.failures import Failures
-from broker.scheduler.holding import Holding
+from broker.scheduler.parts.answering import Answers
+from broker.scheduler.parts.dispatch import Dispatcher
+from broker.scheduler.parts.failures import Failures
+from broker.scheduler.parts.holding import Holding
 from broker.scheduler.registry import Registry
 from broker.scheduler.state import Due, Entry, Model
 

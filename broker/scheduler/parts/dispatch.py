@@ -26,10 +26,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from broker.scheduler.answering import Answers
 from broker.scheduler.capacity.demand import Demand, Want
 from broker.scheduler.events import SendBatch
-from broker.scheduler.lifecycle import Lifecycle
+from broker.scheduler.parts.answering import Answers
+from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
 from broker.scheduler.state import Due, Model, Phase, Request, State, Worker
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.scheduler.answering import Answers
 from broker.scheduler.events import KillWorker, Kind, ShutDown, Stop
+from broker.scheduler.parts.answering import Answers
 from broker.scheduler.registry import Lifetime, Registry
 from broker.scheduler.state import Due, Move, Phase, peaks
 

@@ -10,14 +10,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from broker.scheduler.admission import Admission
-from broker.scheduler.answering import Answers
 from broker.scheduler.capacity import fairness, overrun, placement
 from broker.scheduler.capacity.by_priority import Candidate
 from broker.scheduler.capacity.demand import Demand, Reason
 from broker.scheduler.capacity.ledger import EPSILON_MB
 from broker.scheduler.capacity.placement import Admit, Allocation, Claim, GiveUp, Hold, Impossible, MakeRoom
-from broker.scheduler.lifecycle import Lifecycle
+from broker.scheduler.parts.admission import Admission
+from broker.scheduler.parts.answering import Answers
+from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
 from broker.scheduler.state import Move
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from broker.scheduler.answering import Answers
 from broker.scheduler.events import Forget, IdleCleanup, Pinned, Released, SessionClosed, Withdrawn
-from broker.scheduler.lifecycle import Lifecycle
+from broker.scheduler.parts.answering import Answers
+from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
 from broker.scheduler.state import Guess, Model, State, Worker
 

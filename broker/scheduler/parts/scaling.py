@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from broker.scheduler.capacity import placement
 from broker.scheduler.capacity.demand import Demand, Want
 from broker.scheduler.capacity.habits import Habits
-from broker.scheduler.lifecycle import Lifecycle
+from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
 from broker.scheduler.state import Guess, Model, Move, State
 

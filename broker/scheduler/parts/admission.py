@@ -17,11 +17,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from broker.scheduler.answering import Answers
 from broker.scheduler.capacity.ledger import EPSILON_MB
-from broker.scheduler.dispatch import place
 from broker.scheduler.events import Answer, Asked, Kind, Refuse
-from broker.scheduler.lifecycle import Lifecycle
+from broker.scheduler.parts.answering import Answers
+from broker.scheduler.parts.dispatch import place
+from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
 from broker.scheduler.state import Guess, Model, Phase, Request, State, peaks
 from zoo.errors import BY_CODE
