@@ -7,12 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.support import ROOT, Running, config_text, toy
+from workers.models.base import Input
 from zoo import Client
 from zoo.cli import main
 from zoo.config import reading
@@ -53,6 +57,11 @@ def test_what_init_gives_as_examples_is_valid_when_it_is_uncommented(tmp_path: P
         line.removeprefix("# ") for line in init.TEXT.splitlines() if line.startswith(("# [[", "# name", "# adapter"))
     )
     assert [m.name for m in reading.parse_config(text).models] == ["brightness", "clip-vit-l"]
+    commented = [line.removeprefix("# ") for line in init.TEXT.splitlines()]
+    first = next(i for i, line in enumerate(commented) if line.lstrip().startswith("class Brightness"))
+    made: dict[str, Any] = {}
+    exec(textwrap.dedent("\n".join(commented[first : first + 5])), made)
+    assert made["Brightness"]().predict([Input(np.full((4, 4, 3), 10, np.uint8), {})]) == [{"mean": 10.0}]
 
 
 def test_init_and_serve_work_in_an_empty_folder(zoo_dir: Path) -> None:
