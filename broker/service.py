@@ -146,7 +146,9 @@ class Service:
     def run(self) -> int:
         """Serves until it is told to stop. Gives the exit status: 0, or 1 when its books were found to be wrong."""
         self._loop.hear_signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._hear_signals)
-        log.info("serving on %s, %s", self._core.config.endpoint, self._describe())
+        scheduler = self._core.scheduler
+        devices = ", ".join(f"{d.name} {d.budget_mb:g} MB" for d in scheduler.ledger.devices.values())
+        log.info("serving on %s, %d models, %s", self._core.config.endpoint, len(scheduler.models), devices)
         if self._core.config.broker.restore:
             self._run("bringing back what was loaded", self._bring_back)
         try:
@@ -263,10 +265,6 @@ class Service:
         )
         for close in closes:
             self._run("closing the broker", close)
-
-    def _describe(self) -> str:
-        devices = ", ".join(f"{d.name} {d.budget_mb:g} MB" for d in self._core.scheduler.ledger.devices.values())
-        return f"{len(self._core.scheduler.models)} models, {devices}"
 
     # ------------------------------------------------------------ what was loaded before
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from broker.fleet.process import WorkerProcess
+from broker.fleet.roster import WorkerProcess
 from broker.memory.host_cache import Copies
 from broker.memory.meters import MB
 from broker.memory.usage import MemoryUsage

@@ -21,9 +21,8 @@ from broker.core import Core
 from broker.fleet.channels import Channels
 from broker.fleet.copying import Copying
 from broker.fleet.fleet import Fleet
-from broker.fleet.process import WorkerProcess
 from broker.fleet.reports import WorkerReports
-from broker.fleet.roster import Roster
+from broker.fleet.roster import Roster, WorkerProcess
 from broker.front.clients import Clients
 from broker.front.front import Front
 from broker.front.handoff import Handoff, LifelineEnd
@@ -44,7 +43,7 @@ PARTS = (
     Fleet, Channels, WorkerReports, Copying, Roster, WorkerProcess,
 )  # fmt: skip
 KEEPS_ITSELF_ALIVE = {  # what the guard is made of, and what is over before it begins or after it ends
-    "Service.run", "Service.close", "Service._due", "Service._do_stop", "Service._describe", "Core.submit", "Core._do",
+    "Service.run", "Service.close", "Service._due", "Service._do_stop", "Core.submit", "Core._do",
     "Core._failed", "Core._tell", "Core._go_on_or_end", "Core.shut_down", "Loop.turn", "Loop._act",
     "Loop.hear", "Loop.hear_signals", "Loop.close", "Front.close", "Fleet.open", "Fleet.close", "Handoff.shut",
 }  # fmt: skip

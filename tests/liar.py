@@ -33,9 +33,9 @@ NONSENSE: dict[str, tuple[bytes | protocol.Message, ...]] = {  # said while a re
 }
 
 
-def worker_of_ours() -> Any:
+def runtime() -> Any:
     frame = sys._getframe()
-    while not (type(frame.f_locals.get("self")).__name__ == "Worker" and hasattr(frame.f_locals["self"], "_channel")):
+    while not (type(frame.f_locals.get("self")).__name__ == "Runtime" and hasattr(frame.f_locals["self"], "_channel")):
         assert frame.f_back is not None
         frame = frame.f_back
     return frame.f_locals["self"]
@@ -71,12 +71,12 @@ class Liar:
 
     def load(self, spec: Spec, device: str) -> None:
         if said := spec.options.get("loads"):
-            say(worker_of_ours()._channel.sock, LOADS[said])
+            say(runtime()._channel.sock, LOADS[said])
             time.sleep(60.0)
 
     def predict(self, inputs: list[Input]) -> list[Any]:
         options = inputs[0].options
-        worker = worker_of_ours()
+        worker = runtime()
         if says := options.get("says"):
             say(worker._channel.sock, *NONSENSE[says])
             time.sleep(60.0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from functools import partial
 
-from broker.fleet import border
-from broker.fleet.process import WorkerProcess
+from broker.fleet.roster import WorkerProcess
 from broker.front.inline import Arrivals
 from broker.loop import Loop
 from zoo.errors import ProtocolMismatch
@@ -36,7 +36,7 @@ class Channels:
             if fd is not None:
                 os.close(fd)
             raise ConnectionError("it offered a channel that was not asked for")
-        sock = border.stream(fd)
+        sock = stream(fd)
         worker.channel = Channel(sock, self._arrivals.most, self._arrivals.make_room)
         lost = ConnectionError("an error in the broker")
         self._loop.watch(sock.fileno(), partial(self.read, worker), partial(self.lost, worker, lost))
@@ -116,3 +116,25 @@ class Channels:
         assert worker.channel is not None
         worker.unsent = writing
         self._loop.await_room(worker.channel.fd, reading=not worker.channel.stalled, writing=writing)
+
+
+def stream(fd: int) -> socket.socket:
+    """The broker's end of a channel; takes over the descriptor.
+
+    Raises:
+        ConnectionError: it is no connected Unix stream socket; it is closed then.
+    """
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as e:
+        os.close(fd)
+        raise ConnectionError(f"it offered a channel that is no socket: {e.strerror}") from None
+    try:
+        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+            raise ConnectionError("it offered a channel of another kind")
+        sock.getpeername()
+        sock.setblocking(False)
+    except OSError as e:
+        sock.close()
+        raise ConnectionError(f"it offered a channel that is none: {e}") from None
+    return sock

@@ -31,9 +31,8 @@ from broker.fleet.channels import Channels
 from broker.fleet.copying import Copying
 from broker.fleet.editions import Editions
 from broker.fleet.pool import BY_SIGKILL, Child, Exited, Failed, News, Pool, Started
-from broker.fleet.process import WorkerProcess
 from broker.fleet.reports import WorkerReports
-from broker.fleet.roster import FORKS_MOST, Roster
+from broker.fleet.roster import FORKS_MOST, Roster, WorkerProcess
 from broker.front.handoff import Handoff, LifelineEnd, Takes
 from broker.front.inline import part_bytes
 from broker.loop import Loop

@@ -1,4 +1,7 @@
-"""What workers say becomes events of the scheduler.
+"""What workers say becomes events of the scheduler, as far as the broker takes it.
+
+An adapter runs what a user has put there, and may write on any descriptor that it finds. What comes from a worker is
+therefore looked at like what comes from a client: here, before anything is made of it.
 
 Some are kept back until the worker's memory has been measured (see `broker/memory/usage.py`): a model whose use is
 unknown may be evicted in the very next moment, and one that has grown holds what others may be about to be given.
@@ -6,28 +9,67 @@ unknown may be evicted in the very next moment, and one that has grown holds wha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from broker.core import Core
-from broker.fleet import border
 from broker.fleet.copying import Copying
-from broker.fleet.process import WorkerProcess
-from broker.fleet.roster import Roster
+from broker.fleet.roster import Roster, WorkerProcess
 from broker.memory.usage import MemoryUsage
 from broker.metrics import Metrics
-from broker.scheduler.events import WorkerDone, WorkerLoadFailed, WorkerReady
+from broker.scheduler.events import Finished, MemoryShort, WorkerDone, WorkerLoadFailed, WorkerReady
+from broker.scheduler.state.peaks import known_mb
 from zoo.errors import ProtocolMismatch
 from zoo.wire import protocol
 
+MOST_BATCH = 256  # requests at once: with all their parts they fit into one message
+MOST_CODE = 64  # characters
 
+
+def outcomes(done: protocol.Done, bodies: list[bytes]) -> list[Finished]:
+    """What became of each request of a batch.
+
+    Raises:
+        ProtocolMismatch: there are more results than bodies, or fewer.
+    """
+    left = iter(bodies)
+    try:
+        made = [
+            Finished(o.id, None, (o.code[:MOST_CODE], text(o.message)), shortage(o.short))
+            if o.code
+            else Finished(o.id, (o.offsets, next(left)))
+            for o in done.outcomes
+        ]
+    except StopIteration:
+        raise ProtocolMismatch("fewer results than it said") from None
+    if next(left, None) is not None:
+        raise ProtocolMismatch("more results than it said")
+    return made
+
+
+def shortage(said: protocol.Shortage | None) -> MemoryShort | None:
+    """What no device could hold is not believed."""
+    return None if said is None else MemoryShort(known_mb(said.used_mb), known_mb(said.asked_mb))
+
+
+def text(said: str) -> str:
+    """As long as an answer may be; it is kept in the story."""
+    return said[: protocol.MAX_TEXT]
+
+
+def batch(said: int) -> int:
+    """How many requests an adapter may be given at once."""
+    return min(max(said, 1), MOST_BATCH)
+
+
+@dataclass(eq=False)
 class WorkerReports:
     """See the module's docstring."""
 
-    def __init__(self, core: Core, usage: MemoryUsage, roster: Roster, copying: Copying, metrics: Metrics) -> None:
-        self._scheduler = core.scheduler
-        self._submit = core.submit
-        self._usage = usage
-        self._roster = roster
-        self._copying = copying
-        self._metrics = metrics
+    core: Core
+    usage: MemoryUsage
+    roster: Roster
+    copying: Copying
+    metrics: Metrics
 
     def take(self, worker: WorkerProcess, parts: list[bytes], measured: bool) -> None:
         """One message. `measured`: it has been kept back until the worker was measured.
@@ -50,35 +92,35 @@ class WorkerReports:
 
     def _done(self, worker: WorkerProcess, message: protocol.Done, parts: list[bytes], measured: bool) -> None:
         number = worker.number
-        outcomes = border.outcomes(message, parts[1:])
-        if not (worker.loaded and self._scheduler.awaits(number, [outcome.request for outcome in outcomes])):
+        finished = outcomes(message, parts[1:])
+        if not (worker.loaded and self.core.scheduler.awaits(number, [one.request for one in finished])):
             raise ProtocolMismatch("it answers what it was not asked")
         first, worker.worked = not worker.worked, True
         if first:
-            self._usage.worked(number)
+            self.usage.worked(number)
         if not measured:
-            look = message.grown or (first and not self._scheduler.is_measured(number))
+            look = message.grown or (first and not self.core.scheduler.is_measured(number))
             look = look or any(outcome.short is not None for outcome in message.outcomes)
-            if look and self._usage.hold(number):
+            if look and self.usage.hold(number):
                 worker.held.append(parts)
                 return
-        self._submit(WorkerDone(number, outcomes, message.halved))
-        if self._roster.is_short and self._scheduler.is_idle():
-            self._roster.refill()
+        self.core.submit(WorkerDone(number, finished, message.halved))
+        if self.roster.is_short and self.core.scheduler.is_idle():
+            self.roster.refill()
 
     def _loaded(self, worker: WorkerProcess, message: protocol.Loaded) -> None:
         worker.loaded, worker.stand_in = True, message.stand_in
-        self._usage.loaded(worker.number)
-        self._copying.used(worker, message.copied)
-        self._submit(WorkerReady(worker.number, border.batch(message.max_batch)))
-        self._metrics.loaded(worker.model, self._scheduler.loaded_in(worker.number))
+        self.usage.loaded(worker.number)
+        self.copying.used(worker, message.copied)
+        self.core.submit(WorkerReady(worker.number, batch(message.max_batch)))
+        self.metrics.loaded(worker.model, self.core.scheduler.loaded_in(worker.number))
 
     def _load_failed(
         self, worker: WorkerProcess, message: protocol.LoadError, parts: list[bytes], measured: bool
     ) -> None:
-        if message.short is not None and not measured and self._usage.hold(worker.number):
+        if message.short is not None and not measured and self.usage.hold(worker.number):
             worker.held.append(parts)
             return
         worker.loaded = True  # as far as it will be: there is nothing more to be said
-        code, why = message.code[: border.MOST_CODE], border.text(message.message)
-        self._submit(WorkerLoadFailed(worker.number, code, why, border.shortage(message.short), message.retryable))
+        code, why = message.code[:MOST_CODE], text(message.message)
+        self.core.submit(WorkerLoadFailed(worker.number, code, why, shortage(message.short), message.retryable))

@@ -86,7 +86,7 @@ class Clients:
         self._answered: Route | None = None  # the last
         self._takes: Takes = {
             protocol.LifelineArena: self._take_arena,
-            protocol.LifelineReleased: self._take_released,
+            protocol.LifelineReleased: lambda line, said, _: handoff.take_back(line, said.id, said.offset),
             protocol.LifelineBye: self._take_bye,
         }
         front.door.has_session = lambda identity: identity[: protocol.SESSION_BYTES] in self.sessions
@@ -104,7 +104,10 @@ class Clients:
         if known is not None and known.curve_key != curve_key:
             raise AccessDenied("that session is another client's")
         if known is None:
-            if len(self.sessions) + self._handoff.count_departed() >= self._shares.sessions:
+            if (
+                len(self.sessions) + sum(line.departed for line in self._handoff.lines.values())
+                >= self._shares.sessions
+            ):
                 what = "clients, with those whose results are still looked at"
                 raise QueueFull(self._shares.full(what, self._shares.sessions), retry_after=FULL_RETRY_S)
             name = message.client[:80]
@@ -126,7 +129,9 @@ class Clients:
         their last connection has gone.
         """
         alone = [session for session in self.sessions.values() if session.line is None]
-        connected = {identity[: protocol.SESSION_BYTES] for identity in self._front.identities()} if alone else ()
+        connected = (
+            {identity[: protocol.SESSION_BYTES] for identity in list(self._front.door.by_identity)} if alone else ()
+        )
         for session in alone:
             silent = now - session.heard
             gone = local and silent > HELD_S and session.key not in connected
@@ -170,9 +175,6 @@ class Clients:
         number = self._handoff.offer(line, fd)
         if number is not None:
             line.send(protocol.LifelineAccepted(number))
-
-    def _take_released(self, line: LifelineEnd, message: protocol.LifelineReleased, _: int | None) -> None:
-        self._handoff.take_back(line, message.id, message.offset)
 
     def _take_bye(self, line: LifelineEnd, _message: protocol.LifelineBye, _fd: int | None) -> None:
         session = self.sessions.get(line.key)

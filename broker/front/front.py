@@ -105,10 +105,6 @@ class Front:
             return False
         return True
 
-    def identities(self) -> list[bytes]:
-        """The routing ids of connections that have said something."""
-        return list(self._spoken)
-
     def cut(self, prefix: bytes) -> None:
         """Ends the connections whose routing ids begin so."""
         for identity, peer in list(self._spoken.items()):

@@ -361,10 +361,6 @@ class Handoff:
 
     # ------------------------------------------------------------ ends
 
-    def count_departed(self) -> int:
-        """How many lines are kept for results alone."""
-        return sum(line.departed for line in self.lines.values())
-
     def leave(self, line: LifelineEnd, gone: bool) -> None:
         """The client's session has ended. Unless its process is `gone`, the line stays until all results come back."""
         if not line.results or gone:

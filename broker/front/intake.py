@@ -11,10 +11,11 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from broker.core import Core
-from broker.fleet.process import WorkerProcess
+from broker.fleet.roster import WorkerProcess
 from broker.front import misread
 from broker.front.access import curve_key
 from broker.front.clients import FULL_RETRY_S, Clients, ClientSession
@@ -37,34 +38,23 @@ LONGEST_NAME = 64
 Parts = list[bytes]
 
 
+@dataclass(eq=False)
 class Intake:
     """`workers`: by number. `reload`: reads the configuration again."""
 
-    def __init__(
-        self,
-        core: Core,
-        front: Front,
-        handoff: Handoff,
-        clients: Clients,
-        workers: Mapping[int, WorkerProcess],
-        views: Views,
-        learnt: Learnt,
-        reload: Callable[[], list[str]],
-    ) -> None:
-        self._core = core
-        self._scheduler = core.scheduler
-        self._submit = core.submit
-        self._front = front
-        self._door = front.door
-        self._spoken = front.door.by_identity
-        self._handoff = handoff
-        self._clients = clients
-        self._sessions = clients.sessions
-        self._access = front.access
-        self._workers = workers
-        self._views = views
-        self._learnt = learnt
-        self._reread = reload
+    core: Core
+    front: Front
+    handoff: Handoff
+    clients: Clients
+    workers: Mapping[int, WorkerProcess]
+    views: Views
+    learnt: Learnt
+    reload: Callable[[], list[str]]
+
+    def __post_init__(self) -> None:
+        self._scheduler = self.core.scheduler
+        self._access = self.front.access
+        self._spoken = self.front.door.by_identity
         self._boot = secrets.token_hex(8)
         self._nonsense = 0
         self._asks: dict[type, Callable[[bytes, ClientSession, Any, Parts], None]] = {
@@ -74,7 +64,7 @@ class Intake:
             protocol.Unload: self._unload,
             protocol.Cancel: self._cancel,
             protocol.Ping: lambda *_: None,
-            protocol.Bye: lambda _i, session, _m, _p: clients.end(session),
+            protocol.Bye: lambda _i, session, _m, _p: self.clients.end(session),
         }
         self._questions: dict[type, Callable[[ClientSession, Any], Any]] = {
             protocol.Pin: self._pin,
@@ -88,15 +78,15 @@ class Intake:
         """Takes one message. An error on the way costs the client that sent it its session."""
         parts: Parts = []
         try:
-            parts, source = self._front.take()
+            parts, source = self.front.take()
             self._take(parts, source)
         except Exception as e:
-            self._core.guard.failed("a client's message", e, lambda: self._clients.end_talking(parts))
+            self.core.guard.failed("a client's message", e, lambda: self.clients.end_talking(parts))
 
     def problem(self, name: str) -> str | None:
         """Why the model cannot be loaded as things stand, as far as one look at the disk tells."""
         model = self._scheduler.models.get(name)
-        return catalogue.problem(self._core.config, model.config) if model is not None else None
+        return catalogue.problem(self.core.config, model.config) if model is not None else None
 
     # ------------------------------------------------------------ one message
 
@@ -105,7 +95,7 @@ class Intake:
         identity = parts[0]
         is_new = identity not in self._spoken
         if is_new:
-            self._door.spoke(identity, source)
+            self.front.door.spoke(identity, source)
         try:
             if not 2 <= len(parts) <= 1 + protocol.MAX_PARTS:
                 raise ProtocolMismatch(f"a message of {len(parts)} parts")
@@ -113,15 +103,15 @@ class Intake:
         except ProtocolMismatch as e:
             self._complain(identity, parts, e)
             return
-        session = self._sessions.get(identity[: protocol.SESSION_BYTES])
+        session = self.clients.sessions.get(identity[: protocol.SESSION_BYTES])
         try:
             if type(message) is protocol.Hello:
                 self._hello(identity, message, source)
             elif session is None:
                 self._unknown(identity, message, source)
-            elif is_new and self._door.is_crowding(session.key):
-                self._door.refuse(identity)
-                shares = self._front.shares
+            elif is_new and self.front.door.is_crowding(session.key):
+                self.front.door.refuse(identity)
+                shares = self.front.shares
                 text = shares.full("connections of one client", shares.sockets)
                 raise QueueFull(text, retry_after=FULL_RETRY_S)
             else:
@@ -131,10 +121,10 @@ class Intake:
                     ask(identity, session, message, parts)
                 else:
                     value = self._questions[type(message)](session, message)
-                    self._front.send(identity, protocol.Value(_rid(message), value))
+                    self.front.send(identity, protocol.Value(_rid(message), value))
         except ZooError as e:
             text = str(e)[: protocol.MAX_TEXT]
-            self._front.send(identity, protocol.Error(_rid(message), e.code, text, e.retryable, e.retry_after))
+            self.front.send(identity, protocol.Error(_rid(message), e.code, text, e.retryable, e.retry_after))
 
     def _complain(self, identity: bytes, parts: Parts, error: ProtocolMismatch) -> None:
         """Answers a message that cannot be read, and logs it, until it is clear that there is no end to them."""
@@ -142,7 +132,7 @@ class Intake:
         if self._nonsense <= NONSENSE_LOGGED:
             log.warning("unreadable message from a client: %s", error)
         rid, code, text = misread.complaint(parts[1] if len(parts) > 1 else b"", error)
-        self._front.send(identity, protocol.Error(rid, code, text[: protocol.MAX_TEXT]))
+        self.front.send(identity, protocol.Error(rid, code, text[: protocol.MAX_TEXT]))
 
     def _is_revoked(self, source: Any) -> bool:
         """Whether it came by a connection of a client whose CURVE key was taken away since."""
@@ -150,27 +140,27 @@ class Intake:
 
     def _hello(self, identity: bytes, message: protocol.Hello, source: Any) -> None:
         if self._is_revoked(source):
-            self._front.cut(identity)
+            self.front.cut(identity)
             return
         key = message.session
         if len(key) != protocol.SESSION_BYTES or not identity.startswith(key):
             size = protocol.SESSION_BYTES
             raise ProtocolMismatch(f"a session key has {size} bytes and begins the socket's routing id")
         try:
-            self._clients.open(message, curve_key(source))
+            self.clients.open(message, curve_key(source))
         except QueueFull:
-            self._door.refuse(identity)
+            self.front.door.refuse(identity)
             raise
-        handoff = None if self._core.config.endpoint.startswith("tcp://") else self._handoff.path
-        welcome = protocol.Welcome(handoff, self._handoff.limit, self._boot, self._front.inline.most_one)
-        self._front.send(identity, welcome)
+        handoff = None if self.core.config.endpoint.startswith("tcp://") else self.handoff.path
+        welcome = protocol.Welcome(handoff, self.handoff.limit, self._boot, self.front.inline.most_one)
+        self.front.send(identity, welcome)
 
     def _unknown(self, identity: bytes, message: protocol.FromClient, source: Any) -> None:
         """It is of no session that is known."""
         if self._is_revoked(source):
-            self._front.cut(identity)
+            self.front.cut(identity)
         elif rid := _rid(message):
-            self._front.send(identity, protocol.Error(rid, "broker_unreachable", protocol.UNKNOWN_SESSION, True))
+            self.front.send(identity, protocol.Error(rid, "broker_unreachable", protocol.UNKNOWN_SESSION, True))
 
     # ------------------------------------------------------------ requests for a model
 
@@ -178,14 +168,14 @@ class Intake:
         if len(m.arenas) > protocol.MAX_ARENAS:
             raise InvalidInput(f"arenas: {len(m.arenas)} of them, at most {protocol.MAX_ARENAS} go into one request")
         for number in m.arenas:
-            if not self._handoff.owned_by(number, session.key):
+            if not self.handoff.owned_by(number, session.key):
                 raise InvalidInput(f"frame: arena {number} is not one that this client shared")
         if not 0 <= m.priority <= 3:
             raise InvalidInput(f"priority: {m.priority} is not between 0 (first) and 3 (last)")
         size = len(parts[2]) if len(parts) == 3 else sum(map(len, parts[2:]))
         if size > FREE_BYTES:
-            self._front.inline.check(size, session.held)
-            self._door.arrived(identity, size)
+            self.front.inline.check(size, session.held)
+            self.front.door.arrived(identity, size)
         else:
             size = 0
         payload = (m.arenas, session.line is None, parts[2:])
@@ -216,43 +206,43 @@ class Intake:
         if len(model) > LONGEST_NAME:
             text = f"there is no model {model[:LONGEST_NAME]!r}…; names have at most {LONGEST_NAME} characters"
             raise ModelNotFound(text)
-        seconds = m.timeout_ms / 1000 if m.timeout_ms > 0 else self._core.config.broker.request_timeout
+        seconds = m.timeout_ms / 1000 if m.timeout_ms > 0 else self.core.config.broker.request_timeout
         deadline = time.monotonic() + min(seconds, LONGEST_REQUEST_S)
         problem = None
         if self._scheduler.is_cold(model):
             problem = self.problem(model)
-            self._learnt.recall(model)
-        request = self._clients.route(identity, session, m.rid, size)
-        self._submit(Asked(request, session.key, model, kind, deadline, priority, payload, keep_alive, problem))
+            self.learnt.recall(model)
+        request = self.clients.route(identity, session, m.rid, size)
+        self.core.submit(Asked(request, session.key, model, kind, deadline, priority, payload, keep_alive, problem))
 
     def _cancel(self, identity: bytes, session: ClientSession, m: protocol.Cancel, _: Parts) -> None:
-        if not self._clients.withdraw(identity, session, m.rid) and m.lost:
-            self._clients.take_back(session, m.rid)
+        if not self.clients.withdraw(identity, session, m.rid) and m.lost:
+            self.clients.take_back(session, m.rid)
 
     def _release(self, identity: bytes, session: ClientSession, m: protocol.Release, _: Parts) -> None:
-        self._submit(Released(session.key, m.lease))
+        self.core.submit(Released(session.key, m.lease))
         if m.rid:
-            self._front.send(identity, protocol.Value(m.rid))
+            self.front.send(identity, protocol.Value(m.rid))
 
     # ------------------------------------------------------------ questions, answered at once
 
     def _pin(self, session: ClientSession, m: protocol.Pin) -> None:
         self._access.require(session, "pin" if m.on else "unpin")
         self._known(m.model)
-        self._submit(Pinned(m.model, m.on))
+        self.core.submit(Pinned(m.model, m.on))
 
     def _reload(self, session: ClientSession, _: protocol.Reload) -> list[str]:
         self._access.require(session, "reload")
-        return self._reread()
+        return self.reload()
 
     def _footprint(self, session: ClientSession, m: protocol.Footprint) -> list[dict[str, Any]]:
         models = self._scheduler.models
         names = [n for n, known in models.items() if not known.removed] if m.model is None else [self._known(m.model)]
         if m.forget:
             self._access.require(session, "footprint --forget")
-        self._learnt.recall_cold(names)
+        self.learnt.recall_cold(names)
         for name in names if m.forget else ():
-            self._learnt.forget(name)
+            self.learnt.forget(name)
         return [row for name in names for row in self._scheduler.footprints(name)]
 
     def _cleanup_idle(self, session: ClientSession, m: protocol.CleanupIdle) -> list[str]:
@@ -260,23 +250,23 @@ class Intake:
         if not 0 <= m.idle_seconds < math.inf:
             raise InvalidInput(f"idle_seconds: {m.idle_seconds} is not a number of seconds")
         names = [worker.name for worker in self._scheduler.idle_workers(m.idle_seconds, time.monotonic())]
-        self._submit(IdleCleanup(m.idle_seconds))
+        self.core.submit(IdleCleanup(m.idle_seconds))
         return names
 
     def _query(self, session: ClientSession, m: protocol.Query) -> Any:
-        config = self._core.config
+        config = self.core.config
         match m.what:
             case "status":
-                status = self._views.status(config, self._boot, len(self._sessions))
-                return {**status, "internal_errors": self._core.guard.errors}
+                status = self.views.status(config, self._boot, len(self.clients.sessions))
+                return {**status, "internal_errors": self.core.guard.errors}
             case "models":
-                return self._views.models(config)
+                return self.views.models(config)
             case "ps":
-                return self._views.processes(self._workers)
+                return self.views.processes(self.workers)
             case "explain":
-                return self._views.explain(m.model, None if self._access.is_operator(session) else session.key)
+                return self.views.explain(m.model, None if self._access.is_operator(session) else session.key)
             case "enrich":
-                return self._views.enrich(config)
+                return self.views.enrich(config)
             case _:
                 raise InvalidInput(f"what: {m.what!r} is not one of status, models, ps, explain, enrich")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker.fleet import border
+from broker.fleet import channels, reports
 from broker.scheduler.events import Finished
 from tests import liar, support
 from tests.support import Running, toy, wait_until
@@ -93,7 +93,7 @@ def test_a_channel_is_a_connected_unix_stream(kind: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
     fd = liar.odd_descriptor(kind)
     with pytest.raises(ConnectionError):
-        border.stream(fd)
+        channels.stream(fd)
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(fd)
     if kind != "pipe":  # its other end is the test's
@@ -102,21 +102,21 @@ def test_a_channel_is_a_connected_unix_stream(kind: str) -> None:
 
 def test_a_blocking_channel_is_made_to_wait_for_nothing() -> None:
     ours, theirs = socket.socketpair()
-    with ours, border.stream(theirs.detach()) as sock:
+    with ours, channels.stream(theirs.detach()) as sock:
         assert sock.getblocking() is False
 
 
 def test_results_and_bodies_have_to_fit() -> None:
     failed, fine = protocol.Outcome(1, (), "c" * 100, "m" * 9000), protocol.Outcome(2, (8,))
-    made = border.outcomes(protocol.Done((failed, fine)), [b"body"])
-    assert made == [Finished(1, None, ("c" * border.MOST_CODE, "m" * protocol.MAX_TEXT)), Finished(2, ((8,), b"body"))]
+    made = reports.outcomes(protocol.Done((failed, fine)), [b"body"])
+    assert made == [Finished(1, None, ("c" * reports.MOST_CODE, "m" * protocol.MAX_TEXT)), Finished(2, ((8,), b"body"))]
     for bodies in ([], [b"a", b"b"]):
         with pytest.raises(ProtocolMismatch, match="results than it said"):
-            border.outcomes(protocol.Done((failed, fine)), bodies)
+            reports.outcomes(protocol.Done((failed, fine)), bodies)
 
 
 @pytest.mark.parametrize(
-    ("said", "taken"), [(1, 1), (0, 1), (-(1 << 63), 1), (8, 8), ((1 << 64) - 1, border.MOST_BATCH)]
+    ("said", "taken"), [(1, 1), (0, 1), (-(1 << 63), 1), (8, 8), ((1 << 64) - 1, reports.MOST_BATCH)]
 )
 def test_a_batch_has_a_size_that_one_message_can_carry(said: int, taken: int) -> None:
-    assert border.batch(said) == taken
+    assert reports.batch(said) == taken

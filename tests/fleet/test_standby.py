@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from broker.fleet.standby import PAUSE_FIRST_S, PAUSE_MOST_S, Standby
+from broker.fleet.roster import PAUSE_FIRST_S, PAUSE_MOST_S, Standby
 from tests.support import Running, toy, wait_until
 
 FRAME = np.zeros((8, 8, 3), np.uint8)
