@@ -207,7 +207,7 @@ async def _no_leases(zoo: AsyncClient) -> bool:
 def test_deadlines(broker: Start) -> None:
     async def work() -> None:
         async with AsyncClient(running.endpoint) as zoo:
-            await zoo.get_model("toy")
+            await zoo.infer("toy", FRAME)  # its arena is made
             with pytest.raises(DeadlineExceeded):
                 await zoo.infer("toy", FRAME, timeout=0.2, do="sleep", seconds=0.5)
             assert slots(zoo) == 1

@@ -15,6 +15,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from zoo.client import checks, frames, session
@@ -96,6 +97,7 @@ def explain(model_or_request: str | int | None) -> Call[list[str]]:
 # ---------------------------------------------------------------- leases
 
 
+@dataclass(eq=False)
 class Grant:
     """A lease as the broker knows it. One that is garbage is given back.
 
@@ -103,9 +105,8 @@ class Grant:
         link: the session that it was granted in. number: its number there, 0 before that and after its release.
     """
 
-    def __init__(self) -> None:
-        self.link: Link | None = None
-        self.number = 0
+    link: Link | None = None
+    number: int = 0
 
     def granted(self, link: Link, number: int) -> None:
         self.link, self.number = link, number
@@ -118,13 +119,13 @@ class Grant:
             pass  # the interpreter is going, and the lease with it
 
 
+@dataclass(eq=False)
 class Held:
     """What a caller holds a lease by. `grant` is None when it was released."""
 
-    def __init__(self, model: str, keep_alive: float | None, grant: Grant) -> None:
-        self.model = model
-        self.keep_alive = keep_alive
-        self.grant: Grant | None = grant
+    model: str
+    keep_alive: float | None
+    grant: Grant | None
 
     @property
     def lost(self) -> bool:
@@ -312,8 +313,7 @@ class Calls:
                     self._driver.withdraw(dealer, waiter, deadline)
                     raise
         finally:
-            for one in placed:
-                one.slot.drop()
+            frames.drop(placed)
 
     # ------------------------------------------------------------ leases
 

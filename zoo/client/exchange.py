@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from zoo.errors import ZooError
 from zoo.wire import protocol
 
 
+@dataclass(slots=True, eq=False)
 class Waiter:
     """A caller that waits for the answers to its requests.
 
@@ -35,13 +37,11 @@ class Waiter:
         error: no more answers come, for this reason.
     """
 
-    __slots__ = ("came", "error")
-
-    def __init__(self) -> None:
-        self.came: list[tuple[str, Any]] = []
-        self.error: ZooError | None = None
+    came: list[tuple[str, Any]] = field(default_factory=list)
+    error: ZooError | None = None
 
 
+@dataclass(slots=True, eq=False)
 class Pending:
     """A request without an answer, or a held one.
 
@@ -51,13 +51,10 @@ class Pending:
         granted: called with the number of the lease that it asks for; None when it asks for none.
     """
 
-    __slots__ = ("granted", "name", "slots", "waiter")
-
-    def __init__(self, waiter: Waiter, name: str, slots: list[Any], granted: Callable[[int], None] | None) -> None:
-        self.waiter = waiter
-        self.name = name
-        self.slots = slots
-        self.granted = granted
+    waiter: Waiter
+    name: str
+    slots: list[Any]
+    granted: Callable[[int], None] | None
 
     def free(self) -> None:
         """Frees its slots, each once, however often and in whatever thread this is called."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -120,16 +121,14 @@ class _Lent:
         self.__array_interface__ = {**pixels.__array_interface__, "shape": slot.shape, "version": 3}
 
 
+@dataclass(slots=True, eq=False)
 class RequestBody:
     """A request's body and everything that must stay in place until it is settled."""
 
-    __slots__ = ("body", "buffers", "shared", "slots")
-
-    def __init__(self, body: bytes, buffers: list[Any], slots: list[Slot], shared: FrameArena | None) -> None:
-        self.body = body
-        self.buffers = buffers
-        self.slots = slots
-        self.shared = shared
+    body: bytes
+    buffers: list[Any]
+    slots: list[Slot]
+    shared: FrameArena | None
 
     @property
     def arenas(self) -> tuple[int, ...]:
@@ -163,6 +162,11 @@ class Placed(NamedTuple):
 
     slot: Slot
     color: str
+
+
+def drop(placed: Iterable[Placed]) -> None:
+    for one in placed:
+        one.slot.drop()
 
 
 class NoRoom(Exception):
@@ -225,8 +229,7 @@ class Store:
         try:
             made = self.compose(placed, corners, options)
         except BaseException:
-            for one in placed:
-                one.slot.drop()
+            drop(placed)
             raise
         slot = placed[0].slot
         if plain and slot.arena is not None:
@@ -244,8 +247,7 @@ class Store:
         try:
             placed.extend(self._place(part, color) for part in arrays.check_frames(frame))
         except BaseException:
-            for one in placed:
-                one.slot.drop()
+            drop(placed)
             raise
         return placed
 

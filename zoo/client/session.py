@@ -10,6 +10,7 @@ import math
 import os
 import secrets
 import sys
+import threading
 import time
 from typing import Any
 
@@ -88,7 +89,10 @@ def open_link(address: Address, seconds: float, deadline: float, gone: Flag) -> 
         sock = open_socket(key, 0, endpoint)
         try:
             welcome = _welcome(sock, key, address, seconds, deadline, gone)
-            return Link(key, welcome, endpoint, address.owners, deadline), sock
+            link = Link(key, welcome, endpoint, address.owners, deadline)
+            if not link.shares_memory:
+                _keep_alive(link)
+            return link, sock
         except BrokerUnreachable:  # perhaps it went away between two steps, and another one comes
             close_quietly(sock)
             if time.monotonic() + POLL_MS / 1000 > deadline or gone.wait(POLL_MS / 1000):
@@ -178,6 +182,39 @@ def say(link: Link, message: protocol.Message) -> None:
         sock.close()
     except (ZooError, zmq.ZMQError):
         pass  # then the end of the session says it
+
+
+def end(link: Link, why: ZooError | None = None) -> None:
+    """Ends a session. Where no lifeline says so, a message does."""
+    if not link.shares_memory and not link.dead:
+        say(link, protocol.Bye())
+    link.close(why)
+
+
+def _keep_alive(link: Link) -> None:
+    """Without a lifeline, a session lives by its messages."""
+    try:
+        threading.Thread(target=_ping, args=(link,), name="zoo-ping", daemon=True).start()
+    except RuntimeError as e:
+        link.close()
+        raise BrokerUnreachable(f"this process cannot start a thread ({e})") from None
+
+
+def _ping(link: Link) -> None:
+    """Until the link ends. It must not hold the client: a client that is garbage ends the link."""
+    sock = None
+    try:
+        sock = open_socket(link.key, next(link.sockets), link.endpoint)
+        due = 0.0
+        while not link.dead:
+            if time.monotonic() >= due:
+                sock.send(protocol.pack(protocol.Ping()), zmq.NOBLOCK)
+                due = time.monotonic() + protocol.PING_S
+            time.sleep(min(0.1, protocol.PING_S))
+    except (zmq.ZMQError, BrokerUnreachable):
+        pass  # then its requests keep the session alive, or the broker ends it and the next call opens another
+    finally:
+        close_quietly(sock)
 
 
 def unreachable(endpoint: Address, timeout: float) -> BrokerUnreachable:

@@ -15,12 +15,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
 import zmq
 
 from zoo.client import frames, session
+from zoo.client.calls import Steps
 from zoo.client.dealer import Dealer
 from zoo.client.depot import Depot
 from zoo.client.exchange import Waiter
@@ -36,10 +37,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def awaits(wait: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Generator[Any, None, T]]:
+def awaits(wait: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Steps[T]]:
     """Makes steps of a coroutine."""
 
-    def steps(*args: P.args, **kwargs: P.kwargs) -> Generator[Any, None, T]:
+    def steps(*args: P.args, **kwargs: P.kwargs) -> Steps[T]:
         return (yield from wait(*args, **kwargs).__await__())
 
     return steps
@@ -56,12 +57,9 @@ class LoopWatch:
         self._pid = os.getpid()
         self._fd: int = sock.getsockopt(zmq.FD)  # type: ignore[assignment]
         self._line_fd = link.fileno()
-        self._ping: asyncio.TimerHandle | None = None
         loop.add_reader(self._fd, self.drain)
         if self._line_fd >= 0:
             loop.add_reader(self._line_fd, self.look)
-        else:
-            self._ping = loop.call_later(protocol.PING_S, self._say_alive)
 
     @property
     def usable(self) -> bool:
@@ -113,10 +111,6 @@ class LoopWatch:
                 self.dealer.say(*messages)
             self.loop.call_soon(self.drain)
 
-    def _say_alive(self) -> None:
-        self._ping = self.loop.call_later(protocol.PING_S, self._say_alive)
-        self.say(protocol.Ping())
-
     def close(self, why: ZooError) -> None:
         """Ends the link; the callers that wait get `why`."""
         fd, self._fd = self._fd, -1
@@ -126,14 +120,8 @@ class LoopWatch:
             self.loop.remove_reader(fd)
             if self._line_fd >= 0:
                 self.loop.remove_reader(self._line_fd)
-            if self._ping is not None:
-                self._ping.cancel()
-        if self._ping is not None and not self.link.dead:
-            self.dealer.sock.setsockopt(zmq.LINGER, session.BYE_MS)
-            with contextlib.suppress(BrokerUnreachable):
-                self.dealer.say(protocol.Bye())
         self.dealer.sock.close()
-        self.link.close(why)
+        session.end(self.link, why)
         for woken in self._asleep.values():
             if not self.loop.is_closed():
                 _wake(woken)
@@ -225,21 +213,12 @@ class Tasks:
         if self._loop is not loop:
             self._move_to(loop)
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                await self._opening.acquire()
-        except TimeoutError:
+            async with _by(deadline), self._opening:
+                if self._watch is None or not self._watch.usable:
+                    self._watch = await self._connect(loop, deadline, seconds)
+                return self._watch.dealer
+        except TimeoutError:  # of ours: the executor's threads are all busy, or the machine is
             raise session.unreachable(self._endpoint, seconds) from None
-        try:
-            if self.quit.up:
-                raise client_closed()
-            if self._watch is None or not self._watch.usable:
-                if self._watch is not None:
-                    self._watch.close(BrokerUnreachable("the broker does not answer on its lifeline; try again"))
-                link, sock = await self._handshake(deadline, seconds)
-                self._watch = LoopWatch(link, sock, loop)
-            return self._watch.dealer
-        finally:
-            self._opening.release()
 
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
         """Goes with the program from one event loop to its next."""
@@ -253,28 +232,31 @@ class Tasks:
         self._opening, self._room = asyncio.Lock(), asyncio.Lock()
         self._loop = loop
 
-    async def _handshake(self, deadline: float, seconds: float) -> tuple[Link, zmq.Socket[bytes]]:
+    async def _connect(self, loop: asyncio.AbstractEventLoop, deadline: float, seconds: float) -> LoopWatch:
         """`session.open_link` in a thread. Should no call wait for it any more, the thread closes what it opened."""
+        if self._watch is not None:
+            self._watch.close(BrokerUnreachable("the broker does not answer on its lifeline; try again"))
+        if self.quit.up:
+            raise client_closed()
         gone = self._gone = session.Flag()
         try:
             link, sock = await _in_thread(
-                lambda: session.open_link(self._endpoint, seconds, deadline, gone), deadline, _close_opened
+                lambda: session.open_link(self._endpoint, seconds, deadline, gone), _close_opened
             )
-        except BaseException as e:
+        except BaseException:
             gone.up = True
-            if isinstance(e, TimeoutError):  # of ours: the executor's threads are all busy, or the machine is
-                raise session.unreachable(self._endpoint, seconds) from None
             raise
-        if gone.up or self.quit.up:
+        if gone.up:
             _close_opened((link, sock))
             raise client_closed()
-        return link, sock
+        return LoopWatch(link, sock, loop)
 
     @awaits
     async def store(self, link: Link, deadline: float) -> frames.Store:
         """In a thread: it touches every page, and waits for the broker."""
         try:
-            return await _in_thread(lambda: self.depot.get(link, deadline), deadline, lambda _: None)
+            async with _by(deadline):
+                return await _in_thread(lambda: self.depot.get(link, deadline), lambda _: None)
         except TimeoutError:
             raise BrokerUnreachable("this client's arena was not made in time; try again") from None
 
@@ -301,16 +283,16 @@ class Tasks:
             pass  # not even made, or the interpreter is going
 
 
-async def _in_thread(work: Callable[[], T], deadline: float, undo: Callable[[T], object]) -> T:
-    """What `work` gives, in a thread of the executor. When no call waits for it any more, it is undone.
+def _by(deadline: float) -> asyncio.Timeout:
+    """Raises TimeoutError a little after the deadline, when what is waited for has had its time."""
+    return asyncio.timeout(max(0.0, deadline - time.monotonic()) + session.GRACE_S)
 
-    Raises:
-        TimeoutError: not in time.
-    """
+
+async def _in_thread(work: Callable[[], T], undo: Callable[[T], object]) -> T:
+    """What `work` gives, in a thread of the executor. When no call waits for it any more, it is undone."""
     working = asyncio.get_running_loop().run_in_executor(None, work)
     try:
-        async with asyncio.timeout(max(0.0, deadline - time.monotonic()) + session.GRACE_S):
-            return await asyncio.shield(working)
+        return await asyncio.shield(working)
     except BaseException:
         working.add_done_callback(lambda done: done.cancelled() or done.exception() or undo(done.result()))
         raise
@@ -319,7 +301,7 @@ async def _in_thread(work: Callable[[], T], deadline: float, undo: Callable[[T],
 def _close_opened(opened: tuple[Link, zmq.Socket[bytes]]) -> None:
     link, sock = opened
     session.close_quietly(sock)
-    link.close()
+    session.end(link)
 
 
 def _wake(woken: asyncio.Future[None]) -> None:

@@ -12,12 +12,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import zmq
 
 from zoo.client import frames, session
+from zoo.client.calls import Steps
 from zoo.client.dealer import Dealer
 from zoo.client.depot import Depot
 from zoo.client.exchange import Waiter
@@ -25,14 +26,12 @@ from zoo.client.link import Link, client_closed, forked
 from zoo.config.address import Address
 from zoo.errors import BrokerUnreachable, DeadlineExceeded, ZooError
 from zoo.system.locks import is_mine, under
-from zoo.wire import protocol
 
 WITHDRAW_S = 2.0  # the broker's answer to a Cancel is waited for at most this long, within the caller's deadline
 CLOSE_S = 0.5  # how long `close` waits for the calls of other threads to notice
 SLOT_POLL_S = 0.005
 
 T = TypeVar("T")
-Steps = Generator[Any, None, T]
 BLOCKS: tuple[()] = ()  # what steps yield that wait by themselves
 
 
@@ -60,7 +59,6 @@ class Threads:
         self.link: Link | None = None
         self._dealers: dict[Dealer, threading.Thread] = {}
         self._pid = os.getpid()
-        self._pinger: threading.Thread | None = None
 
     # ------------------------------------------------------------ sockets
 
@@ -100,8 +98,6 @@ class Threads:
             self._drop_link(0.0)
             link, sock = session.open_link(self._endpoint, seconds, deadline, self.quit)
             self.link = link
-            if not link.shares_memory:
-                self._keep_alive(link)
         else:
             link, number = self.link, next(self.link.sockets)
             sock = session.open_socket(link.key, number, link.endpoint)
@@ -121,15 +117,6 @@ class Threads:
             self._dealers.pop(dealer, None)
 
         under(dealer.lock, until - time.monotonic(), shut, lambda: None)
-
-    def _keep_alive(self, link: Link) -> None:
-        """Without a lifeline, a session lives by its messages."""
-        self._pinger = threading.Thread(target=_ping, args=(link,), name="zoo-ping", daemon=True)
-        try:
-            self._pinger.start()
-        except RuntimeError as e:
-            self._pinger = None
-            raise BrokerUnreachable(f"this process cannot start a thread ({e})") from None
 
     def store(self, link: Link, deadline: float) -> Steps[frames.Store]:
         yield from BLOCKS
@@ -195,9 +182,6 @@ class Threads:
         until = time.monotonic() + CLOSE_S
         # Whether or not a thread that opens the session lets go of the lock in time: it closes what it has opened.
         under(self._lock, CLOSE_S, lambda: self._end(until), lambda: self._end(until))
-        pinger = self._pinger
-        if pinger is not None and pinger is not threading.current_thread():
-            pinger.join(timeout=CLOSE_S)
 
     def __del__(self) -> None:
         try:
@@ -215,25 +199,6 @@ class Threads:
         """Ends the link. Calls under way on it notice by themselves; their threads close their sockets later."""
         link, self.link = self.link, None
         if link is not None:
-            if not link.shares_memory and not link.dead:
-                session.say(link, protocol.Bye())
-            link.close()
+            session.end(link)
         for dealer in list(self._dealers):
             self._shut(dealer, until)
-
-
-def _ping(link: Link) -> None:
-    """Until the link ends. It must not hold the client: a client that is garbage ends the link."""
-    sock = None
-    try:
-        sock = session.open_socket(link.key, next(link.sockets), link.endpoint)
-        due = 0.0
-        while not link.dead:
-            if time.monotonic() >= due:
-                sock.send(protocol.pack(protocol.Ping()), zmq.NOBLOCK)
-                due = time.monotonic() + protocol.PING_S
-            time.sleep(min(0.1, protocol.PING_S))
-    except (zmq.ZMQError, BrokerUnreachable):
-        pass  # then its requests keep the session alive, or the broker ends it and the next call opens another
-    finally:
-        session.close_quietly(sock)
