@@ -34,9 +34,8 @@ class Exposition:
         ConfigError: it cannot listen there.
     """
 
-    def __init__(self, registry: CollectorRegistry, address: str, most: int = METRICS) -> None:
+    def __init__(self, registry: CollectorRegistry, address: str) -> None:
         self._app: Callable[..., Any] = make_wsgi_app(registry)
-        self._most = most
         self._open: dict[asyncio.StreamWriter, None] = {}  # oldest first
         host, _, port = address.rpartition(":")
         try:
@@ -76,7 +75,7 @@ class Exposition:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open[writer] = None
-        if len(self._open) > self._most:
+        if len(self._open) > METRICS:
             oldest = next(iter(self._open))
             del self._open[oldest]
             oldest.transport.abort()

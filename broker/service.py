@@ -33,7 +33,7 @@ from broker.front.front import Front
 from broker.front.handoff import Handoff
 from broker.front.intake import Intake
 from broker.loop import Loop
-from broker.memory import meters, resident
+from broker.memory import meters, state
 from broker.memory.host_cache import Copies
 from broker.memory.learnt import Learnt
 from broker.metrics import Metrics
@@ -118,7 +118,7 @@ class Service:
         views = Views(core.scheduler, fleet.usage, copies)
         self._intake = Intake(core, self._front, handoff, clients, fleet.workers, views, learnt, self.reload)
         handoff.roles = {"client": clients, "worker": fleet}
-        self._resident = resident.ResidentFile(config.state)
+        self._resident = state.ResidentFile(config.state)
         core.actions = {
             events.StartWorker: fleet.start,
             events.KillWorker: fleet.kill,

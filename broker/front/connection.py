@@ -15,7 +15,7 @@ import termios
 import time
 from dataclasses import dataclass, field
 
-from zoo.system.peer import credentials
+from zoo.system.unix import credentials
 
 
 @dataclass(slots=True, eq=False)

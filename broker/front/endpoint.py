@@ -23,7 +23,7 @@ from broker.front.lock import Lock
 from zoo.config.address import user_id
 from zoo.config.endpoint import default_endpoint, default_endpoints
 from zoo.errors import ConfigError
-from zoo.system import peer
+from zoo.system import unix
 
 log = logging.getLogger("zoo.broker")
 
@@ -57,7 +57,7 @@ class Place:
 
     def admits(self, sock: socket.socket) -> bool:
         """Whether the process at the other end of a Unix socket may be a client."""
-        return peer.is_own(sock) or (self.gid is not None and peer.is_in_group(sock, self.gid))
+        return unix.is_own(sock) or (self.gid is not None and unix.is_in_group(sock, self.gid))
 
     def keep(self, now: float, again: Callable[[str], None]) -> None:
         """Called now and then: keeps the files fresh and restores what was removed.

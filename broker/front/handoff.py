@@ -28,7 +28,7 @@ from broker.descriptors import UNDIVIDED, Shares
 from broker.front import listening
 from broker.loop import Loop
 from zoo.errors import ProtocolMismatch, QueueFull
-from zoo.system import peer
+from zoo.system import unix
 from zoo.wire import arena, lifeline, protocol
 
 BACKLOG = 256
@@ -64,7 +64,7 @@ class LifelineEnd:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.fd = sock.fileno()
-        self.pid, self.uid, _ = peer.credentials(sock)
+        self.pid, self.uid, _ = unix.credentials(sock)
         self.role = ""
         self.key = b""
         self.takes: Takes = {}
@@ -155,7 +155,7 @@ class Handoff:
         loop: Loop,
         listen: Callable[[str], socket.socket] | None = None,
         shares: Shares = UNDIVIDED,
-        admits: Callable[[socket.socket], bool] = peer.is_own,
+        admits: Callable[[socket.socket], bool] = unix.is_own,
     ) -> None:
         self.path = path
         self.limit = arena_limit_bytes

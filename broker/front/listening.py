@@ -10,7 +10,7 @@ import socket
 import stat
 
 from zoo.errors import ConfigError
-from zoo.system import peer
+from zoo.system import unix
 
 Identity = tuple[int, int]  # device, inode
 
@@ -65,7 +65,7 @@ def listener_of(path: str) -> int | None:
                 if e.errno == errno.EPROTOTYPE:  # it is of the other kind
                     continue
                 return 0  # alive, and its queue is full
-            return peer.credentials(probe).pid
+            return unix.credentials(probe).pid
     return 0
 
 

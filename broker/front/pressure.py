@@ -33,15 +33,13 @@ class Pressure:
 
     Args:
         held_bytes: what the broker itself may hold of inline frames and answers.
-        resident: how large the process is; to be replaced in tests.
 
     Attributes:
         rising: it should be looked at again very soon.
     """
 
-    def __init__(self, held_bytes: int, resident: Callable[[], int] = heap.resident_bytes) -> None:
-        self._resident = resident
-        self._base = self._last = resident()
+    def __init__(self, held_bytes: int) -> None:
+        self._base = self._last = heap.resident_bytes()
         self.most = self._base + held_bytes + SLACK_BYTES
         self.rising = False
         self._trim_at = self._say_at = 0.0
@@ -49,7 +47,7 @@ class Pressure:
 
     def look(self, now: float, peers: list[Connection], has_session: Callable[[bytes], bool]) -> list[Connection]:
         """The connections that have to be cut off now."""
-        resident = self._resident()
+        resident = heap.resident_bytes()
         grown, self._last = resident - self._last, resident
         if resident < self._base + CALM_BYTES:
             if self.rising:

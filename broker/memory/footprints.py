@@ -32,9 +32,15 @@ class Known(msgspec.Struct, frozen=True):
     peaks: dict[str, Peak]
 
 
-class _Kept(msgspec.Struct):
+class Kept(msgspec.Struct):
+    """What the file says, by the models' names."""
+
     format: Literal[1] = 1
     models: dict[str, Known] = {}
+
+
+def kept_in(folder: Path) -> StateFile[Kept]:
+    return StateFile(folder, FILE, Kept)
 
 
 def version(config: ZooConfig, model: ModelConfig) -> str:
@@ -56,19 +62,3 @@ def _files(path: Path) -> Iterator[str]:
         # One without a size is missing, or being replaced: it will be another version when it is there.
         said = f"{found.st_size} {found.st_mtime_ns}" if found is not None else "-"
         yield f"{os.path.basename(name)} {said}"
-
-
-class FootprintFile:
-    """`known`: what the file says, and what has been learnt since; `save` writes it down."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = StateFile(folder, FILE, _Kept)
-        self.known = (self._file.read() or _Kept()).models
-
-    def recall(self, model: str, weights: str) -> dict[str, Peak]:
-        """What was measured of this version of the model's weights."""
-        known = self.known.get(model)
-        return known.peaks if known is not None and known.weights == weights else {}
-
-    def save(self) -> None:
-        self._file.write(_Kept(models=self.known))

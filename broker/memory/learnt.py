@@ -14,7 +14,8 @@ class Learnt:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._kept = footprints.FootprintFile(core.config.state) if core.measures else None
+        self._file = footprints.kept_in(core.config.state) if core.measures else None
+        self._known = ((self._file.read() if self._file is not None else None) or footprints.Kept()).models
         self._written = 0
 
     def recall_cold(self, names: Iterable[str]) -> None:
@@ -28,21 +29,22 @@ class Learnt:
         model = self._core.scheduler.models[name]
         weights = footprints.version(self._core.config, model.config)
         if weights != model.version:
-            peaks = self._kept.recall(name, weights) if self._kept is not None else {}
+            known = self._known.get(name)
+            peaks = known.peaks if known is not None and known.weights == weights else {}
             self._core.submit(Remembered(name, weights, peaks))
 
     def forget(self, name: str) -> None:
         """What was measured of the model does not count any more."""
         self._core.submit(Forgotten(name))
-        if self._kept is not None and self._kept.known.pop(name, None) is not None:
-            self._kept.save()
+        if self._file is not None and self._known.pop(name, None) is not None:
+            self._file.write(footprints.Kept(models=self._known))
 
     def write_down(self) -> None:
         """Keeps what is new."""
         scheduler = self._core.scheduler
-        if self._kept is not None and self._written != scheduler.learnt:
+        if self._file is not None and self._written != scheduler.learnt:
             self._written = scheduler.learnt
             for model in scheduler.models.values():
                 if model.peaks:
-                    self._kept.known[model.name] = footprints.Known(model.version, dict(model.peaks))
-            self._kept.save()
+                    self._known[model.name] = footprints.Known(model.version, dict(model.peaks))
+            self._file.write(footprints.Kept(models=self._known))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -18,6 +19,7 @@ from zoo.system import files
 log = logging.getLogger("zoo.broker")
 
 MAX_BYTES = 16 << 20
+AGAIN_S = 60.0  # a change in the order of use alone is written down so often
 T = TypeVar("T")
 
 
@@ -59,3 +61,27 @@ class StateFile(Generic[T]):
             log.warning("%s cannot be used (%s), nor set aside: %s", self._file, why, e.strerror or e)
         else:
             log.warning("%s cannot be used (%s); it is now %s, and is not used", self._file, why, aside)
+
+
+class ResidentFile:
+    """Which models were loaded when the broker ended, for `restore = true`.
+
+    `note` is told what is loaded, the last used first; `earlier` is what the broker before noted last.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = StateFile(folder, "resident.json", list[str])
+        self._noted: list[str] | None = None
+        self._noted_at = 0.0
+
+    def earlier(self) -> list[str]:
+        """Empty when nothing is known."""
+        return self._file.read() or []
+
+    def note(self, names: list[str], *, at_last: bool = False) -> None:
+        now = time.monotonic()
+        same = self._noted is not None and set(names) == set(self._noted)
+        if names == self._noted or (same and now < self._noted_at + AGAIN_S and not at_last):
+            return
+        self._noted, self._noted_at = names, now
+        self._file.write(names)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import zoo
-from broker.memory.footprints import FILE, FootprintFile, Known, version
+from broker.memory.footprints import FILE, Kept, Known, kept_in, version
 from broker.scheduler.state import Peak
 from tests.support import Running, toy
 from zoo.config.reading import load_config
@@ -109,10 +109,9 @@ def test_a_configuration_that_is_no_file_is_a_mistake_in_it(tmp_path: Path, odd:
 
 def test_measurements_that_are_no_file_are_learnt_anew(tmp_path: Path, odd: Callable[[Path], None]) -> None:
     odd(tmp_path / FILE)
-    store = in_time(lambda: FootprintFile(tmp_path))
-    assert store.known == {}
-    store.known["a"] = Known("v", {"cpu": Peak(1.0)})
-    in_time(store.save)
+    file = kept_in(tmp_path)
+    assert in_time(file.read) is None
+    in_time(lambda: file.write(Kept(models={"a": Known("v", {"cpu": Peak(1.0)})})))
 
 
 def config_of(tmp_path: Path, model: ModelConfig) -> ZooConfig:

@@ -8,23 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from broker.memory.footprints import FILE, FootprintFile, Known, version
+from broker.memory.footprints import FILE, Kept, Known, kept_in, version
 from broker.scheduler.state import Peak
 from zoo.config.schema import BrokerConfig, ModelConfig, ZooConfig
 
 PEAKS = {"cuda:0": Peak(812.0, True, (500.0, 812.0)), "cpu": Peak(20.0)}
+SAVED = Kept(models={"a": Known("v1", PEAKS)})
 
 
-def test_what_is_saved_is_there_for_the_next(tmp_path: Path) -> None:
-    store = FootprintFile(tmp_path / "new" / "folder")
-    assert store.known == {}
-    store.known["a"] = Known("v1", PEAKS)
-    store.save()
-    again = FootprintFile(tmp_path / "new" / "folder")
-    assert again.recall("a", "v1") == PEAKS
-    assert again.recall("a", "v2") == {}
-    assert again.recall("b", "v1") == {}
-    assert os.listdir(tmp_path / "new" / "folder") == [FILE]
+def test_what_is_written_is_there_for_the_next(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    assert kept_in(folder).read() is None
+    kept_in(folder).write(SAVED)
+    assert kept_in(folder).read() == SAVED
+    assert os.listdir(folder) == [FILE]
 
 
 @pytest.mark.parametrize(
@@ -39,22 +36,21 @@ def test_a_file_that_cannot_be_used_is_set_aside_with_a_warning(
 ) -> None:
     (tmp_path / FILE).write_bytes(text)
     with caplog.at_level(logging.WARNING):
-        store = FootprintFile(tmp_path)
-    assert store.known == {}
+        assert kept_in(tmp_path).read() is None
     assert "set aside" in caplog.text or "is now" in caplog.text
     assert (tmp_path / f"{FILE}.aside").read_bytes() == text
-    store.known["a"] = Known("v1", PEAKS)
-    store.save()
-    assert FootprintFile(tmp_path).recall("a", "v1") == PEAKS
+    kept_in(tmp_path).write(SAVED)
+    assert kept_in(tmp_path).read() == SAVED
 
 
 def test_a_folder_that_cannot_be_used_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     with caplog.at_level(logging.WARNING):
-        store = FootprintFile(tmp_path / "file" / "folder")
+        file = kept_in(tmp_path / "file" / "folder")
+        assert file.read() is None
         caplog.clear()
-        store.save()
-        store.save()
+        file.write(SAVED)
+        file.write(SAVED)
     assert caplog.text.count("cannot be kept") == 1
 
 
@@ -79,4 +75,4 @@ def test_what_an_earlier_release_wrote_is_taken_over(tmp_path: Path) -> None:
     """And it reads what this one writes: it knows no lives, and passes them over."""
     old = b'{"format": 1, "models": {"a": {"weights": "v", "peaks": {"cpu": {"mb": 300.0, "worked": true}}}}}'
     (tmp_path / FILE).write_bytes(old)
-    assert FootprintFile(tmp_path).recall("a", "v") == {"cpu": Peak(300.0, True)}
+    assert kept_in(tmp_path).read() == Kept(models={"a": Known("v", {"cpu": Peak(300.0, True)})})

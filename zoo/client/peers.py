@@ -18,7 +18,7 @@ from typing import Protocol
 
 from zoo.config.address import SERVER_USER, Address
 from zoo.errors import AccessDenied
-from zoo.system.peer import credentials
+from zoo.system.unix import credentials
 
 LOOK_S = 0.02
 SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # says nothing of whose it is

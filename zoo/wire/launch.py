@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from zoo.system import packets
+from zoo.system import unix
 from zoo.weights.source import Published
 
 NURSERY = "import sys; sys.path[:] = sys.argv[2:]; from workers.nursery import main; main(int(sys.argv[1]))"
@@ -117,8 +117,8 @@ _read_report: msgspec.msgpack.Decoder[FromNursery] = msgspec.msgpack.Decoder(Fro
 
 
 def send(sock: socket.socket, message: ToNursery | FromNursery, fds: Sequence[int] = ()) -> None:
-    """Sends one message: see `zoo.system.packets.send`."""
-    packets.send(sock, msgspec.msgpack.encode(message), fds)
+    """Sends one message: see `zoo.system.unix.send`."""
+    unix.send(sock, msgspec.msgpack.encode(message), fds)
 
 
 def take_order(sock: socket.socket) -> tuple[ToNursery, list[int]] | None:
@@ -136,10 +136,10 @@ def take_report(sock: socket.socket) -> tuple[FromNursery, list[int]] | None:
 
 
 def _receive(sock: socket.socket, read: msgspec.msgpack.Decoder[T]) -> tuple[T, list[int]] | None:
-    packet = sock.recvmsg(PACKET_BYTES, packets.ANCILLARY, packets.CLOEXEC)
-    fds = packets.descriptors(packet)
+    packet = sock.recvmsg(PACKET_BYTES, unix.ANCILLARY, unix.CLOEXEC)
+    fds = unix.descriptors(packet)
     try:
         return (read.decode(packet[0]), fds) if packet[0] else None
     except msgspec.DecodeError:
-        packets.close(fds)
+        unix.close(fds)
         raise

@@ -10,11 +10,11 @@ import socket
 from collections import deque
 
 from zoo.errors import ProtocolMismatch
-from zoo.system import packets
+from zoo.system import unix
 from zoo.wire import protocol
 
 PACKET_BYTES = 4096
-Raw = packets.Packet  # what `take` keeps for `parse`
+Raw = unix.Packet  # what `take` keeps for `parse`
 
 
 def send(sock: socket.socket, message: protocol.Message, fd: int | None = None, flags: int = 0) -> None:
@@ -24,7 +24,7 @@ def send(sock: socket.socket, message: protocol.Message, fd: int | None = None, 
         BlockingIOError: the other side does not read (non-blocking sockets only).
         OSError: the connection is gone.
     """
-    packets.send(sock, protocol.pack(message), () if fd is None else (fd,), flags)
+    unix.send(sock, protocol.pack(message), () if fd is None else (fd,), flags)
 
 
 def receive(sock: socket.socket, flags: int = 0) -> tuple[protocol.LifelineMessage, int | None] | None:
@@ -34,30 +34,30 @@ def receive(sock: socket.socket, flags: int = 0) -> tuple[protocol.LifelineMessa
         BlockingIOError: nothing there (non-blocking). OSError: the connection is gone.
         ProtocolMismatch: an unreadable packet; its descriptors are already closed.
     """
-    return parse(sock.recvmsg(PACKET_BYTES, packets.ANCILLARY, flags | packets.CLOEXEC))
+    return parse(sock.recvmsg(PACKET_BYTES, unix.ANCILLARY, flags | unix.CLOEXEC))
 
 
 def take(sock: socket.socket, into: deque[Raw]) -> None:
     """Receives one packet, without waiting, for `parse`. In one call into C: it is kept if a signal handler raises."""
-    flags = socket.MSG_DONTWAIT | packets.CLOEXEC
-    into.extend(map(sock.recvmsg, (PACKET_BYTES,), (packets.ANCILLARY,), (flags,)))
+    flags = socket.MSG_DONTWAIT | unix.CLOEXEC
+    into.extend(map(sock.recvmsg, (PACKET_BYTES,), (unix.ANCILLARY,), (flags,)))
 
 
 def parse(packet: Raw) -> tuple[protocol.LifelineMessage, int | None] | None:
     """See `receive`."""
     data, _, how, _ = packet
-    fds = packets.descriptors(packet)
+    fds = unix.descriptors(packet)
     try:
         if not data:
-            packets.close(fds)
+            unix.close(fds)
             return None
         if how & socket.MSG_TRUNC:
             raise ProtocolMismatch(f"a lifeline packet has at most {PACKET_BYTES} bytes")
         message = protocol.unpack_lifeline(data)
     except BaseException:
-        packets.close(fds)
+        unix.close(fds)
         raise
-    packets.close(fds[1:])
+    unix.close(fds[1:])
     return message, (fds[0] if fds else None)
 
 
