@@ -32,15 +32,15 @@ class Known(msgspec.Struct, frozen=True):
     peaks: dict[str, Peak]
 
 
-class Kept(msgspec.Struct):
+class KnownModels(msgspec.Struct):
     """What the file says, by the models' names."""
 
     format: Literal[1] = 1
     models: dict[str, Known] = {}
 
 
-def kept_in(folder: Path) -> StateFile[Kept]:
-    return StateFile(folder, FILE, Kept)
+def kept_in(folder: Path) -> StateFile[KnownModels]:
+    return StateFile(folder, FILE, KnownModels)
 
 
 def version(config: ZooConfig, model: ModelConfig) -> str:

@@ -15,7 +15,7 @@ class Learnt:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._file = footprints.kept_in(core.config.state) if core.measures else None
-        self._known = ((self._file.read() if self._file is not None else None) or footprints.Kept()).models
+        self._known = ((self._file.read() if self._file is not None else None) or footprints.KnownModels()).models
         self._written = 0
 
     def recall_cold(self, names: Iterable[str]) -> None:
@@ -37,7 +37,7 @@ class Learnt:
         """What was measured of the model does not count any more."""
         self._core.submit(Forgotten(name))
         if self._file is not None and self._known.pop(name, None) is not None:
-            self._file.write(footprints.Kept(models=self._known))
+            self._file.write(footprints.KnownModels(models=self._known))
 
     def write_down(self) -> None:
         """Keeps what is new."""
@@ -47,4 +47,4 @@ class Learnt:
             for model in scheduler.models.values():
                 if model.peaks:
                     self._known[model.name] = footprints.Known(model.version, dict(model.peaks))
-            self._file.write(footprints.Kept(models=self._known))
+            self._file.write(footprints.KnownModels(models=self._known))

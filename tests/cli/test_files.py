@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import zoo
-from broker.memory.footprints import FILE, Kept, Known, kept_in, version
+from broker.memory.footprints import FILE, Known, KnownModels, kept_in, version
 from broker.scheduler.state import Peak
 from tests.support import Running, toy
 from zoo.config.reading import load_config
@@ -111,7 +111,7 @@ def test_measurements_that_are_no_file_are_learnt_anew(tmp_path: Path, odd: Call
     odd(tmp_path / FILE)
     file = kept_in(tmp_path)
     assert in_time(file.read) is None
-    in_time(lambda: file.write(Kept(models={"a": Known("v", {"cpu": Peak(1.0)})})))
+    in_time(lambda: file.write(KnownModels(models={"a": Known("v", {"cpu": Peak(1.0)})})))
 
 
 def config_of(tmp_path: Path, model: ModelConfig) -> ZooConfig:

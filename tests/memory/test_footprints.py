@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from broker.memory.footprints import FILE, Kept, Known, kept_in, version
+from broker.memory.footprints import FILE, Known, KnownModels, kept_in, version
 from broker.scheduler.state import Peak
 from zoo.config.schema import BrokerConfig, ModelConfig, ZooConfig
 
 PEAKS = {"cuda:0": Peak(812.0, True, (500.0, 812.0)), "cpu": Peak(20.0)}
-SAVED = Kept(models={"a": Known("v1", PEAKS)})
+SAVED = KnownModels(models={"a": Known("v1", PEAKS)})
 
 
 def test_what_is_written_is_there_for_the_next(tmp_path: Path) -> None:
@@ -75,4 +75,4 @@ def test_what_an_earlier_release_wrote_is_taken_over(tmp_path: Path) -> None:
     """And it reads what this one writes: it knows no lives, and passes them over."""
     old = b'{"format": 1, "models": {"a": {"weights": "v", "peaks": {"cpu": {"mb": 300.0, "worked": true}}}}}'
     (tmp_path / FILE).write_bytes(old)
-    assert kept_in(tmp_path).read() == Kept(models={"a": Known("v", {"cpu": Peak(300.0, True)})})
+    assert kept_in(tmp_path).read() == KnownModels(models={"a": Known("v", {"cpu": Peak(300.0, True)})})
