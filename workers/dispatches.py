@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import deque
 
 from workers import encoded, inputs, memory
+from workers.answers import Reply
 from workers.batch import Task, predict
 from workers.lifeline import WorkerLifeline
 from workers.loading import LoadedModel
-from workers.reply import Reply
 from zoo.errors import InvalidInput, Quarantined
 from zoo.wire import arena, payload, protocol
 from zoo.wire.launch import Launch

@@ -1,7 +1,7 @@
 """Encoded pictures: looked at before they are decoded, then decoded.
 
 A few bytes can ask for hours: thousands of scans of a progressive JPEG, tiles of a TIFF that are larger than the
-picture, parts without number that Pillow goes through one by one. What a picture is going to cost is read from its
+picture, parts without number that Pillow goes through one by one. What a picture will cost is read from its
 structure, and refused there. The bounds are far above what cameras and programs write.
 
 Decoded pixels are known before any are: at most 67 million a picture, 134 million a request, and as many for all
@@ -52,7 +52,7 @@ class Encoded:
         except Image.DecompressionBombError:
             text = f"frame: the encoded image is too large; at most {MAX_PIXELS} pixels are taken"
             raise InvalidInput(text) from None
-        except Exception:  # not Pillow's own where ultralytics is loaded: it puts its hand in between
+        except Exception:  # not Pillow's own where ultralytics is loaded: that replaces it
             raise _no_picture() from None
         width, height = self._image.size
         check_size(width, height)
@@ -86,23 +86,17 @@ def check_size(width: int, height: int) -> None:
 
 
 def _look_at(raw: bytes) -> None:
+    look = next((look for magic, look in LOOKS.items() if re.match(magic, raw, re.DOTALL)), None)
+    if look is None:
+        raise _no_picture()
     try:
-        if raw.startswith(b"\xff\xd8"):
-            _look_at_jpeg(raw)
-        elif raw.startswith(b"\x89PNG\r\n\x1a\n"):
-            _count_chunks(raw, 8, ">I4s", 12, "PNG")
-        elif raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
-            _look_at_webp(raw)
-        elif raw.startswith(b"GIF8"):
-            _look_at_gif(raw)
-        elif raw.startswith(b"BM"):
-            _look_at_bmp(raw)
-        elif raw[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            _look_at_tiff(raw)
-        else:
-            raise _no_picture()
+        look(raw)
     except (struct.error, IndexError):
         raise _no_picture() from None
+
+
+def _look_at_png(raw: bytes) -> None:
+    _count_chunks(raw, 8, ">I4s", 12, "PNG")
 
 
 def _look_at_jpeg(raw: bytes) -> None:
@@ -221,3 +215,13 @@ def _too_many(kind: str, what: str) -> InvalidInput:
 
 def _no_picture() -> InvalidInput:
     return InvalidInput(f"frame: not an image, or damaged: these bytes are none of {', '.join(FORMATS)}")
+
+
+LOOKS = {  # how the bytes of a format begin → what is looked at before Pillow opens them
+    rb"\xff\xd8": _look_at_jpeg,
+    rb"\x89PNG\r\n\x1a\n": _look_at_png,
+    rb"RIFF....WEBP": _look_at_webp,
+    rb"GIF8": _look_at_gif,
+    rb"BM": _look_at_bmp,
+    rb"II[*+]\0|MM\0[*+]": _look_at_tiff,
+}

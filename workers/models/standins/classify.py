@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from workers.models.standins.common import SMALL, Builder, repeatable
+from workers.models.standins.common import SMALL, Builder, built, named
 
 AGES = ["0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70"]
 SMALL_RESNET = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [2, 2, 2, 2], "layer_type": "basic"}
@@ -21,41 +20,36 @@ def classifier(family: str, labels: Sequence[str], size: Mapping[str, Any] | Non
     """
     network = size or (SMALL_RESNET if family == "resnet" else SMALL)
 
-    def build(target: Path, seed: int) -> None:
+    def make() -> tuple[Any, Any]:
         import torch
 
         # Through the adapter, which sets the environment that the library reads at import.
         transformers: Any = import_module("workers.models.classify").transformers
 
-        names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-        with repeatable(seed):
-            model: Any
-            processor: Any
-            if family == "vit":
-                model = transformers.ViTForImageClassification(
-                    transformers.ViTConfig(image_size=224, patch_size=16, **network, **names)
-                )
-                processor = transformers.ViTImageProcessor()
-            elif family == "siglip":
-                # The classifier has no text half, but its configuration is checked all the same.
-                text = {**SMALL, "vocab_size": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-                vision = dict(image_size=224, patch_size=16, **network)
-                config = transformers.SiglipConfig(text_config=text, vision_config=vision, **names)
-                model = transformers.SiglipForImageClassification(config)
-                processor = transformers.SiglipImageProcessor(size={"height": 224, "width": 224})
-            else:
-                model = transformers.ResNetForImageClassification(transformers.ResNetConfig(**network, **names))
-                processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 224}, crop_pct=0.875)
-            # A fresh head answers every label alike; a livelier one makes different pictures differ.
-            heads = model.classifier if isinstance(model.classifier, torch.nn.Sequential) else [model.classifier]
-            with torch.no_grad():
-                for layer in heads:
-                    if isinstance(layer, torch.nn.Linear):
-                        layer.weight.normal_(0, 0.3)
-        model.save_pretrained(target)
-        processor.save_pretrained(target)
+        model: Any
+        processor: Any
+        names = named(labels)
+        if family == "vit":
+            config = transformers.ViTConfig(image_size=224, patch_size=16, **network, **names)
+            model = transformers.ViTForImageClassification(config)
+            processor = transformers.ViTImageProcessor()
+        elif family == "siglip":
+            # The classifier has no text half, but its configuration is checked all the same.
+            text = {**SMALL, "vocab_size": 8, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+            vision = dict(image_size=224, patch_size=16, **network)
+            config = transformers.SiglipConfig(text_config=text, vision_config=vision, **names)
+            model = transformers.SiglipForImageClassification(config)
+            processor = transformers.SiglipImageProcessor(size={"height": 224, "width": 224})
+        else:
+            model = transformers.ResNetForImageClassification(transformers.ResNetConfig(**network, **names))
+            processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 224}, crop_pct=0.875)
+        # A fresh head answers every label alike; a livelier one makes different pictures differ.
+        for layer in model.classifier.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.normal_(0, 0.3)
+        return model, processor
 
-    return build
+    return built(make)
 
 
 STANDINS: dict[str, tuple[str, Builder]] = {

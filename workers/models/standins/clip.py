@@ -38,7 +38,7 @@ def clip(projection_dim: int, vision: Mapping[str, Any] = SMALL_VISION, text: Ma
     """
 
     def build(target: Path, seed: int) -> None:
-        # Through the adapters' common room, which sets the environment that the library reads at import.
+        # Through what the adapters share, which sets the environment that the library reads at import.
         transformers: Any = import_module("workers.models.shared.folder").transformers
 
         config = transformers.CLIPConfig(
@@ -47,10 +47,7 @@ def clip(projection_dim: int, vision: Mapping[str, Any] = SMALL_VISION, text: Ma
             vision_config={**vision, "projection_dim": projection_dim},
             logit_scale_init_value=SHARPNESS,
         )
-        with repeatable(seed):
-            _save(transformers.CLIPModel(config), target)
-        write_tokenizer(target)
-        _write(target / "preprocessor_config.json", CLIP_PROCESSOR)
+        _build(transformers.CLIPModel, config, CLIP_PROCESSOR, target, seed)
 
     return build
 
@@ -79,10 +76,7 @@ def xclip(
             vision_config={**vision, "num_frames": frames},
             # Left at the library's own logit scale: at the published one, random features of 64 numbers answer 0 or 1.
         )
-        with repeatable(seed):
-            _save(transformers.XCLIPModel(config), target)
-        write_tokenizer(target)
-        _write(target / "preprocessor_config.json", XCLIP_PROCESSOR)
+        _build(transformers.XCLIPModel, config, XCLIP_PROCESSOR, target, seed)
 
     return build
 
@@ -131,18 +125,21 @@ def write_tokenizer(target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def _save(model: Any, target: Path) -> None:
-    """Configuration and weights, with the two tensors that today's library counts no more."""
+def _build(kind: Any, config: Any, processor: dict[str, Any], target: Path, seed: int) -> None:
+    """The whole folder. Its weights have the two tensors that today's library counts no more."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    model.save_pretrained(target)
+    with repeatable(seed):
+        kind(config).save_pretrained(target)
     file = target / "model.safetensors"
     weights = load_file(file)
     for half in ("text_model", "vision_model"):
         places = weights[f"{half}.embeddings.position_embedding.weight"].shape[0]
         weights[f"{half}.embeddings.position_ids"] = torch.arange(places)[None]
     save_file(weights, file, metadata={"format": "pt"})
+    write_tokenizer(target)
+    _write(target / "preprocessor_config.json", processor)
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,24 @@ def repeatable(seed: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+def built(make: Callable[[], tuple[Any, Any]]) -> Builder:
+    """A builder of the model and processor of transformers that `make` makes of random numbers."""
+
+    def build(target: Path, seed: int) -> None:
+        import torch
+
+        with repeatable(seed), torch.no_grad():
+            for part in make():
+                part.save_pretrained(target)
+
+    return build
+
+
+def named(labels: Sequence[str]) -> dict[str, Any]:
+    """The labels of a network, in the words of transformers' configurations."""
+    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
 
 
 def photos() -> list[Any]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-from workers.models.standins.common import Builder, photos, repeatable
+from workers.models.standins.common import Builder, built, named, photos
 
 KEYPOINTS = [
     "Nose", "L_Eye", "R_Eye", "L_Ear", "R_Ear", "L_Shoulder", "R_Shoulder", "L_Elbow", "R_Elbow", "L_Wrist", "R_Wrist",
@@ -31,14 +30,10 @@ SMALL_SEGFORMER = {
 IMAGENET: dict[str, Any] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
-def _named(labels: list[str]) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-
-
 def vitpose(backbone: Mapping[str, Any] = SMALL_VITPOSE) -> Builder:
     """ViTPose+ with its six experts and its head of two deconvolutions, on a backbone of this size."""
 
-    def build(target: Path, seed: int) -> None:
+    def make() -> tuple[Any, Any]:
         import torch
 
         adapter: Any = import_module("workers.models.vitpose")
@@ -47,31 +42,29 @@ def vitpose(backbone: Mapping[str, Any] = SMALL_VITPOSE) -> Builder:
         config = transformers.VitPoseConfig(
             backbone_config=transformers.VitPoseBackboneConfig(num_experts=6, **backbone),
             use_simple_decoder=False,
-            **_named(KEYPOINTS),
+            **named(KEYPOINTS),
         )
         processor = adapter.VitPoseImageProcessor()
-        with repeatable(seed), torch.no_grad():
-            model = adapter.VitPoseForPoseEstimation(config).eval()
-            _lively(model.backbone)
-            _smooth(model.head.deconv1)
-            _smooth(model.head.deconv2)
-            # Each keypoint gets a map whose best place scores about 0.9 and whose ordinary place scores nothing, as of
-            # a person who is seen well.
-            boxes = [[[40, 40, 200, 400], [300, 60, 240, 480]]] * len(photos())
-            pictures = [picture[0] for picture in photos()]
-            pixels = processor(pictures, boxes=boxes, do_rescale=False, return_tensors="pt")["pixel_values"]
-            maps = model(pixels, dataset_index=torch.zeros(len(pixels), dtype=torch.long)).heatmaps
-            _stretch(model.head.conv, maps, low=0.5, high=0.99, low_to=0.0, high_to=0.7)
-        model.save_pretrained(target)
-        processor.save_pretrained(target)
+        model = adapter.VitPoseForPoseEstimation(config).eval()
+        _lively(model.backbone)
+        _smooth(model.head.deconv1)
+        _smooth(model.head.deconv2)
+        # Each keypoint gets a map whose best place scores about 0.9 and whose ordinary place scores nothing, as of
+        # a person who is seen well.
+        boxes = [[[40, 40, 200, 400], [300, 60, 240, 480]]] * len(photos())
+        pictures = [picture[0] for picture in photos()]
+        pixels = processor(pictures, boxes=boxes, do_rescale=False, return_tensors="pt")["pixel_values"]
+        maps = model(pixels, dataset_index=torch.zeros(len(pixels), dtype=torch.long)).heatmaps
+        _stretch(model.head.conv, maps, low=0.5, high=0.99, low_to=0.0, high_to=0.7)
+        return model, processor
 
-    return build
+    return built(make)
 
 
 def depth_anything(backbone: Mapping[str, Any] = SMALL_DINOV2, head: Mapping[str, Any] = SMALL_DEPTH) -> Builder:
     """Depth Anything V2 on a DINOv2, of these sizes."""
 
-    def build(target: Path, seed: int) -> None:
+    def make() -> tuple[Any, Any]:
         import torch
 
         adapter: Any = import_module("workers.models.depth")
@@ -84,46 +77,41 @@ def depth_anything(backbone: Mapping[str, Any] = SMALL_DINOV2, head: Mapping[str
         processor = adapter.DPTImageProcessor(
             size={"height": 518, "width": 518}, keep_aspect_ratio=True, ensure_multiple_of=14, **IMAGENET
         )
-        with repeatable(seed), torch.no_grad():
-            model = adapter.DepthAnythingForDepthEstimation(config).eval()
-            _lively(model)
-            # What is nearest is at about 10, and hardly anything infinitely far away (0, below which the network cuts).
-            last = model.head.conv3
-            seen: list[Any] = []
-            hook = last.register_forward_hook(lambda _module, _args, out: seen.append(out))
-            for picture in photos():
-                model(**processor(picture[0], do_rescale=False, return_tensors="pt"))
-            hook.remove()
-            all_of_it = torch.cat([out.flatten(2) for out in seen], 2)
-            _stretch(last, all_of_it, low=0.02, high=0.98, low_to=0.5, high_to=10.0)
-        model.save_pretrained(target)
-        processor.save_pretrained(target)
+        model = adapter.DepthAnythingForDepthEstimation(config).eval()
+        _lively(model)
+        # What is nearest is at about 10, and hardly anything infinitely far away (0, below which the network cuts).
+        last = model.head.conv3
+        seen: list[Any] = []
+        hook = last.register_forward_hook(lambda _module, _args, out: seen.append(out))
+        for picture in photos():
+            model(**processor(picture[0], do_rescale=False, return_tensors="pt"))
+        hook.remove()
+        all_of_it = torch.cat([out.flatten(2) for out in seen], 2)
+        _stretch(last, all_of_it, low=0.02, high=0.98, low_to=0.5, high_to=10.0)
+        return model, processor
 
-    return build
+    return built(make)
 
 
 def segformer(size: Mapping[str, Any] = SMALL_SEGFORMER) -> Builder:
     """SegFormer with the 18 labels of the clothes data set, of this size."""
 
-    def build(target: Path, seed: int) -> None:
-        import torch
+    def make() -> tuple[Any, Any]:
 
         adapter: Any = import_module("workers.models.segformer")
         transformers: Any = import_module("workers.models.shared.folder").transformers
 
-        config = transformers.SegformerConfig(**size, **_named(CLOTHES))
+        config = transformers.SegformerConfig(**size, **named(CLOTHES))
         processor = adapter.SegformerImageProcessor()
-        with repeatable(seed), torch.no_grad():
-            model = adapter.SegformerForSemanticSegmentation(config).eval()
-            _lively(model)
-            # Every label is about as likely as every other.
-            pictures = [picture[0] for picture in photos()]
-            logits = model(**processor(pictures, do_rescale=False, return_tensors="pt")).logits
-            _stretch(model.decode_head.classifier, logits, low=0.5, high=0.9, low_to=0.0, high_to=1.0)
-        model.save_pretrained(target)
-        processor.save_pretrained(target)
+        model = adapter.SegformerForSemanticSegmentation(config).eval()
+        _lively(model)
+        # Every label is about as likely as every other.
+        pictures = [picture[0] for picture in photos()]
+        logits = model(**processor(pictures, do_rescale=False, return_tensors="pt")).logits
+        _stretch(model.decode_head.classifier, logits, low=0.5, high=0.9, low_to=0.0, high_to=1.0)
+        return model, processor
 
-    return build
+    return built(make)
 
 
 def _lively(model: Any) -> None:
