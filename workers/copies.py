@@ -40,7 +40,7 @@ from collections import deque
 from typing import Any
 
 from workers.lifeline import WorkerLifeline
-from zoo.wire import arena
+from zoo.wire import arena, protocol
 
 PIECE_BYTES = 4 << 20  # a few milliseconds
 ALIGNMENT = 64
@@ -126,13 +126,13 @@ class CopyMaker:
             if self._copy is None:
                 self._copy = Copy(self._model, self._limit)
             elif self._copy.write():
-                self._lifeline.offer_copy(self._copy.fd)
+                self._lifeline.send(protocol.LifelineCopy(), self._copy.fd)
                 self._copy.close()
                 self.wanted = False
         except (Uncopyable, OSError) as e:
             if self._copy is not None:
                 self._copy.close()
-            self._lifeline.refuse_copy(str(e)[:MAX_WHY])
+            self._lifeline.send(protocol.LifelineCopy(str(e)[:MAX_WHY]))
             self.wanted = False
 
 

@@ -90,7 +90,7 @@ class Dispatches:
                 if digest in dispatch.refuse:
                     raise Quarantined("this input killed two processes, or hung them, and is not run again")
                 if dispatch.suspect:
-                    self._lifeline.say_digest(job.id, digest)
+                    self._lifeline.send(protocol.LifelineFingerprint(job.id, digest))
         except inputs.Wait:
             raise
         except Exception as e:

@@ -7,7 +7,6 @@ that exceed 64 KB lie in the worker's own sealed arena; smaller ones travel inli
 
 from __future__ import annotations
 
-import socket
 import sys
 import threading
 import traceback
@@ -38,7 +37,7 @@ class WorkerLifeline:
         self._copy: int | None = None
         self._news = threading.Condition()
         self.recent = inputs.Recent()
-        lifeline.send(self._sock, protocol.LifelineAttach("worker", seat.key))
+        self.send(protocol.LifelineAttach("worker", seat.key))
         threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
 
     def _listen(self) -> None:
@@ -82,14 +81,9 @@ class WorkerLifeline:
                 raise InvalidInput(f"frame: arena {number} is not one that this client shared")
         return found
 
-    def say_digest(self, request: int, digest: bytes) -> None:
-        """In the kernel's hands when this returns: it survives whatever the input does to this process."""
-        lifeline.send(self._sock, protocol.LifelineFingerprint(request, digest))
-
-    def offer_channel(self, theirs: socket.socket) -> None:
-        """Hands over the broker's end of the channel."""
-        lifeline.send(self._sock, protocol.LifelineChannel(), theirs.fileno())
-        theirs.close()
+    def send(self, message: protocol.LifelineMessage, fd: int | None = None) -> None:
+        """In the kernel's hands when this returns: it survives whatever the process does next."""
+        lifeline.send(self._sock, message, fd)
 
     def take_copy(self) -> int | None:
         """The descriptor of the copy that the broker has announced; None if it does not come."""
@@ -97,19 +91,13 @@ class WorkerLifeline:
             self._news.wait_for(lambda: self._copy is not None, ARENA_WAIT_S)
             return self._copy
 
-    def offer_copy(self, fd: int) -> None:
-        lifeline.send(self._sock, protocol.LifelineCopy(), fd)
-
-    def refuse_copy(self, why: str) -> None:
-        lifeline.send(self._sock, protocol.LifelineCopy(why))
-
     def place(self, value: np.ndarray) -> int | None:
         """Copies a large array into the own arena and gives its offset; None if it is small, or no slot is free."""
         if value.nbytes <= protocol.INLINE_RESULT_BYTES:
             return None
         if self._own is None:
             own = arena.OwnedArena(min(RESULT_ARENA_BYTES, self._limit), "zoo-results")
-            lifeline.send(self._sock, protocol.LifelineArena(), own.fd)
+            self.send(protocol.LifelineArena(), own.fd)
             own.close()
             self._own = own
         offset = self._own.take(value.nbytes)

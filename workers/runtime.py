@@ -33,7 +33,8 @@ class Runtime:
         self._lifeline = WorkerLifeline(seat)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._channel = Channel(ours)
-        self._lifeline.offer_channel(theirs)
+        with theirs:
+            self._lifeline.send(protocol.LifelineChannel(), theirs.fileno())
 
     def run(self) -> None:
         if (told := self._channel.receive()) is None:

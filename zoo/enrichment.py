@@ -90,9 +90,8 @@ class Enrichment(msgspec.Struct, kw_only=True, eq=False):
         event = self._event().to_dict(maps=maps)
         return {
             "detections": [detection.to_dict(maps=maps) for detection in self.detections],
-            "frame": event["answers"],
-            "missing": event["missing"],
-            "skipped": event["skipped"],
+            "frame": event.pop("answers"),
+            **event,
             "timings": dict(self.timings),
             "seconds": self.seconds,
         }

@@ -25,8 +25,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, ViTForImag
 
 from workers.models.base import AnyResult, Input, Spec, images, require_numbers
 from workers.models.shared import folder, timm_vit
-from workers.models.shared.batches import Configured, RankOptions, in_passes, ranked
-from zoo.results import Classification
+from workers.models.shared.batches import Configured, RankOptions, classified
 
 WHAT = "an image classifier"
 
@@ -58,10 +57,7 @@ class ImageClassifier:
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""
-        asked = self._options.of(inputs)
-        rows = in_passes(asked, images(inputs), self._forward)
-        found = [ranked(self._labels, row, options.top_k) for row, options in zip(rows, asked, strict=True)]
-        return [Classification(labels=labels, scores=scores) for labels, scores in found]
+        return classified(self._labels, self._options.of(inputs), images(inputs), self._forward)
 
     def _forward(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """(n, labels) float32 probabilities."""

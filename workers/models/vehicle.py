@@ -19,9 +19,8 @@ from torchvision.models import resnet50
 
 from workers.models.base import AnyResult, Input, Spec, damaged, images, not_there, require_numbers, unservable
 from workers.models.shared import state_dict
-from workers.models.shared.batches import Configured, RankOptions, in_passes, ranked
+from workers.models.shared.batches import Configured, RankOptions, classified
 from workers.models.shared.pictures import squeezed
-from zoo.results import Classification
 from zoo.system import files
 
 SIDE = 224
@@ -58,10 +57,7 @@ class VehicleClassifier:
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""
-        asked = self._options.of(inputs)
-        rows = in_passes(asked, images(inputs), self._forward)
-        found = [ranked(self._labels, row, options.top_k) for row, options in zip(rows, asked, strict=True)]
-        return [Classification(labels=labels, scores=scores) for labels, scores in found]
+        return classified(self._labels, self._options.of(inputs), images(inputs), self._forward)
 
     def _forward(self, frames: Any) -> np.ndarray:
         """(n, labels) float32 probabilities."""

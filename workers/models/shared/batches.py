@@ -8,7 +8,8 @@ from typing import Annotated, Any, Generic, TypeVar
 import msgspec
 import numpy as np
 
-from workers.models.base import Input, Spec, chunks, load_options, read_options
+from workers.models.base import AnyResult, Input, Spec, chunks, load_options, read_options
+from zoo.results import Classification
 
 BatchSize = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 TopK = Annotated[int, msgspec.Meta(ge=1)]
@@ -65,6 +66,18 @@ def in_passes(
     """What `forward` finds in all items, in as few calls as the smallest `max_batch` allows."""
     size = min((options.max_batch for options in asked), default=1)
     return [found for some in chunks(items, size) for found in forward(some)]
+
+
+def classified(
+    labels: Sequence[str],
+    asked: Sequence[RankOptions],
+    frames: Sequence[np.ndarray],
+    forward: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]],
+) -> list[AnyResult]:
+    """The `top_k` labels of each frame, of which `forward` gives a probability per label."""
+    rows = in_passes(asked, frames, forward)
+    found = [ranked(labels, row, options.top_k) for row, options in zip(rows, asked, strict=True)]
+    return [Classification(labels=names, scores=scores) for names, scores in found]
 
 
 def by_options(
