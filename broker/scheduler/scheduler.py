@@ -96,30 +96,7 @@ class Scheduler:
         self._for_each_model = (reload.retire, dispatch.attend, scaling.grow)
         self._for_room = (allocator.relieve, scaling.end_guesses, allocator.allocate)
         self._at_rest = (scaling.anticipate, ending.wind_down)
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            events.Asked: admission.asked,
-            events.Released: holding.released,
-            events.Withdrawn: holding.withdrawn,
-            events.SessionClosed: holding.closed,
-            events.Pinned: holding.pinned,
-            events.IdleCleanup: holding.clean_up,
-            events.WorkerReady: reports.ready,
-            events.WorkerLoadFailed: reports.load_failed,
-            events.WorkerDone: reports.done,
-            events.WorkerSaid: reports.said,
-            events.WorkerExited: reports.exited,
-            events.MemoryBack: reports.memory_back,
-            events.MemoryStuck: reports.memory_stuck,
-            events.Remembered: measurements.remembered,
-            events.Forgotten: measurements.forgotten,
-            events.LoadedEarlier: measurements.loaded_earlier,
-            events.Measured: measurements.measured,
-            events.DeviceSeen: measurements.device_seen,
-            events.DeviceUnread: measurements.device_unread,
-            events.Reconfigured: reload.reconfigured,
-            events.Tick: self._wakeups.tick,
-            events.ShutDown: ending.shut_down,
-        }
+        self._handlers = _handlers(admission, holding, reports, measurements, reload, self._wakeups, ending)
         self._ask(admission, holding, Overview(r))
 
     def _ask(self, admission: Admission, holding: Holding, overview: Overview) -> None:
@@ -197,3 +174,39 @@ class Scheduler:
         wrong = faults(self.registry, self._ending.grace_ends)
         if wrong:
             raise Unsound(wrong)
+
+
+def _handlers(
+    admission: Admission,
+    holding: Holding,
+    reports: Reports,
+    measurements: Measurements,
+    reload: Reconfiguration,
+    wakeups: Wakeups,
+    ending: WindingDown,
+) -> dict[type, Callable[[Any], None]]:
+    """Which part takes which event."""
+    return {
+        events.Asked: admission.asked,
+        events.Released: holding.released,
+        events.Withdrawn: holding.withdrawn,
+        events.SessionClosed: holding.closed,
+        events.Pinned: holding.pinned,
+        events.IdleCleanup: holding.clean_up,
+        events.WorkerReady: reports.ready,
+        events.WorkerLoadFailed: reports.load_failed,
+        events.WorkerDone: reports.done,
+        events.WorkerSaid: reports.said,
+        events.WorkerExited: reports.exited,
+        events.MemoryBack: reports.memory_back,
+        events.MemoryStuck: reports.memory_stuck,
+        events.Remembered: measurements.remembered,
+        events.Forgotten: measurements.forgotten,
+        events.LoadedEarlier: measurements.loaded_earlier,
+        events.Measured: measurements.measured,
+        events.DeviceSeen: measurements.device_seen,
+        events.DeviceUnread: measurements.device_unread,
+        events.Reconfigured: reload.reconfigured,
+        events.Tick: wakeups.tick,
+        events.ShutDown: ending.shut_down,
+    }
