@@ -7,9 +7,9 @@ Hangs are judged by the scheduler's clock, per dispatch: a heartbeat thread prov
 worker that hangs gets SIGQUIT first, which writes the stacks of its threads into the log, then SIGTERM for what its
 adapter may do then, and 0.3 s later SIGKILL.
 
-The parts, each knowing only those before it: `pool` (processes and their parent), `process` (what is known of each),
-`roster` (all of them, and the reserve), `copying` (copies of loaded models), `reports` (what they say becomes events),
-`channels` (how they say it), and this file: the scheduler's actions, lifelines, and ends.
+The parts, each knowing only those before it: `pool` (processes and their parent), `roster` (what is known of each, and
+the reserve), `copying` (copies of loaded models), `reports` (what they say becomes events), `channels` (how they say
+it), and this file: the scheduler's actions, lifelines, and ends.
 """
 
 from __future__ import annotations
