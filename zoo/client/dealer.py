@@ -1,6 +1,6 @@
 """One DEALER socket of a session: sends requests, and hands what comes to the session's exchange.
 
-A message stays in the inbox until it was dealt with, so that it survives a signal handler that raises meanwhile. A
+A message stays in the mailbox until it was dealt with, so that it survives a signal handler that raises meanwhile. A
 handler that raises inside pyzmq leaves the socket undefined (what libzmq took or gave by then is not known): it is
 torn, and has to be replaced (`mend`) or closed.
 """
@@ -43,8 +43,7 @@ class Dealer:
 
     def _use(self, sock: zmq.Socket[bytes]) -> None:
         self.sock = sock
-        self._outbox = multipart.Outbox(sock)
-        self._inbox = multipart.Inbox(sock)
+        self._mailbox = multipart.Mailbox(sock)
 
     # ------------------------------------------------------------ sending
 
@@ -84,7 +83,7 @@ class Dealer:
     def _send(self, parts: tuple[Any, ...]) -> None:
         """Sends one message, or nothing of it."""
         try:
-            self._outbox.send(parts)
+            self._mailbox.send(parts)
         except zmq.Again:
             raise BrokerUnreachable("the broker does not take messages; too many are under way") from None
         except zmq.ZMQError as e:
@@ -100,15 +99,15 @@ class Dealer:
             zmq.ZMQError: the socket is closed.
             ZooError: the two sides do not understand each other, or a reply cannot be sent.
         """
-        parts = self._inbox.peek(flags)
+        parts = self._mailbox.peek(flags)
         try:
             waiter, replies = self._deal_with(parts)
             if replies:
                 self.say(*replies)
         except ZooError:
-            self._inbox.done()
+            self._mailbox.done()
             raise
-        self._inbox.done()
+        self._mailbox.done()
         return waiter
 
     def _deal_with(self, parts: list[bytes]) -> tuple[Waiter | None, Sequence[protocol.Message]]:
@@ -133,9 +132,9 @@ class Dealer:
     def _result(self, message: protocol.Result, parts: list[bytes]) -> Any:
         try:
             if message.arena:
-                if self._inbox.kept is None:
-                    self._inbox.kept = self.link.lend(message.arena)
-                self._loan = self._inbox.kept
+                if self._mailbox.kept is None:
+                    self._mailbox.kept = self.link.lend(message.arena)
+                self._loan = self._mailbox.kept
             body = self._decode(parts[1] if len(parts) > 1 else b"")
         except ZooError as e:
             return e
@@ -155,12 +154,12 @@ class Dealer:
     @property
     def torn(self) -> bool:
         """A signal handler raised while something was sent or received."""
-        return self._inbox.torn or self._outbox.torn
+        return self._mailbox.torn
 
     def mend(self) -> None:
         """Another socket in place of one that is torn. What lies unread in that one is lost."""
         replies: Sequence[protocol.Message] = ()
-        if (parts := self._inbox.at_hand()) is not None:
+        if (parts := self._mailbox.at_hand()) is not None:
             with contextlib.suppress(ZooError):
                 _, replies = self._deal_with(parts)
         session.close_quietly(self.sock)

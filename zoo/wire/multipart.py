@@ -54,15 +54,19 @@ def take(sock: Any) -> tuple[list[Any], Any]:
     return parts, frame
 
 
-class Outbox:
-    """Sends whole messages from one socket, or nothing of them, also when a signal handler raises meanwhile.
+class Mailbox:
+    """Whole messages over one socket, also when a signal handler of the caller's raises at any moment.
 
-    All parts leave within one call into C. pyzmq runs handlers in there too: what comes of one is not known then, and
-    the socket is torn. It has to be closed, for half a message would swallow the beginning of the next one.
+    All parts of a message leave within one call into C, and what is received is kept within one. A message that has
+    come stays until `done` says that it was dealt with, so the next look meets it again; `kept` is for what dealing
+    with it has brought so far. pyzmq runs handlers inside its calls, too: what is sent or received then may be half, or
+    lost, and the socket is `torn`. It has to be closed, for half a message would swallow the beginning of the next.
     """
 
     def __init__(self, sock: Any) -> None:
         self._sock = sock
+        self._frames: list[Any] = []
+        self.kept: Any = None
         self.torn = False
 
     def send(self, parts: Sequence[Any]) -> None:
@@ -75,29 +79,14 @@ class Outbox:
             self.torn = True
             raise
 
-
-class Inbox:
-    """What has come into one socket, a message at a time. A message stays until `done` says that it was dealt with.
-
-    So a message survives a signal handler that raises while it is dealt with: the next to look meets it again. `kept`
-    is for what dealing with it has brought so far. If a handler raises while something is received, it may be lost, and
-    the socket is torn: nothing can be read from it any more.
-    """
-
-    def __init__(self, sock: Any) -> None:
-        self._get = sock.recv
-        self._frames: list[Any] = []
-        self.kept: Any = None
-        self.torn = False
-
     def peek(self, flags: int = 0) -> list[bytes]:
         """All parts of the message at hand. Raises zmq.Again when there is none (NOBLOCK, or RCVTIMEO passed)."""
-        frames = self._frames
+        frames, get = self._frames, self._sock.recv
         try:
             if not frames:
-                frames.extend(map(self._get, (flags,), (False,)))  # in one call: what is received is kept
+                frames.extend(map(get, (flags,), (False,)))  # in one call: what is received is kept
             while frames[-1].more:
-                frames.extend(map(self._get, (flags,), (False,)))
+                frames.extend(map(get, (flags,), (False,)))
         except zmq.ZMQError:
             raise
         except BaseException:
