@@ -253,5 +253,5 @@ class Session(RuleBasedStateMachine):
         assert self.granted <= self.kept, "a lease that no caller has is given back"
 
 
-Session.TestCase.settings = settings(max_examples=400, stateful_step_count=40, deadline=None)
+Session.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
 TestSession = Session.TestCase
