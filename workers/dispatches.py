@@ -82,7 +82,7 @@ class Dispatches:
             given = self._lifeline.recent.get(raw, job.arenas)
             if given is None:
                 body = payload.unpack_request(raw)
-                given = inputs.read(body, parts[1:], find, room=pixels, max_frames=self._max_frames)
+                given = inputs.read(body, parts[1:], find, left_pixels=pixels, max_frames=self._max_frames)
                 self._lifeline.recent.keep(raw, job.arenas, body, given)
             task.given = given
             if dispatch.suspect or dispatch.refuse:

@@ -81,18 +81,18 @@ def read(
     buffers: list[bytes],
     find: Callable[[int], arena.MappedArena],
     *,
-    room: int | None = None,
+    left_pixels: int | None = None,
     max_frames: int | None = None,
 ) -> Given:
     """What the adapter gets. Nothing is decoded before it is known what all of it will take.
 
     Args:
-        room: pixels that may be decoded now; None for as many as a request may have.
+        left_pixels: that may be decoded now; None for as many as a request may have.
         max_frames: that the model takes.
 
     Raises:
         InvalidInput: naming the field; see `_frame`, `crop_box`, `encoded.Encoded` and `arrays.view`.
-        Wait: to decode it takes more than `room`.
+        Wait: to decode it takes more than that.
     """
     if not body.frames:
         raise InvalidInput("frame: the request holds none")
@@ -103,7 +103,7 @@ def read(
     if max_frames is not None and len(body.frames) > max_frames:
         most = "one image" if max_frames == 1 else f"at most {max_frames} frames"
         raise InvalidInput(f"frame: this model takes {most}, got a video of {len(body.frames)} frames")
-    frames = _decoded([_frame(frame, buffers, find) for frame in body.frames], body, room)
+    frames = _decoded([_frame(frame, buffers, find) for frame in body.frames], body, left_pixels)
     if body.boxes is None:
         return Given([Input(frames[0], body.options, frames)], None)
     whole = frames[0]
@@ -147,7 +147,7 @@ def _frame(frame: payload.FrameRef, buffers: list[bytes], find: Callable[[int], 
     return array
 
 
-def _decoded(found: list[np.ndarray], body: payload.InferBody, room: int | None) -> list[np.ndarray]:
+def _decoded(found: list[np.ndarray], body: payload.InferBody, left_pixels: int | None) -> list[np.ndarray]:
     """The frames, those that are encoded decoded."""
     which = [i for i, frame in enumerate(body.frames) if frame.color == "encoded"]
     if not which:
@@ -164,7 +164,7 @@ def _decoded(found: list[np.ndarray], body: payload.InferBody, room: int | None)
             f"frame: the {len(pictures)} encoded images have {pixels} pixels together; at most "
             f"{encoded.MAX_REQUEST_PIXELS} are taken in one request"
         )
-    if room is not None and pixels > room:
+    if left_pixels is not None and pixels > left_pixels:
         raise Wait
     for i in which:
         found[i] = pictures.pop(i).decode()

@@ -8,7 +8,7 @@
 `load` runs once in the model's own process, `predict` once per request, never two at a time. Both may raise:
 from `load` that fails the load, from `predict` it fails that request alone. Raise `zoo.InvalidInput` with the
 name of the field when the caller is to blame. Let an error that means that memory ran out pass, or raise `LoadFailed`
-from it: the zoo knows it (`workers/memory.py`), halves the batch, makes room, and tries once more.
+from it: the zoo knows it (`workers/memory.py`), halves the batch, has memory freed, and tries once more.
 """
 
 from __future__ import annotations

@@ -116,12 +116,12 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
         concurrent_loads: per device.
         eviction: "priority" lets LOW go first and CRITICAL last, whatever their reload costs; "adaptive" weighs that,
             and how often, how lately and after which others a model is asked for (see `docs/eviction.md`).
-        patience_seconds: how long a busy model may keep others waiting for its room.
+        patience_seconds: how long a busy model may keep others waiting for its memory.
         metrics: "HOST:PORT" for Prometheus, or false.
         arena_limit_mb: the largest arena a client may share.
         worker_threads: CPU threads per worker; 0 is a quarter of the cores, at least one.
-        restore: after a restart, load again what was loaded when the broker ended, the last used first, as room allows.
-        prefetch: load models that usually follow the one just asked for, into free room and while no model waits.
+        restore: after a restart, load again what was loaded when the broker ended, the last used first, as it fits.
+        prefetch: load models that usually follow the one just asked for, into free memory and while no model waits.
         standby: processes forked ahead of need, so that a load begins at once.
         host_cache_mb: host memory for copies of loaded models, by which they come back without being read and parsed;
             beside every budget. 0 keeps none.

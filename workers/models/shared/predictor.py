@@ -76,15 +76,15 @@ class CountedMasks(SegmentationPredictor):  # type: ignore[misc]
     """Counts the masks of a call before it makes them: 300 of an 8K frame would be 10 GB.
 
     Attributes:
-        room: bytes that are left, a byte per pixel and mask.
+        left: bytes that may still be made, a byte per pixel and mask.
     """
 
-    room = MAX_MASKS
+    left = MAX_MASKS
 
     def construct_result(self, rows: Any, pixels: Any, frame: np.ndarray, *rest: Any) -> Any:
         height, width = frame.shape[:2]
-        self.room -= len(rows) * height * width
-        if self.room < 0:
+        self.left -= len(rows) * height * width
+        if self.left < 0:
             raise InvalidInput(
                 f"options: max_det: {len(rows)} masks over {width}x{height} pixels are too many: all of an answer may "
                 f"have {MAX_MASKS >> 20} MB; ask for fewer, or of smaller boxes"
@@ -138,7 +138,7 @@ class Network:
         self.model: Any = predictor.model.backend.model
         self._predictor = predictor
         height, width = settings.rectangle
-        self._room = settings.max_batch * height * width
+        self._pixels = settings.max_batch * height * width
 
     def warm_up(self, settings: YoloOptions) -> None:
         """One empty frame. On a GPU a whole one, so that kernels are chosen and the memory of a prediction is seen
@@ -157,21 +157,21 @@ class Network:
             classes: only these class numbers; None for all.
 
         Raises:
-            InvalidInput: the network would need more room for one frame, or all masks for theirs, than there is.
+            InvalidInput: the network would need more memory for one frame, or all masks would, than the model has.
         """
         args = self._predictor.args
         args.conf, args.iou, args.max_det, args.classes = settings.conf, settings.iou, settings.max_det, classes
         args.imgsz = list(settings.rectangle)
-        self._predictor.room = MAX_MASKS
+        self._predictor.left = MAX_MASKS
         alike: dict[tuple[int, int], list[int]] = {}
         for i, frame in enumerate(frames):
             alike.setdefault(_input_shape(self._letterbox(args.imgsz), frame), []).append(i)
         found: dict[int, Any] = {}
         for (height, width), members in alike.items():
-            most = self._room // (height * width)
+            most = self._pixels // (height * width)
             if not most:
                 raise InvalidInput(
-                    f"options: imgsz: {width}x{height} is more at once than the {self._room} pixels that config.toml "
+                    f"options: imgsz: {width}x{height} is more at once than the {self._pixels} pixels that config.toml "
                     "gives this model (max_batch frames of its imgsz)"
                 )
             for some in chunks(members, min(settings.max_batch, most)):
