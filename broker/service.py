@@ -22,6 +22,7 @@ import signal
 import socket
 import time
 from functools import partial
+from typing import TYPE_CHECKING
 
 from broker import descriptors, ending, heap
 from broker.core import Core
@@ -36,7 +37,6 @@ from broker.loop import Loop
 from broker.memory import meters, state
 from broker.memory.host_cache import Copies
 from broker.memory.learnt import Learnt
-from broker.metrics import Metrics
 from broker.scheduler import events
 from broker.scheduler.capacity.ledger import Device
 from broker.status import Views
@@ -44,6 +44,9 @@ from zoo.config import changes
 from zoo.config.reading import load_config
 from zoo.config.schema import MB_PER_GB, ZooConfig
 from zoo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from broker.metrics import Metrics
 
 log = logging.getLogger("zoo.broker")
 
@@ -111,9 +114,15 @@ class Service:
         """Makes the parts that use sockets and processes, and says which of them does what for the scheduler."""
         core, loop, handoff = self._core, self._loop, self._handoff
         self._copies = copies = Copies(int(config.broker.host_cache_mb * meters.MB))
-        self._metrics = Metrics(core.scheduler, copies, core.guard, config.broker.metrics)
+        self._metrics: Metrics | None = None
+        told_load = None
+        if config.broker.metrics:
+            from broker.metrics import Metrics  # with Prometheus and asyncio: a quarter of a broker's start
+
+            self._metrics = Metrics(core.scheduler, copies, core.guard, config.broker.metrics)
+            told_load = self._metrics.loaded
         self._learnt = learnt = Learnt(core)
-        self._fleet = fleet = Fleet(core, loop, handoff, self._meters, copies, self._metrics)
+        self._fleet = fleet = Fleet(core, loop, handoff, self._meters, copies, told_load)
         self._clients = clients = Clients(core, self._front, handoff, fleet.arena_of)
         views = Views(core.scheduler, fleet.usage, copies)
         self._intake = Intake(core, self._front, handoff, clients, fleet.workers, views, learnt, self.reload)
@@ -253,7 +262,7 @@ class Service:
         """Leaves nothing behind, also when it is called in the middle of something."""
         closes = (
             self._learnt.write_down,
-            self._metrics.close,
+            *((self._metrics.close,) if self._metrics is not None else ()),
             self._fleet.close,
             self._handoff.shut,
             self._copies.close,

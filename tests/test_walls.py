@@ -23,6 +23,7 @@ IO = {
     "asyncio", "datetime", "logging", "multiprocessing", "os", "random", "select", "selectors", "signal", "socket",
     "subprocess", "threading", "time", "zmq",
 }  # fmt: skip
+ONLY_WHERE_USED = {"asyncio", "difflib", "hashlib", "http", "prometheus_client", "shutil", "ssl"}  # a start is 0.1 s
 MOST_FILES = 16  # of a folder, `__init__.py` not counted
 
 WALLS: dict[str, set[str]] = {  # folder, or file → what nothing in it imports
@@ -144,7 +145,7 @@ def loaded_by(statement: str) -> set[str]:
     [
         ("import zoo", {"numpy", "zmq", "msgspec", "broker", "workers", "zoo.client"}),
         ("from zoo import *\nfrom zoo import Client, AsyncClient, Detections, load_config", {"broker", "workers"}),
-        ("import broker.service", {"workers", "zoo.client.client", *PIXELS}),
+        ("import broker.service", {"workers", "zoo.client.client", *PIXELS, *ONLY_WHERE_USED}),
         ("import workers.runtime, workers.nursery", {"broker", "zoo.client"}),
     ],
     ids=["the name alone", "a client", "the broker", "a worker"],

@@ -16,16 +16,12 @@ from zoo.system import search_path
 if __name__ == "__main__":
     search_path.put_ours_first()
 
-import argparse
 import os
-import shutil
 import stat
 import struct
 import sys
 from pathlib import Path
 
-import zmq
-import zmq.auth
 from zmq.utils import z85
 
 from zoo.system.files import read_regular
@@ -66,6 +62,10 @@ def make_keys(folder: Path) -> list[Path]:
     Raises:
         OSError: the folder cannot be used. RuntimeError: this libzmq has no CURVE.
     """
+    import shutil
+
+    import zmq.auth  # with asyncio, which those who only read a key do without
+
     if not zmq.has("curve"):
         raise RuntimeError("this libzmq was built without CURVE")
     authorised = folder / "clients"
@@ -98,6 +98,8 @@ def make_keys(folder: Path) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="python -m zoo.curve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -31,7 +31,7 @@ from broker.fleet.channels import Channels
 from broker.fleet.copying import Copying
 from broker.fleet.editions import Editions
 from broker.fleet.pool import BY_SIGKILL, Child, Exited, Failed, News, Pool, Started
-from broker.fleet.reports import WorkerReports
+from broker.fleet.reports import ToldLoad, WorkerReports
 from broker.fleet.roster import FORKS_MOST, Roster, WorkerProcess
 from broker.front.handoff import Handoff, LifelineEnd, Takes
 from broker.front.inline import part_bytes
@@ -41,7 +41,6 @@ from broker.memory.host_cache import Copies
 from broker.memory.meters import Meter
 from broker.memory.oom_killer import OomKiller
 from broker.memory.usage import Finding, Looked, MemoryUsage
-from broker.metrics import Metrics
 from broker.scheduler import events
 from zoo.config.schema import ZooConfig
 from zoo.wire import protocol
@@ -74,7 +73,7 @@ class Fleet:
         handoff: Handoff,
         meters: dict[str, Meter],
         copies: Copies,
-        metrics: Metrics,
+        told_load: ToldLoad | None,
     ) -> None:
         config = core.config
         self._core = core
@@ -94,7 +93,7 @@ class Fleet:
         self.usage = MemoryUsage(meters, core.measures)
         self._roster = Roster(core, self._pool, handoff)
         self._copying = Copying(core, copies)
-        reports = WorkerReports(core, self.usage, self._roster, self._copying, metrics)
+        reports = WorkerReports(core, self.usage, self._roster, self._copying, told_load)
         self._channels = Channels(loop, config.broker.max_inline_mb, reports.take)
         self._takes: Takes = {
             protocol.LifelineArena: self._take_arena,

@@ -7,7 +7,6 @@ module and make its device files. Workers cannot gain privileges, so that would 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,6 +19,8 @@ def make_device_files() -> None:
     """Waits for it. Without that program, or where it fails, what is missing stays so: loads say what CUDA says."""
     if UNIFIED.exists():
         return
+    import shutil  # with the compressors that it brings along, only here
+
     program = shutil.which(PROGRAM) or shutil.which(PROGRAM, path="/usr/bin:/usr/sbin:/sbin:/bin")
     if program is not None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):

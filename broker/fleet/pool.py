@@ -25,7 +25,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import select
 import signal
 import time
@@ -186,7 +185,7 @@ class Pool:
         self._loop = loop
         self.left_out: dict[str, str] = {}
         self._modules = modules
-        self._mark = f"{os.getpid()}-{secrets.token_hex(8)}"
+        self._mark = f"{os.getpid()}-{os.urandom(8).hex()}"
         self._environment = {**environment, launch.MARK: self._mark}
         self._suspects: Counter[str] = Counter()
         self._nursery: Nursery | None = None

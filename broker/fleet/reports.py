@@ -9,13 +9,13 @@ unknown may be evicted in the very next moment, and one that has grown holds wha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from broker.core import Core
 from broker.fleet.copying import Copying
 from broker.fleet.roster import Roster, WorkerProcess
 from broker.memory.usage import MemoryUsage
-from broker.metrics import Metrics
 from broker.scheduler.events import Finished, MemoryShort, WorkerDone, WorkerLoadFailed, WorkerReady
 from broker.scheduler.state.peaks import known_mb
 from zoo.errors import ProtocolMismatch
@@ -61,6 +61,9 @@ def batch(said: int) -> int:
     return min(max(said, 1), MOST_BATCH)
 
 
+ToldLoad = Callable[[str, float | None], object]  # a model, and the seconds that its load took if it came in time
+
+
 @dataclass(eq=False)
 class WorkerReports:
     """See the module's docstring."""
@@ -69,7 +72,7 @@ class WorkerReports:
     usage: MemoryUsage
     roster: Roster
     copying: Copying
-    metrics: Metrics
+    told_load: ToldLoad | None
 
     def take(self, worker: WorkerProcess, parts: list[bytes], measured: bool) -> None:
         """One message. `measured`: it has been kept back until the worker was measured.
@@ -113,7 +116,8 @@ class WorkerReports:
         self.usage.loaded(worker.number)
         self.copying.used(worker, message.copied)
         self.core.submit(WorkerReady(worker.number, batch(message.max_batch)))
-        self.metrics.loaded(worker.model, self.core.scheduler.loaded_in(worker.number))
+        if self.told_load is not None:
+            self.told_load(worker.model, self.core.scheduler.loaded_in(worker.number))
 
     def _load_failed(
         self, worker: WorkerProcess, message: protocol.LoadError, parts: list[bytes], measured: bool

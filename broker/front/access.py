@@ -15,14 +15,16 @@ import logging
 import os
 import stat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
-from zmq.auth.thread import ThreadAuthenticator
 
 from zoo.curve import read_key
 from zoo.errors import AccessDenied, ConfigError
 from zoo.system import files
+
+if TYPE_CHECKING:
+    from zmq.auth.thread import ThreadAuthenticator
 
 log = logging.getLogger("zoo.broker")
 
@@ -94,6 +96,8 @@ class Access:
 
     def guard(self, context: zmq.Context[zmq.Socket[bytes]], sock: zmq.Socket[bytes]) -> None:
         """Makes a socket that is not bound yet a CURVE server. Raises ConfigError: its own keys are not there."""
+        from zmq.auth.thread import ThreadAuthenticator  # with asyncio: only where keys are used
+
         sock.curve_publickey, sock.curve_secretkey = self._own()
         sock.curve_server = True
         self._authenticator = ThreadAuthenticator(context)

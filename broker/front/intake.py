@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-import secrets
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class Intake:
         self._scheduler = self.core.scheduler
         self._access = self.front.access
         self._spoken = self.front.door.by_identity
-        self._boot = secrets.token_hex(8)
+        self._boot = os.urandom(8).hex()
         self._nonsense = 0
         self._asks: dict[type, Callable[[bytes, ClientSession, Any, Parts], None]] = {
             protocol.Infer: self._infer,

@@ -6,7 +6,6 @@ A measurement belongs to one version of a model's weights (and adapter, and opti
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import stat
@@ -45,6 +44,8 @@ def kept_in(folder: Path) -> StateFile[KnownModels]:
 
 def version(config: ZooConfig, model: ModelConfig) -> str:
     """Changes with whatever may change a footprint: weights (names, sizes, times), adapter, options."""
+    import hashlib  # with OpenSSL: not where footprints are declared
+
     path = config.weights(model)
     told = [model.adapter, json.dumps(model.options, sort_keys=True, default=str), *(_files(path) if path else ())]
     if own := adapters.identity(model.adapter):

@@ -7,7 +7,6 @@ names and sizes only; `zoo pull`, which has the time, compares digests. Nothing 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import re
@@ -158,5 +157,7 @@ def _named(target: Path) -> dict[str, tuple[str, int]]:
 
 def digest(file: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    import hashlib  # with OpenSSL, which a broker does without
+
     with open(safe.open_regular(file), "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

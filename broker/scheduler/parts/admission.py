@@ -12,7 +12,6 @@ Requests that are refused because too many wait already are told why, with the a
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -172,6 +171,8 @@ class Admission:
     def no_such_model(self, name: str) -> str:
         if len(name) > NAME_MOST:  # no model has such a name; it is not worth to be compared, or kept
             return f"there is no model {name[:NAME_MOST]!r}…; `zoo ls` lists the models"
+        import difflib  # only for this message
+
         near = difflib.get_close_matches(name, self._r.models, 1)
         hint = f"; did you mean {near[0]!r}?" if near else "; `zoo ls` lists the models"
         return f"there is no model {name!r}{hint}"
