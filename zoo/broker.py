@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from zoo.system import search_path
+from zoo.system import program
 
 if __name__ == "__main__":
-    search_path.put_ours_first()
+    program.put_ours_first()
 
 import argparse
 import contextlib
@@ -13,8 +13,6 @@ import gc
 import logging
 import os
 import sys
-
-from zoo.system import streams
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--log-format", default="text", choices=["text", "json"], help="json: one object per line")
     parser.add_argument("--debug", action="store_true", help="check every invariant of the scheduler after each event")
     args = parser.parse_args(argv)
-    streams.open_streams()
+    program.open_streams()
 
     from broker import logs
 

@@ -11,10 +11,10 @@ pin, unload, clean up and reload. `zoo reload`, or SIGHUP, reads both folders ag
 
 from __future__ import annotations
 
-from zoo.system import search_path
+from zoo.system import program
 
 if __name__ == "__main__":
-    search_path.put_ours_first()
+    program.put_ours_first()
 
 import os
 import stat

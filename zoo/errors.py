@@ -24,7 +24,8 @@ class ZooError(Exception):
     code: ClassVar[str] = "zoo_error"
     retryable = False
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, retryable: bool = False) -> None:
+        cls.retryable = cls.retryable or retryable
         if "code" not in vars(cls):
             cls.code = re.sub(r"\B([A-Z])", r"_\1", cls.__name__).lower()
 
@@ -67,19 +68,15 @@ class ModelInUse(ZooError):
     """An unload was refused because the model is leased or pinned."""
 
 
-class OutOfMemory(ZooError):
+class OutOfMemory(ZooError, retryable=True):
     """Memory ran out while the model was loaded or ran this request, again after room was made where that was possible.
 
     The message has the arithmetic.
     """
 
-    retryable = True
 
-
-class LoadFailed(ZooError):
+class LoadFailed(ZooError, retryable=True):
     """The model's process could not load it, or took longer than `load_timeout`."""
-
-    retryable = True
 
 
 class InvalidInput(ZooError):
@@ -90,16 +87,12 @@ class InferenceFailed(ZooError):
     """The adapter raised while predicting; its process lives on."""
 
 
-class QueueFull(ZooError):
+class QueueFull(ZooError, retryable=True):
     """A bounded queue (a model's, or this client's arena) has no place left."""
 
-    retryable = True
 
-
-class DeadlineExceeded(ZooError):
+class DeadlineExceeded(ZooError, retryable=True):
     """The request's time was up before it was answered; the message says what it was waiting for."""
-
-    retryable = True
 
 
 class Cancelled(ZooError):
@@ -122,10 +115,8 @@ class ProtocolMismatch(ZooError):
     """The two sides speak different protocol versions, or one sent something unreadable."""
 
 
-class BrokerUnreachable(ZooError):
+class BrokerUnreachable(ZooError, retryable=True):
     """No broker answers, or it went away while the request was under way."""
-
-    retryable = True
 
 
 class AccessDenied(ZooError):
@@ -133,15 +124,3 @@ class AccessDenied(ZooError):
 
 
 BY_CODE: dict[str, type[ZooError]] = {"zoo_error": ZooError} | {cls.code: cls for cls in ZooError.__subclasses__()}
-
-
-def from_code(
-    code: str,
-    message: str,
-    *,
-    retryable: bool | None = None,
-    retry_after: float | None = None,
-    request: int = 0,
-) -> ZooError:
-    """The error a wire message stands for; an unknown code becomes a plain `ZooError`."""
-    return BY_CODE.get(code, ZooError)(message, retryable=retryable, retry_after=retry_after, request=request)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import msgspec
 
 from broker.fleet.printed import Printed
-from zoo.system import search_path
+from zoo.system import program
 from zoo.wire import launch
 
 log = logging.getLogger("zoo.nursery")
@@ -158,5 +158,5 @@ def _paths() -> list[str]:
     for path in sys.path:
         with contextlib.suppress(OSError):  # relative, in a folder that was removed
             paths.append(os.path.abspath(path))
-    here = search_path.ROOT
+    here = program.ROOT
     return list(dict.fromkeys(paths if here in paths else [*paths, here]))

@@ -51,13 +51,12 @@ def test_init_writes_a_valid_configuration_with_its_folders_and_replaces_nothing
 
 
 def test_what_init_gives_as_examples_is_valid_when_it_is_uncommented(tmp_path: Path) -> None:
-    from zoo.cli import init
+    from zoo.cli import commands
 
-    text = "\n".join(
-        line.removeprefix("# ") for line in init.TEXT.splitlines() if line.startswith(("# [[", "# name", "# adapter"))
-    )
+    template = commands.TEMPLATE.read_text().splitlines()
+    text = "\n".join(line.removeprefix("# ") for line in template if line.startswith(("# [[", "# name", "# adapter")))
     assert [m.name for m in reading.parse_config(text).models] == ["brightness", "clip-vit-l"]
-    commented = [line.removeprefix("# ") for line in init.TEXT.splitlines()]
+    commented = [line.removeprefix("# ") for line in template]
     first = next(i for i, line in enumerate(commented) if line.lstrip().startswith("class Brightness"))
     made: dict[str, Any] = {}
     exec(textwrap.dedent("\n".join(commented[first : first + 5])), made)

@@ -158,7 +158,7 @@ def test_elements_past_the_last_known_one_are_ignored_and_defaults_may_be_left_o
 
 @pytest.mark.parametrize("code", sorted(errors.BY_CODE))
 def test_every_error_survives_the_wire(code: str) -> None:
-    there = errors.from_code(code, "what happened", retryable=True, retry_after=1.5)
+    there = errors.BY_CODE[code]("what happened", retryable=True, retry_after=1.5)
     message = protocol.Error(3, there.code, str(there), there.retryable, there.retry_after, False, 17)
     back = protocol.unpack_from_broker(protocol.pack(message)).exception()  # type: ignore[union-attr]
     assert type(back) is type(there)

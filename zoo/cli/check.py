@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from zoo.config.schema import ZooConfig
-from zoo.system.search_path import ROOT
+from zoo.system.program import ROOT
 
 IMPORT_S = 120.0  # for all imports of one process
 OURS = ("zoo", "broker", "workers")

@@ -7,28 +7,30 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli import show
 from zoo.cli.output import OK, REFUSED, remark, say
-from zoo.errors import BrokerUnreachable
-from zoo.system import search_path
+from zoo.errors import BrokerUnreachable, ConfigError
+from zoo.system import program
 
 if TYPE_CHECKING:
     from zoo.client.client import Client
 
+TEMPLATE = Path(__file__).with_name("init.toml")  # what `zoo init` writes
 
 # ---------------------------------------------------------------- without a broker
 
 
 def serve(args: Namespace, rest: list[str]) -> int:
     """Run the broker in the foreground."""
-    search_path.run("zoo.broker", [*rest, *(("--endpoint", args.endpoint) if args.endpoint else ())])
+    program.run("zoo.broker", [*rest, *(("--endpoint", args.endpoint) if args.endpoint else ())])
 
 
 def standins(args: Namespace, rest: list[str]) -> int:
     """Write small random checkpoints for models without weights."""
-    search_path.run("workers.models.standins", rest)
+    program.run("workers.models.standins", rest)
 
 
 def init(args: Namespace) -> int:
@@ -36,9 +38,20 @@ def init(args: Namespace) -> int:
 
     What is there is never replaced.
     """
-    from zoo.cli import init
-
-    file = init.write(args.folder)
+    file, text = args.folder / "config.toml", TEMPLATE.read_text(encoding="utf-8")
+    try:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        with open(file, "x", encoding="utf-8") as made:
+            made.write(text)
+        for name, mode in (("weights", 0o777), ("state", 0o700)):
+            (args.folder / name).mkdir(mode, exist_ok=True)
+    except FileExistsError as e:
+        at = e.filename or file
+        raise ConfigError(
+            f"{at} is there already, and was left as it is; name another folder: `zoo init FOLDER`"
+        ) from None
+    except OSError as e:
+        raise ConfigError(f"{e.filename or file} cannot be written: {e.strerror or e}") from None
     next_steps = f"next: describe your models in it, then `zoo check` and `zoo serve` in {file.parent}"
     return say(args, {"config": str(file.resolve())}, [f"wrote {file}; {next_steps}"])
 

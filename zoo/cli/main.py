@@ -14,14 +14,14 @@ from zoo.cli import output
 from zoo.cli.output import CUT_OFF, INTERRUPTED, LOST, USAGE, OutputLost, WrongUsage
 from zoo.cli.parser import COMMANDS, build
 from zoo.errors import InvalidInput, ZooError
-from zoo.system import streams
+from zoo.system import program
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and gives its exit status."""
     given = sys.argv[1:] if argv is None else argv
     as_json = "--json" in given
-    lost = streams.open_streams()
+    lost = program.open_streams()
     for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that are no UTF-8, and is shown all the same
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

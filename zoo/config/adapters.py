@@ -68,9 +68,7 @@ def _path_to(adapter: str, find: Find) -> Iterator[tuple[str, ModuleSpec | None]
 
 def identity(adapter: str) -> str:
     """Changes when that file does; empty for an adapter of the zoo's, and for one that is not found."""
-    if not adapter or adapter.startswith(OURS):
-        return ""
-    file = file_of(adapter)
+    file = None if adapter.startswith(OURS) else file_of(adapter)
     if file is None:
         return ""
     try:

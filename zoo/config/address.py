@@ -10,6 +10,7 @@ from typing import Any
 
 from zoo.config.endpoint import default_endpoints, endpoint_problem
 from zoo.config.reading import load_config
+from zoo.config.schema import BrokerConfig
 from zoo.errors import ConfigError
 
 SERVER_USER = "ZOO_SERVER_USER"
@@ -54,17 +55,14 @@ def find_address(given: str | None = None) -> Address:
         ConfigError: the file that $ZOO_CONFIG names cannot be used.
     """
     named = os.environ.get("ZOO_CONFIG")
-    user = load_config(named).broker.user if named else ""
+    broker = load_config(named).broker if named else BrokerConfig()
+    user, note = broker.user, ""
     if given:
         return Address(given, "the endpoint that was given", user)
     if endpoint := os.environ.get("ZOO_ENDPOINT"):
         return Address(endpoint, "from $ZOO_ENDPOINT", user)
-    note = ""
-    if named:
-        endpoint = load_config(named).broker.endpoint
-        file = named
-    else:
-        file = os.path.abspath("config.toml")
+    endpoint, file = broker.endpoint, named or os.path.abspath("config.toml")
+    if not named:
         endpoint, user, note = _glance(Path(file))
     if endpoint:
         return Address(endpoint, f"from {file}", user)

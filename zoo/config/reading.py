@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
@@ -22,8 +22,6 @@ from zoo.config.schema import BrokerConfig, DeviceConfig, ModelConfig, ModelPrio
 from zoo.errors import ConfigError
 from zoo.system import files
 from zoo.weights import source
-
-MAX_BYTES = 16 << 20  # of a config.toml
 
 Place = tuple[str, int]  # table name, index of the table among those of its name
 
@@ -41,7 +39,7 @@ def load_config(path: str | os.PathLike[str] | None = None) -> ZooConfig:
     if file is None:
         return ZooConfig()
     try:
-        text = files.read_regular(file, MAX_BYTES).decode("utf-8").replace("\r\n", "\n")
+        text = files.read_regular(file, files.MAX_TEXT).decode("utf-8").replace("\r\n", "\n")
     except (OSError, ValueError) as e:  # no UTF-8, a NUL in its name
         raise ConfigError(f"{files.shown(file)}: cannot be read: {getattr(e, 'strerror', None) or e}") from None
     return parse_config(text, file)
@@ -169,7 +167,6 @@ class _Reader:
             self.wrong(place, None, f"expected a table, got {raw!r}")
             return None
         before = len(self.mistakes)
-        hints = get_type_hints(cls, include_extras=True)
         fields = {f.encode_name: f for f in msgspec.structs.fields(cls) if f.name != "available"}
         values: dict[str, Any] = {}
         for key, value in raw.items():
@@ -177,9 +174,9 @@ class _Reader:
                 self.wrong(place, key, f"unknown key; known are {', '.join(fields)}")
                 continue
             try:
-                values[fields[key].name] = _converted(value, hints[fields[key].name])
+                values[fields[key].name] = _converted(value, fields[key].type)
             except (ValueError, OverflowError) as e:  # msgspec.ValidationError is a ValueError
-                self.wrong(place, key, f"{e}, got {_short(value)}")
+                self.wrong(place, key, f"{e}, got {value!r:.100}")
         for key, field in fields.items():
             if field.required and key not in raw:
                 self.wrong(place, None, f"the key {key!r} is missing")
@@ -204,22 +201,14 @@ class _Reader:
 
 def _converted(value: Any, hint: Any) -> Any:
     """A value of the file as its field's type. Raises ValueError, OverflowError: saying what is expected."""
-    choices = [*ModelPriority.__members__] if hint is ModelPriority else _literals(hint)
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    if hint is ModelPriority:
+        choices = tuple(ModelPriority.__members__)
     if choices and value not in choices:
         raise ValueError(f"expected one of {', '.join(choices)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("expected a finite number")
     return ModelPriority[value] if hint is ModelPriority else msgspec.convert(value, hint)
-
-
-def _literals(hint: Any) -> list[str]:
-    """The values of a key that takes only these; empty for all other keys."""
-    return [str(value) for value in get_args(hint)] if get_origin(hint) is Literal else []
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([A-Za-z0-9_.\"'-]+)\s*\]\]?")

@@ -162,11 +162,11 @@ class Canvas:
             return
         texts = STAND_IN if all(answers) else SOME_STAND_INS
         size = max(self._size, 12)
-        fits = (text for text in texts if self._pen.textlength(text, font=glyphs.builtin(size)) <= self.width - 8)
+        fits = (text for text in texts if self._pen.textlength(text, font=glyphs.font(size)) <= self.width - 8)
         text = next(fits, texts[-1])
-        while size > 5 and self._pen.textlength(text, font=glyphs.builtin(size)) > self.width - 2:
+        while size > 5 and self._pen.textlength(text, font=glyphs.font(size)) > self.width - 2:
             size -= 1
-        font = glyphs.builtin(size)
+        font = glyphs.font(size)
         height = min(sum(font.getmetrics()) + 2 * self.line, self.height)
         self._pen.rectangle((0, self.height - height, self.width, self.height), fill=(0, 0, 0))
         middle = (self.width / 2, self.height - height / 2)

@@ -7,8 +7,8 @@ them has is written as its number, such as \\u4eac: an empty box would look like
 
 from __future__ import annotations
 
+import contextlib
 import unicodedata
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -28,39 +28,30 @@ NO_CHARACTER = "\U0010ffff"  # never one, so that every font draws it as what it
 def fitted(text: str, size: int) -> tuple[str, Any]:
     """The text as one line that can be drawn, and the font that has the most of its letters."""
     text = "".join(" " if c.isspace() else c for c in text)
-    best, fewest = builtin(size), _lacking("", text)
+    best, fewest = font(size), _lacking("", text)
     for path in installed() if fewest else ():
         lacking = _lacking(path, text)
         if len(lacking) < len(fewest):
-            best, fewest = _font(path, size), lacking
+            best, fewest = font(size, path), lacking
         if not fewest:
             break
     return "".join(_number(c) if c in fewest else c for c in text), best
 
 
-@lru_cache(maxsize=32)
-def builtin(size: int) -> Any:
-    return ImageFont.load_default(size=size)
-
-
-@lru_cache(maxsize=32)
-def _font(path: str, size: int) -> Any:
-    return ImageFont.truetype(path, size)
+@lru_cache(maxsize=64)
+def font(size: int, path: str = "") -> Any:
+    """Of that file, or Pillow's own."""
+    return ImageFont.truetype(path, size) if path else ImageFont.load_default(size=size)
 
 
 @lru_cache(maxsize=1)
 def installed() -> tuple[str, ...]:
     """Paths of the fonts of `FONTS` that are there."""
-    return tuple(_found())
-
-
-def _found() -> Iterator[str]:
+    found = []
     for name in FONTS:
-        try:
-            path = ImageFont.truetype(name, 12).path
-        except (OSError, ValueError):
-            continue
-        yield str(path)
+        with contextlib.suppress(OSError, ValueError):
+            found.append(str(ImageFont.truetype(name, 12).path))
+    return tuple(found)
 
 
 def _lacking(path: str, text: str) -> frozenset[str]:
@@ -79,7 +70,7 @@ def _has(path: str, character: str) -> bool:
 
 @lru_cache(maxsize=8192)
 def _shape(path: str, character: str) -> tuple[Any, ...]:
-    mask = (_font(path, 20) if path else builtin(20)).getmask(character, mode="L")
+    mask = font(20, path).getmask(character, mode="L")
     return mask.size, bytes(mask)
 
 

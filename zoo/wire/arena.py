@@ -111,17 +111,9 @@ class SlotAllocator:
         return made
 
     def _join(self) -> None:
-        merged: list[list[int]] = []
-        for start, size in sorted((o, s) for s, offsets in self._free.items() for o in offsets):
-            if merged and merged[-1][0] + merged[-1][1] == start:
-                merged[-1][1] += size
-            else:
-                merged.append([start, size])
-        if merged and merged[-1][0] + merged[-1][1] == self._top:
-            self._top = merged.pop()[0]
-        self._free = {}
-        for start, size in merged:
-            self._free.setdefault(size, []).append(start)
+        """Adjacent free slots become one; those after the last slot in use become fresh space."""
+        joined = self.rebuilt(self._used)
+        self._top, self._free = joined._top, joined._free
 
     def _first_fit(self, want: int) -> int | None:
         if self._top + want <= self.size:

@@ -184,9 +184,9 @@ class Error(Message, tag=3):
     request: int = 0
 
     def exception(self) -> errors.ZooError:
-        return errors.from_code(
-            self.code, self.message, retryable=self.retryable, retry_after=self.retry_after, request=self.request
-        )
+        """An unknown code becomes a plain `ZooError`."""
+        kind = errors.BY_CODE.get(self.code, errors.ZooError)
+        return kind(self.message, retryable=self.retryable, retry_after=self.retry_after, request=self.request)
 
 
 class Value(Message, tag=4):

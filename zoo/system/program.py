@@ -1,7 +1,8 @@
-"""Where Python looks for modules, when the zoo is a program of its own: the working directory comes last.
+"""How a program of the zoo's begins: where Python looks for modules, and its standard streams.
 
-`python -m` puts it first. A user's own `workers/`, `broker/` or `queue.py` there, beside config.toml, would then be
-imported instead of ours, or of the standard library's. Adapters in it are found all the same.
+The working directory comes last, although `python -m` puts it first. A user's own `workers/`, `broker/` or `queue.py`
+there, beside config.toml, would then be imported instead of ours, or of the standard library's. Adapters in it are
+found all the same.
 """
 
 from __future__ import annotations
@@ -34,3 +35,21 @@ def run(module: str, arguments: list[str]) -> NoReturn:
     if sys.path and os.path.abspath(sys.path[0]) == ROOT:  # found by nothing but the working directory
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, environment.get("PYTHONPATH", "")]))
     os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], environment)
+
+
+def open_streams() -> bool:
+    """Gives closed descriptors 0 to 2 to /dev/null; else the next file or socket would get them, and with them whatever
+    a library prints. True: standard output was closed, so what is printed is lost.
+    """
+    lost = sys.stdout is None
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != fd:  # another thread took the number in between
+                os.dup2(opened, fd)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(fd, "w" if fd else "r", closefd=False, errors="backslashreplace"))  # noqa: SIM115
+    return lost
