@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+import zoo
+from zoo import errors
+
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = {
     "torch", "torchvision", "ultralytics", "transformers", "rapidocr", "onnxruntime", "cv2", "brisque", "open_clip",
@@ -112,6 +115,11 @@ def test_no_name_stands_for_two_classes() -> None:
             if isinstance(node, ast.ClassDef):
                 homes.setdefault(node.name, []).append(f"{file}:{node.lineno}")
     assert not {name: places for name, places in homes.items() if len(places) > 1}
+
+
+def test_every_public_name_is_there_and_every_error_has_one() -> None:
+    assert all(getattr(zoo, name).__name__ == name for name in zoo.__all__)
+    assert {kind.__name__ for kind in errors.BY_CODE.values()} <= {*zoo.__all__}
 
 
 def test_the_walls_would_be_seen_through() -> None:

@@ -16,28 +16,7 @@ if TYPE_CHECKING:
     from zoo.config.reading import load_config
     from zoo.config.schema import ModelConfig, ModelPriority, ZooConfig
     from zoo.enrichment import Enriched, Enrichment
-    from zoo.errors import (
-        AccessDenied,
-        BrokerUnreachable,
-        Cancelled,
-        ConfigError,
-        DeadlineExceeded,
-        InferenceFailed,
-        InvalidInput,
-        LoadFailed,
-        ModelDisabled,
-        ModelInUse,
-        ModelNotFound,
-        ModelTooLarge,
-        ModelUnavailable,
-        OutOfMemory,
-        ProtocolMismatch,
-        Quarantined,
-        QueueFull,
-        WorkerCrashed,
-        WorkerHung,
-        ZooError,
-    )
+    from zoo.errors import *
     from zoo.results import (
         Action,
         Classification,

@@ -21,7 +21,7 @@ from broker.front import listening
 from broker.front.listening import Identity, identity
 from broker.front.lock import Lock
 from zoo.config.address import user_id
-from zoo.config.endpoint import default_endpoint, default_endpoints
+from zoo.config.endpoint import default_endpoints
 from zoo.errors import ConfigError
 from zoo.system import unix
 
@@ -123,7 +123,7 @@ def claim(endpoint: str, group: str = "", user: str = "") -> Place:
     if endpoint.startswith("ipc://"):
         path = front = os.path.abspath(endpoint.removeprefix("ipc://"))
     else:  # workers and lifelines are local all the same, under a name that a broker after a killed one finds again
-        path = default_endpoint().removeprefix("ipc://") + re.sub(r"[^\w.-]+", "-", endpoint.removeprefix("tcp"))
+        path = default_endpoints()[0].removeprefix("ipc://") + re.sub(r"[^\w.-]+", "-", endpoint.removeprefix("tcp"))
         front = ""
     gid = _group(group) if group else None
     listening.own_folder(os.path.dirname(path), gid)

@@ -24,13 +24,10 @@ def endpoint_problem(endpoint: str) -> str | None:
     return f"expected ipc://PATH or tcp://HOST:PORT, got {endpoint!r}"
 
 
-def default_endpoint() -> str:
-    """A socket in a directory that is this user's alone."""
-    return default_endpoints()[0]
-
-
 def default_endpoints() -> list[str]:
-    """The default, and where a broker of the same user has it that was started in other surroundings."""
+    """The default, a socket in a directory that is this user's alone; and where a broker of the same user has it that
+    was started in other surroundings.
+    """
     uid = os.getuid()
     runtime = [os.environ.get("XDG_RUNTIME_DIR", "")]
     with contextlib.suppress(OSError):

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from zoo.config import rules
-from zoo.config.endpoint import default_endpoint
+from zoo.config.endpoint import default_endpoints
 from zoo.weights.source import Published
 
 DEFAULT_BUDGET_GB = 6.8  # 6963.2 MB
@@ -196,4 +196,4 @@ class ZooConfig(msgspec.Struct, kw_only=True):
 
     @property
     def endpoint(self) -> str:
-        return self.broker.endpoint or default_endpoint()
+        return self.broker.endpoint or default_endpoints()[0]

@@ -9,7 +9,6 @@ STAND-INS: small networks with random weights in the form of the published ones,
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -34,7 +33,7 @@ def play(part: Part) -> bool:
             stage = Stage(endpoint, client)
             for scene in part.scenes:
                 scene(stage)
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         status = process.wait(20)
     left = [pid for pid in stage.pids if alive(pid)]
     say(f"\nthe broker ended with status {status}; of {len(stage.pids)} workers {len(left)} are left")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -51,22 +49,19 @@ def write_config(name: str, budget_gb: float) -> Path:
 @contextlib.contextmanager
 def broker(config: Path, name: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A broker like a user's, in a folder of its own; gone, with all its workers, afterwards."""
-    folder = tempfile.mkdtemp(prefix="zoo-demo-")
-    endpoint = f"ipc://{folder}/broker"
-    with (WORK / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "zoo.broker", "--config", str(config), "--endpoint", endpoint], stderr=log
-        )
+    gone = tempfile.TemporaryDirectory(prefix="zoo-demo-", ignore_cleanup_errors=True)
+    with gone as folder, (WORK / f"{name}.log").open("wb") as log:
+        endpoint = f"ipc://{folder}/broker"
+        command = [sys.executable, "-m", "zoo.broker", "--config", str(config), "--endpoint", endpoint]
+        process = subprocess.Popen(command, stderr=log)
         try:
             yield endpoint, process
         finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+            process.terminate()
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 process.kill()
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep(painted: np.ndarray, name: str) -> None:

@@ -103,5 +103,4 @@ class Mailbox:
         self._frames, self.kept = [], None
 
 
-_FLAGS = [(NOBLOCK | _MORE,) * (n - 1) + (NOBLOCK,) for n in range(1, 128)]
-_FLAGS.insert(0, ())
+_FLAGS = [(NOBLOCK | _MORE,) * (parts - 1) + (NOBLOCK,) for parts in range(128)]
