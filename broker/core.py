@@ -89,11 +89,13 @@ class Core:
     def _go_on_or_end(self) -> None:
         """After an internal error: a broker whose scheduler contradicts itself finishes what runs, and ends."""
         try:
+            self._do(self.scheduler.settle())  # what the error has left undone
             self.scheduler.check()
-        except Unsound as e:
+        except Exception as e:
             if not self.unsound:
                 self.unsound = True
-                log.critical("the scheduler contradicts itself, this broker ends: %s", "; ".join(e.wrong))
+                wrong = "; ".join(e.wrong) if isinstance(e, Unsound) else f"its rules raise {type(e).__name__}: {e}"
+                log.critical("the scheduler contradicts itself, this broker ends: %s", wrong)
                 self.shut_down(self.config.broker.drain_seconds)
 
     def _tell(self) -> None:

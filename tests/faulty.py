@@ -30,6 +30,11 @@ from broker.front.intake import Intake
 from broker.loop import Loop
 from broker.memory.learnt import Learnt
 from broker.scheduler import events as vocabulary
+from broker.scheduler.parts.allocator import Allocator
+from broker.scheduler.parts.dispatch import Dispatcher
+from broker.scheduler.parts.ending import WindingDown
+from broker.scheduler.parts.reload import Reconfiguration
+from broker.scheduler.parts.scaling import Scaling
 from broker.scheduler.scheduler import Scheduler
 from broker.service import Service
 from zoo import broker
@@ -47,6 +52,17 @@ KEEPS_ITSELF_ALIVE = {  # what the guard is made of, and what is over before it 
     "Core._failed", "Core._tell", "Core._go_on_or_end", "Core.shut_down", "Loop.turn", "Loop._act",
     "Loop.hear", "Loop.hear_signals", "Loop.close", "Front.close", "Fleet.open", "Fleet.close", "Handoff.shut",
 }  # fmt: skip
+RULES: dict[str, tuple[type, str]] = {
+    f"{part.__name__}.{name}": (part, name)
+    for part, names in (
+        (Reconfiguration, ("retire",)),
+        (Dispatcher, ("attend",)),
+        (Scaling, ("grow", "end_guesses", "anticipate")),
+        (Allocator, ("relieve", "allocate")),
+        (WindingDown, ("wind_down",)),
+    )
+    for name in names
+}
 CALLS: dict[str, tuple[Any, str]] = {
     **{f"os.{name}": (os, name) for name in ("dup", "open", "read", "write", "close", "stat", "fstat", "pipe2")},
     **{f"socket.{name}": (socket.socket, name) for name in ("accept", "send", "sendmsg", "recv", "recvmsg")},
@@ -62,8 +78,8 @@ _remove, _access, _read, _open, _shut = os.unlink, os.access, os.read, os.open, 
 
 
 def methods() -> dict[str, tuple[type, str]]:
-    """Every method of the service's parts."""
-    return {
+    """Every method of the service's parts, and every rule of the scheduler."""
+    return RULES | {
         name: (part, attribute)
         for part in PARTS
         for attribute, value in vars(part).items()

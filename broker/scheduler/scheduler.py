@@ -129,10 +129,28 @@ class Scheduler:
         r.now = now
         if type(event) not in QUIET:
             r.look = True
-        self._handlers[type(event)](event)
-        self._settle()
+        try:
+            self._handlers[type(event)](event)
+            self._settle()
+        except Exception:
+            self._mark_all()
+            raise
         out, r.out = r.out, []
         return out
+
+    def settle(self) -> list[events.Action]:
+        """Applies the rules again, after an error: what it left undone is done."""
+        try:
+            self._settle()
+        except Exception:
+            self._mark_all()
+            raise
+        return self.take_actions()
+
+    def _mark_all(self) -> None:
+        """What was under way when an error came is not known."""
+        self.registry.touched.update(dict.fromkeys(self.models.values()))
+        self.registry.look = True
 
     def _settle(self) -> None:
         """Applies the rules until nothing is marked any more."""
