@@ -55,7 +55,7 @@ def _prepare(sock: socket.socket) -> int:
     for stream in (sys.stdout, sys.stderr):  # pipes to the broker: what is printed is to be read now
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     sys.argv[:] = ["zoo"]
-    order = launch.take_order(sock)
+    order = launch.take(sock, launch.ORDERS)
     if order is None:
         os._exit(0)
     prepare, (pipe, folder) = order
@@ -119,7 +119,7 @@ class Forks:
                     with contextlib.suppress(BlockingIOError):
                         os.read(fd, 4096)
                     self._reap()
-                elif (order := launch.take_order(self._sock)) is not None:
+                elif (order := launch.take(self._sock, launch.ORDERS)) is not None:
                     assert isinstance(order[0], launch.Fork)
                     self._fork(order[0].seat, order[1])
                 else:

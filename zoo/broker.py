@@ -60,11 +60,8 @@ def _serve(args: argparse.Namespace) -> int:
             if problem:
                 raise ConfigError(f"--endpoint: {problem}")
         service = Service(config, args.endpoint or "", checks=args.debug)
-    except ConfigError as e:
-        print(e, file=sys.stderr)
-        return 2
-    except OSError as e:
-        print(f"the broker cannot be started: {e}", file=sys.stderr)
+    except (ConfigError, OSError) as e:
+        print(e if isinstance(e, ConfigError) else f"the broker cannot be started: {e}", file=sys.stderr)
         return 2
     gc.collect()
     gc.freeze()

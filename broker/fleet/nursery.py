@@ -113,7 +113,7 @@ class Nursery:
             EOFError: it has closed its end, or said what makes no sense.
         """
         try:
-            report = launch.take_report(self.sock)
+            report = launch.take(self.sock, launch.REPORTS)
         except BlockingIOError:
             return None
         except (OSError, msgspec.DecodeError) as e:

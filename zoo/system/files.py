@@ -36,11 +36,7 @@ def open_regular(path: AnyPath) -> int:
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # before it is opened: that alone can move a device
         raise _irregular(path)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):  # it was exchanged meanwhile
-        os.close(fd)
-        raise _irregular(path)
-    return fd
+    return _regular(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY))
 
 
 def read_regular(path: AnyPath, limit: int) -> bytes:
@@ -65,11 +61,7 @@ def no_link(path: AnyPath, flags: int) -> int:
     Raises:
         OSError: a link (ELOOP), a device, a pipe (EINVAL, ENXIO) has the name.
     """
-    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise _irregular(path)
-    return fd
+    return _regular(path, os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666))
 
 
 def write_whole(path: AnyPath, data: bytes, mode: int = 0o600) -> None:
@@ -138,6 +130,14 @@ def tree(top: AnyPath, most: int = MAX_ENTRIES) -> Iterator[Found]:
 def shown(name: AnyPath) -> str:
     """A name for people and for messages: bytes that are no UTF-8 are escaped."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _regular(path: AnyPath, fd: int) -> int:
+    """The descriptor, if that is what was opened: the file may have been exchanged meanwhile."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _irregular(path)
+    return fd
 
 
 def _irregular(path: AnyPath) -> OSError:

@@ -112,8 +112,8 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
 T = TypeVar("T")
 ToNursery = Prepare | Fork
 FromNursery = Importing | Unfit | Prepared | Forked | Refused | Ended
-_read_order: msgspec.msgpack.Decoder[ToNursery] = msgspec.msgpack.Decoder(ToNursery)
-_read_report: msgspec.msgpack.Decoder[FromNursery] = msgspec.msgpack.Decoder(FromNursery)
+ORDERS: msgspec.msgpack.Decoder[ToNursery] = msgspec.msgpack.Decoder(ToNursery)
+REPORTS: msgspec.msgpack.Decoder[FromNursery] = msgspec.msgpack.Decoder(FromNursery)
 
 
 def send(sock: socket.socket, message: ToNursery | FromNursery, fds: Sequence[int] = ()) -> None:
@@ -121,21 +121,15 @@ def send(sock: socket.socket, message: ToNursery | FromNursery, fds: Sequence[in
     unix.send(sock, msgspec.msgpack.encode(message), fds)
 
 
-def take_order(sock: socket.socket) -> tuple[ToNursery, list[int]] | None:
-    """What the broker wants, with its descriptors, fewer if there was no room for all; None when it is gone."""
-    return _receive(sock, _read_order)
+def take(sock: socket.socket, read: msgspec.msgpack.Decoder[T]) -> tuple[T, list[int]] | None:
+    """The next of the `ORDERS` or `REPORTS`, with its descriptors, fewer if there was no room for all.
 
-
-def take_report(sock: socket.socket) -> tuple[FromNursery, list[int]] | None:
-    """What the nursery says, with its descriptors; None when it is gone.
+    Returns:
+        None when the other side is gone.
 
     Raises:
         BlockingIOError: nothing there. OSError: it is gone. msgspec.DecodeError: it is not a message.
     """
-    return _receive(sock, _read_report)
-
-
-def _receive(sock: socket.socket, read: msgspec.msgpack.Decoder[T]) -> tuple[T, list[int]] | None:
     packet = sock.recvmsg(PACKET_BYTES, unix.ANCILLARY, unix.CLOEXEC)
     fds = unix.descriptors(packet)
     try:
