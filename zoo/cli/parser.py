@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from zoo.cli import commands, output, pictures, weights
-from zoo.cli.output import WrongUsage
 
 LIST_S = 1.0  # `zoo ls`: without a broker config.toml answers
 LOOK_S = 3.0  # how long a question waits for an answer
@@ -43,11 +42,11 @@ class Parser(argparse.ArgumentParser):
     """Raises `WrongUsage` instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
-        raise WrongUsage(f"{message} (`{self.prog} --help` says more)")
+        raise output.WrongUsage(f"{message} (`{self.prog} --help` says more)")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.dest == "command" and value not in COMMANDS:
-            raise WrongUsage(output.unknown("command", value, COMMANDS, "`zoo --help` lists the commands"))
+            raise output.WrongUsage(output.unknown("command", value, COMMANDS, "`zoo --help` lists the commands"))
         super()._check_value(action, value)
 
     def _print_message(self, message: str, file: Any = None) -> None:

@@ -282,19 +282,16 @@ class Store:
                 raise InvalidInput("frame: it belongs to another client")
             slot.keep()
             return Placed(slot, color)
-        value, how = arrays.check_frame(part), color
-        if isinstance(part, bytes | bytearray | memoryview):
-            how = "encoded"
+        value = arrays.check_frame(part)
         slot = self.empty(value.shape, value.dtype.str)
         try:
             np.copyto(slot.pixels(), value)
-        except MemoryError:
+        except BaseException as e:
             slot.drop()
-            raise OutOfMemory("this process has no memory left to place the frame with") from None
-        except BaseException:
-            slot.drop()
+            if isinstance(e, MemoryError):
+                raise OutOfMemory("this process has no memory left to place the frame with") from None
             raise
-        return Placed(slot, how)
+        return Placed(slot, "encoded" if isinstance(part, bytes | bytearray | memoryview) else color)
 
 
 def _new(shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:

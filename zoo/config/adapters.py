@@ -22,11 +22,11 @@ def file_of(adapter: str) -> str | None:
     `importlib.util.find_spec` would import the packages around it.
     """
     try:
-        found = [spec for _, spec in _path_to(adapter, PathFinder.find_spec)]
+        *_, (name, spec) = _path_to(adapter, PathFinder.find_spec)
     except (ImportError, ValueError, OSError):
         return None
-    whole = len(found) == len(_module(adapter))
-    return found[-1].origin if whole and found[-1] is not None and found[-1].has_location else None
+    is_whole = name == adapter.partition(":")[0]
+    return spec.origin if is_whole and spec is not None and spec.has_location else None
 
 
 def missing(adapter: str, base: str) -> str | None:
@@ -49,14 +49,10 @@ def missing(adapter: str, base: str) -> str | None:
         return None
 
 
-def _module(adapter: str) -> list[str]:
-    return adapter.partition(":")[0].split(".")
-
-
 def _path_to(adapter: str, find: Find) -> Iterator[tuple[str, ModuleSpec | None]]:
     """The packages around a module and itself, from the outermost; it ends early at what is not there or no package."""
     place: list[str] | None = None
-    parts = _module(adapter)
+    parts = adapter.partition(":")[0].split(".")
     for n in range(1, len(parts) + 1):
         name = ".".join(parts[:n])
         spec = find(name, place)

@@ -222,8 +222,7 @@ def _lines(text: str) -> dict[tuple[Place, str | None], int]:
     place: Place = ("", 0)
     prefix: str | None = None  # inside [models.options], keys belong to models.options
     for number, line in enumerate(text.splitlines(), 1):
-        header = _HEADER.match(line)
-        if header:
+        if header := _HEADER.match(line):
             root, _, rest = header[2].partition(".")
             if header[1] == "[[":
                 root, rest = header[2], ""
@@ -234,9 +233,7 @@ def _lines(text: str) -> dict[tuple[Place, str | None], int]:
             prefix = rest.split(".")[0] or None
             if prefix:
                 found.setdefault((place, prefix), number)
-            continue
-        key = _KEY.match(line)
-        if key and prefix is None:
+        elif prefix is None and (key := _KEY.match(line)):
             if place[0] == "":
                 found.setdefault(((key[1].strip('"'), 0), None), number)
             found.setdefault((place, key[1].strip('"')), number)
