@@ -25,7 +25,7 @@ from zoo.wire import protocol
 
 FRAME = np.zeros((4, 4, 3), np.uint8)
 NOBODY = 65534
-STRANGER = 61234  # has no name
+STRANGER = 61_000 + os.getpid() % 4_000  # has no name, and its folder in /tmp is not that of another run's
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("setpriv") is None, reason="only root can play another user"
 )
