@@ -5,7 +5,9 @@ The photographs are real ones, HxWx3 RGB uint8 and read-only: those inside the u
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from PIL import Image
 
 from tests import support
 from tests.support import Running
+from zoo.weights import inventory
 
 CONFIG = (support.ROOT / "config.toml").read_text()
 ROOMY = {"vram_budget_gb": 2.75, "dispatch_timeout": 60, "host_cache_mb": 4000}
@@ -39,8 +42,11 @@ def zidane() -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where `standin` puts them, each in its place."""
-    return tmp_path_factory.mktemp("standins")
+    """Where `standin` puts them, each in its place. All processes of a run share it: they take 14 s to make."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "standins"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +56,13 @@ def standin(weights_dir: Path) -> Callable[[str], Path]:
     """
     from workers.models import standins
 
-    return functools.cache(lambda name: standins.make(name, weights_dir))
+    def make(name: str) -> Path:
+        with open(weights_dir.with_name(f"standin-{name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+            target = weights_dir / standins.STANDINS[name][0]
+            return standins.make(name, weights_dir) if inventory.is_missing(target) else target
+
+    return functools.cache(make)
 
 
 @pytest.fixture(scope="session")
