@@ -12,6 +12,7 @@ from zoo.client import frame_arena, frames
 from zoo.client.link import Link, client_closed
 from zoo.errors import AccessDenied, BrokerUnreachable, InvalidInput, OutOfMemory
 from zoo.system.locks import is_mine, under
+from zoo.wire import arena
 
 
 class Depot:
@@ -24,7 +25,7 @@ class Depot:
     def __init__(self, arena_bytes: int) -> None:
         self.store: frames.Store | None = None
         self._bytes = arena_bytes
-        self._making: frame_arena.Making | None = None
+        self._making: arena.Reservation | None = None
         self._lock = threading.RLock()
         self._known_to = b""  # the session that has the arena
         self._closed = False
@@ -67,7 +68,7 @@ class Depot:
                 "the client with less, or raise arena_limit_mb"
             )
         try:
-            making = self._making = self._making or frame_arena.Making(self._bytes)
+            making = self._making = self._making or arena.Reservation(self._bytes)
             if not making.go_on(deadline):
                 raise BrokerUnreachable(
                     f"the {self._bytes >> 20} MB for this client's frames are not reserved yet; the next call goes on"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-import time
 import weakref
 from collections import deque
 from typing import Any, Protocol
@@ -18,42 +17,11 @@ from typing import Any, Protocol
 from zoo.system.locks import is_mine
 from zoo.wire import arena
 
-PIECE = 64 << 20  # bytes reserved between two looks at the clock
-
 
 class Holder(Protocol):
     """`home`: empty, or one (offset, ticket) once it has a slot."""
 
     home: list[tuple[int, int]]
-
-
-class Making:
-    """An arena that is being made, piece by piece, so that a caller can be gone when its time is up.
-
-    Raises:
-        OSError: no memory, or no descriptor.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = -(-size // arena.PAGE) * arena.PAGE
-        self._done = 0
-        self.fd = -1
-        self.fd = arena.memfd(self.size)
-
-    def go_on(self, deadline: float) -> bool:
-        """Reserves memory until it is done (True), or until the deadline."""
-        while self._done < self.size:
-            if time.monotonic() >= deadline:
-                return False
-            piece = min(PIECE, self.size - self._done)
-            os.posix_fallocate(self.fd, self._done, piece)
-            self._done += piece
-        return True
-
-    def __del__(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
 
 
 class FrameArena(arena.OwnedArena):
@@ -63,7 +31,7 @@ class FrameArena(arena.OwnedArena):
         forked: this is a child's copy of its parent's arena, and nothing here is to be touched.
     """
 
-    def __init__(self, made: Making) -> None:
+    def __init__(self, made: arena.Reservation) -> None:
         super().__init__(made.size, made=made)
         self.forked = False
         self._holders: dict[int, tuple[weakref.ref[Any], int]] = {}  # by offset

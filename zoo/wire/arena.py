@@ -11,13 +11,15 @@ Slots are reused last-in first-out, so that the next frame lands in pages the ca
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
 import threading
+import time
 from collections.abc import Iterable
-from typing import Protocol
 
 PAGE = mmap.PAGESIZE
+PIECE = 64 << 20  # bytes reserved between two looks at the clock
 SEAL = {
     "SHRINK": fcntl.F_SEAL_SHRINK,
     "GROW": fcntl.F_SEAL_GROW,
@@ -127,21 +129,37 @@ class SlotAllocator:
         return None
 
 
-def memfd(size: int, name: str = "zoo-arena") -> int:
-    """A descriptor of memory that can be sealed, `size` bytes, none of them reserved yet."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, size)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+class Reservation:
+    """Memory for an arena, reserved piece by piece, so that a caller can be gone when its time is up.
 
+    Attributes:
+        size: in whole pages. fd: the memory; -1 once an arena has taken it over.
 
-class Reserved(Protocol):
-    """Memory whose pages are reserved. `fd` is set to -1 when it is taken over."""
+    Raises:
+        OSError: no memory, or no descriptor.
+    """
 
-    fd: int
+    def __init__(self, size: int, name: str = "zoo-arena") -> None:
+        self.size = -(-size // PAGE) * PAGE
+        self._done = 0
+        self.fd = -1
+        self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, self.size)
+
+    def go_on(self, deadline: float) -> bool:
+        """Reserves memory until it is done (True), or until the deadline."""
+        while self._done < self.size:
+            if time.monotonic() >= deadline:
+                return False
+            piece = min(PIECE, self.size - self._done)
+            os.posix_fallocate(self.fd, self._done, piece)
+            self._done += piece
+        return True
+
+    def __del__(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class OwnedArena:
@@ -153,17 +171,15 @@ class OwnedArena:
         id: the number the broker gave it, or 0 while it is not registered.
     """
 
-    def __init__(self, size: int, name: str = "zoo-arena", made: Reserved | None = None) -> None:
-        self.size = -(-size // PAGE) * PAGE
-        self.id = 0
+    def __init__(self, size: int, name: str = "zoo-arena", made: Reservation | None = None) -> None:
         self.fd = -1
         if made is None:
-            self.fd = memfd(self.size, name)
-        else:
-            self.fd, made.fd = made.fd, -1
+            made = Reservation(size, name)
+            made.go_on(math.inf)
+        self.size = made.size
+        self.id = 0
+        self.fd, made.fd = made.fd, -1
         try:
-            if made is None:
-                os.posix_fallocate(self.fd, 0, self.size)
             self.memory = mmap.mmap(
                 self.fd,
                 self.size,
