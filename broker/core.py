@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from broker.ending import Ending
-from broker.guard import Guard
+from broker import ending, guard
 from broker.scheduler.capacity.ledger import Device
 from broker.scheduler.events import Action, Event, ShutDown
 from broker.scheduler.scheduler import Scheduler
@@ -40,8 +39,8 @@ class Core:
     def __init__(self, config: ZooConfig, devices: list[Device], checks: bool) -> None:
         self.config = config
         self.scheduler = Scheduler(config.broker, devices, config.models)
-        self.guard = Guard(self._go_on_or_end)
-        self.ending = Ending()
+        self.guard = guard.Guard(self._go_on_or_end)
+        self.ending = ending.Ending()
         self.actions: dict[type, Callable[[Any], object]] = {}
         self.amends: dict[type, Callable[[Any], object]] = {}
         self.unsound = False

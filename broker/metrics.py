@@ -17,8 +17,7 @@ from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from broker import logs
-from broker.exposition import Exposition
+from broker import exposition, logs
 from broker.scheduler.state import State
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class Metrics(Collector):
             registry=self.registry,
         )
         self._last: list[Metric] = []
-        self._server = Exposition(self.registry, address) if address else None
+        self._server = exposition.Exposition(self.registry, address) if address else None
 
     def loaded(self, model: str, seconds: float | None) -> None:
         """A worker of the model has become ready, or (None) has come too late with it."""

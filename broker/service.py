@@ -24,25 +24,19 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from broker import descriptors, ending, heap
+from broker import descriptors, ending, heap, status
 from broker.core import Core
 from broker.fleet.fleet import Fleet
-from broker.front import endpoint, outgoing
+from broker.front import endpoint, front, intake, outgoing
 from broker.front.access import Access
 from broker.front.clients import Clients
-from broker.front.front import Front
 from broker.front.handoff import Handoff
-from broker.front.intake import Intake
 from broker.loop import Loop
-from broker.memory import meters, state
-from broker.memory.host_cache import Copies
+from broker.memory import host_cache, meters, state
 from broker.memory.learnt import Learnt
 from broker.scheduler import events
 from broker.scheduler.capacity.ledger import Device
-from broker.status import Views
-from zoo.config import changes
-from zoo.config.reading import load_config
-from zoo.config.schema import MB_PER_GB, ZooConfig
+from zoo.config import changes, reading, schema
 from zoo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -74,7 +68,7 @@ class Service:
         ConfigError: the configuration or the endpoint cannot be used here. OSError.
     """
 
-    def __init__(self, config: ZooConfig, endpoint_given: str = "", *, checks: bool = False) -> None:
+    def __init__(self, config: schema.ZooConfig, endpoint_given: str = "", *, checks: bool = False) -> None:
         limit = descriptors.raise_limit()
         heap.settle()
         self._stop = False
@@ -102,7 +96,7 @@ class Service:
         access = Access(keys, bool(config.broker.group))
         self._place = place = endpoint.claim(config.endpoint, config.broker.group, config.broker.user)
         try:
-            self._front = Front(config, place, shares, access)
+            self._front = front.Front(config, place, shares, access)
             listen, limit = partial(place.listen, kind=socket.SOCK_SEQPACKET), config.broker.arena_limit_mb << 20
             self._handoff = Handoff(place.handoff, limit, self._loop, listen, shares, place.admits)
         except (OSError, ConfigError) as e:  # zmq.ZMQError is neither
@@ -110,10 +104,10 @@ class Service:
             raise e if isinstance(e, ConfigError) else ConfigError(f"cannot listen on {config.endpoint}: {e}") from None
         self._connect(config)
 
-    def _connect(self, config: ZooConfig) -> None:
+    def _connect(self, config: schema.ZooConfig) -> None:
         """Makes the parts that use sockets and processes, and says which of them does what for the scheduler."""
         core, loop, handoff = self._core, self._loop, self._handoff
-        self._copies = copies = Copies(int(config.broker.host_cache_mb * meters.MB))
+        self._copies = copies = host_cache.Copies(int(config.broker.host_cache_mb * meters.MB))
         self._metrics: Metrics | None = None
         told_load = None
         if config.broker.metrics:
@@ -124,8 +118,8 @@ class Service:
         self._learnt = learnt = Learnt(core)
         self._fleet = fleet = Fleet(core, loop, handoff, self._meters, copies, told_load)
         self._clients = clients = Clients(core, self._front, handoff, fleet.arena_of)
-        views = Views(core.scheduler, fleet.usage, copies)
-        self._intake = Intake(core, self._front, handoff, clients, fleet.workers, views, learnt, self.reload)
+        views = status.Views(core.scheduler, fleet.usage, copies)
+        self._intake = intake.Intake(core, self._front, handoff, clients, fleet.workers, views, learnt, self.reload)
         handoff.roles = {"client": clients, "worker": fleet}
         self._resident = state.ResidentFile(config.state)
         core.actions = {
@@ -231,15 +225,15 @@ class Service:
         core = self._core
         if core.config.file is None:
             raise ConfigError("this broker was started without a config.toml: there is nothing to read again")
-        read = load_config(core.config.file)
+        read = reading.load_config(core.config.file)
         read.broker.endpoint = self._endpoint_given or read.broker.endpoint
         found = changes.compare(core.config, read, self._fleet.editions.take_edited(read.models))
         keys = self._clients.reread_keys()
         if not found.lines:
             return keys
         core.config = found.config
-        broker, budgets = found.config.broker, {d.name: d.budget_gb * MB_PER_GB for d in found.config.devices}
-        budgets = budgets or dict.fromkeys(self._meters, broker.vram_budget_gb * MB_PER_GB)
+        broker, budgets = found.config.broker, {d.name: d.budget_gb * schema.MB_PER_GB for d in found.config.devices}
+        budgets = budgets or dict.fromkeys(self._meters, broker.vram_budget_gb * schema.MB_PER_GB)
         core.submit(events.Reconfigured(broker, budgets, found.config.models, found.restart, found.lines))
         models = core.scheduler.models
         self._copies.resize(int(broker.host_cache_mb * meters.MB))
@@ -289,14 +283,14 @@ class Service:
             self._resident.note(self._core.scheduler.resident(), at_last=at_last)
 
 
-def devices_of(config: ZooConfig, machine: meters.Machine) -> list[Device]:
+def devices_of(config: schema.ZooConfig, machine: meters.Machine) -> list[Device]:
     """The devices of a configuration, "auto" resolved; says in the log why that is not CUDA."""
     if config.devices:
-        return [Device(d.name, d.kind, d.budget_gb * MB_PER_GB) for d in config.devices]
+        return [Device(d.name, d.kind, d.budget_gb * schema.MB_PER_GB) for d in config.devices]
     kind = config.broker.device
     if kind == "auto":
         kind = "cuda" if machine.uuids else "cpu"
         if kind == "cpu":
             log.warning("models are loaded on the CPU, as no CUDA device can be used: %s", machine.why_none)
     name = "cuda:0" if kind == "cuda" else "cpu"
-    return [Device(name, kind, config.broker.vram_budget_gb * MB_PER_GB)]
+    return [Device(name, kind, config.broker.vram_budget_gb * schema.MB_PER_GB)]

@@ -14,12 +14,10 @@ from typing import Any
 import msgspec
 
 from broker.fleet.roster import WorkerProcess
-from broker.memory.host_cache import Copies
-from broker.memory.meters import MB
+from broker.memory import host_cache, meters
 from broker.memory.usage import MemoryUsage
 from broker.scheduler.scheduler import Scheduler
-from broker.scheduler.story.journal import KEEP
-from broker.scheduler.story.story import Line
+from broker.scheduler.story import journal, story
 from zoo.config.schema import ZooConfig
 from zoo.errors import AccessDenied, InvalidInput, ModelNotFound
 from zoo.system.files import shown
@@ -31,7 +29,7 @@ MOST_DIGITS, MOST_NAME = 20, 64
 class Views:
     """`config` comes with each question: a reload replaces it."""
 
-    def __init__(self, scheduler: Scheduler, usage: MemoryUsage, copies: Copies) -> None:
+    def __init__(self, scheduler: Scheduler, usage: MemoryUsage, copies: host_cache.Copies) -> None:
         self._scheduler = scheduler
         self._copies = copies
         self._usage = usage
@@ -52,7 +50,7 @@ class Views:
         status["sessions"] = sessions
         status["host_cache"] = {
             "limit_mb": config.broker.host_cache_mb,
-            "used_mb": round(self._copies.used_bytes / MB, 1),
+            "used_mb": round(self._copies.used_bytes / meters.MB, 1),
             "models": self._copies.models(),
         }
         status["broker"] = {
@@ -97,7 +95,7 @@ class Views:
         Raises:
             InvalidInput, ModelNotFound: there is none such. AccessDenied: it is a request of another session.
         """
-        lines: list[Line] | None
+        lines: list[story.Line] | None
         if about is None or about in self._scheduler.models:
             lines = self._scheduler.explain(about) if only is None else self._scheduler.decisions(about)
         elif about.isdecimal() and len(about) < MOST_DIGITS:
@@ -105,7 +103,7 @@ class Views:
                 raise AccessDenied(f"request {about} is another client's; it is explained to operators")
             lines = self._scheduler.explain_request(int(about))
             if lines is None:
-                raise InvalidInput(f"request: {about} is not under way, nor one of the last {KEEP} that were")
+                raise InvalidInput(f"request: {about} is not under way, nor one of the last {journal.KEEP} that were")
             if only is not None:
                 lines = [line for line in lines if line.fields.get("request", int(about)) == int(about)]
         else:

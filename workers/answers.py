@@ -18,8 +18,7 @@ from workers.batch import Task
 from workers.lifeline import WorkerLifeline
 from zoo import results
 from zoo.errors import InferenceFailed, InvalidInput
-from zoo.wire import payload, protocol
-from zoo.wire.arrays import KINDS
+from zoo.wire import arrays, payload, protocol
 from zoo.wire.launch import Launch
 
 MARGIN_BYTES = 64 << 10  # of a result, for what is not its arrays
@@ -130,7 +129,7 @@ def _check_result(answer: results.TypedResult) -> None:
                 raise InferenceFailed(f"the adapter answered {name} with {field} that is no list of texts")
             found: tuple[int, ...] = (len(value),)
         else:
-            if not isinstance(value, np.ndarray) or value.dtype.kind not in KINDS:
+            if not isinstance(value, np.ndarray) or value.dtype.kind not in arrays.KINDS:
                 raise InferenceFailed(f"the adapter answered {name} with {field} that is {_kind(value)}, no array")
             found = value.shape
         if len(found) != len(shape) or any(

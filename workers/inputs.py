@@ -21,8 +21,7 @@ import numpy as np
 from workers import encoded
 from workers.models.base import Input, Spec
 from zoo.errors import InvalidInput
-from zoo.wire import arena, arrays, payload
-from zoo.wire.boxes import MAX_BOXES, crop_box
+from zoo.wire import arena, arrays, boxes, payload
 from zoo.wire.launch import Launch
 
 
@@ -98,8 +97,8 @@ def read(
         raise InvalidInput("frame: the request holds none")
     if body.boxes is not None and len(body.frames) != 1:
         raise InvalidInput("boxes: they go with a single frame, not with a video")
-    if body.boxes is not None and len(body.boxes) > MAX_BOXES:
-        raise InvalidInput(f"boxes: {len(body.boxes)} of them, at most {MAX_BOXES} are taken")
+    if body.boxes is not None and len(body.boxes) > boxes.MAX_BOXES:
+        raise InvalidInput(f"boxes: {len(body.boxes)} of them, at most {boxes.MAX_BOXES} are taken")
     if max_frames is not None and len(body.frames) > max_frames:
         most = "one image" if max_frames == 1 else f"at most {max_frames} frames"
         raise InvalidInput(f"frame: this model takes {most}, got a video of {len(body.frames)} frames")
@@ -113,7 +112,7 @@ def read(
     corners: list[tuple[float, float]] = []
     pixels = 0
     for i, box in enumerate(body.boxes):
-        x1, y1, x2, y2 = bounds = crop_box(box, whole.shape[1], whole.shape[0], i)
+        x1, y1, x2, y2 = bounds = boxes.crop_box(box, whole.shape[1], whole.shape[0], i)
         pixels += (x2 - x1) * (y2 - y1)
         if pixels > encoded.MAX_REQUEST_PIXELS:  # a model copies what it is to scale
             raise InvalidInput(

@@ -14,11 +14,9 @@ from collections import deque
 
 import numpy as np
 
-from workers import inputs
-from workers.process import exit_now
+from workers import inputs, process
 from zoo.errors import InvalidInput
-from zoo.wire import arena, lifeline, protocol
-from zoo.wire.launch import Seat
+from zoo.wire import arena, launch, lifeline, protocol
 
 RESULT_ARENA_BYTES = 32 << 20
 ARENA_WAIT_S = 5.0
@@ -27,7 +25,7 @@ ARENA_WAIT_S = 5.0
 class WorkerLifeline:
     """The worker's end of its lifeline: the arenas of clients, and its own for results."""
 
-    def __init__(self, seat: Seat) -> None:
+    def __init__(self, seat: launch.Seat) -> None:
         self._sock = lifeline.connect(seat.handoff, timeout=10.0)
         self._sock.settimeout(None)
         self._limit = seat.arena_limit_bytes
@@ -48,7 +46,7 @@ class WorkerLifeline:
             pass
         except BaseException:
             traceback.print_exc()
-        exit_now(0)  # the broker is gone
+        process.exit_now(0)  # the broker is gone
 
     def _take(self, message: protocol.LifelineMessage, fd: int | None) -> None:
         with self._news:

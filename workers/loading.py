@@ -20,8 +20,7 @@ from workers.batch import MAX_CAUSE, cause
 from workers.models.base import Adapter
 from zoo.config import adapters
 from zoo.errors import LoadFailed, ModelUnavailable, OutOfMemory, ZooError
-from zoo.weights import inventory
-from zoo.weights.source import Published
+from zoo.weights import inventory, source
 from zoo.wire import protocol
 from zoo.wire.launch import Launch
 
@@ -112,7 +111,7 @@ def _import_adapter(adapter: str) -> Any:
     return getattr(found, name)
 
 
-def _pull(model: str, published: Published, target: Path) -> None:
+def _pull(model: str, published: source.Published, target: Path) -> None:
     """Fetches missing weights, which config.toml has asked for (`auto_pull`)."""
     from zoo.weights.pull import pull  # the network's modules: only for those who use it
     from zoo.weights.transfer import Watch

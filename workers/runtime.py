@@ -14,15 +14,11 @@ from typing import NoReturn
 
 import msgspec
 
-from workers.copies import CopyMaker
+from workers import copies, lifeline, loading, process
 from workers.dispatches import Dispatches
-from workers.lifeline import WorkerLifeline
-from workers.loading import LoadedModel, failure, load
-from workers.process import exit_now, show_device
 from zoo.errors import ZooError
 from zoo.system.kernel import set_name
-from zoo.wire import protocol
-from zoo.wire.channel import Channel
+from zoo.wire import channel, protocol
 from zoo.wire.launch import Launch, Seat
 
 
@@ -30,9 +26,9 @@ class Runtime:
     """The loop around one adapter, once the broker has said which. Until then everything waits that needs no model."""
 
     def __init__(self, seat: Seat) -> None:
-        self._lifeline = WorkerLifeline(seat)
+        self._lifeline = lifeline.WorkerLifeline(seat)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._channel = Channel(ours)
+        self._channel = channel.Channel(ours)
         with theirs:
             self._lifeline.send(protocol.LifelineChannel(), theirs.fileno())
 
@@ -41,30 +37,30 @@ class Runtime:
             return  # the broker has no use for this process any more
         launch = msgspec.msgpack.decode(told[0], type=Launch)
         set_name(f"zoo:{launch.model}")
-        show_device(launch.visible)
+        process.show_device(launch.visible)
         loaded = self._load(launch)
         gc.collect()  # what the load left over, and only that: the nursery's objects are frozen
         gc.freeze()  # the model's are not looked at again either
         dispatches = Dispatches(launch, loaded, self._lifeline)
-        copying = CopyMaker(loaded.adapter, 0 if loaded.copied else launch.copy_bytes, self._lifeline)
+        copying = copies.CopyMaker(loaded.adapter, 0 if loaded.copied else launch.copy_bytes, self._lifeline)
         self._send(
             protocol.Loaded(loaded.seconds, stand_in=loaded.stand_in, max_batch=loaded.max_batch, copied=loaded.copied)
         )
         while (parts := self._receive(copying)) is not None:
             self._channel.send(dispatches.answer(parts))
 
-    def _load(self, launch: Launch) -> LoadedModel:
+    def _load(self, launch: Launch) -> loading.LoadedModel:
         """The model; where that cannot be, the process ends when the broker has been told why."""
         try:
-            return load(launch, self._lifeline.take_copy)
+            return loading.load(launch, self._lifeline.take_copy)
         except BaseException as e:
-            told = failure(e, launch.device)
+            told = loading.failure(e, launch.device)
             self._send(told)
             if told.short is not None:
                 self._channel.receive()  # to be ended: until then the broker can see what it took
-            exit_now(1)
+            process.exit_now(1)
 
-    def _receive(self, copying: CopyMaker) -> list[bytes] | None:
+    def _receive(self, copying: copies.CopyMaker) -> list[bytes] | None:
         """The next dispatch."""
         while copying.wanted and self._channel.is_quiet(copying.after_s):
             copying.make_piece()
@@ -80,4 +76,4 @@ def main(seat: Seat) -> NoReturn:
         Runtime(seat).run()
     except (OSError, ZooError):
         traceback.print_exc()
-    exit_now(1)
+    process.exit_now(1)

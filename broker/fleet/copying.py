@@ -10,10 +10,8 @@ import msgspec
 
 from broker.core import Core
 from broker.fleet.roster import WorkerProcess
-from broker.memory import footprints
-from broker.memory.host_cache import Copies
-from zoo.wire import protocol
-from zoo.wire.arena import ArenaRefused
+from broker.memory import footprints, host_cache
+from zoo.wire import arena, protocol
 from zoo.wire.launch import Launch
 
 log = logging.getLogger("zoo.broker")
@@ -24,7 +22,7 @@ class Copying:
     """A copy belongs to a version of the model's weights: of others it is neither taken nor given."""
 
     core: Core
-    copies: Copies
+    copies: host_cache.Copies
 
     def give(self, worker: WorkerProcess, launch: Launch) -> Launch:
         """Sends the copy of its model to a worker that is about to be told `launch`. What it is to be told then."""
@@ -50,7 +48,7 @@ class Copying:
         try:
             size = self.copies.keep(worker.model, worker.device, worker.version, fd)
             log.info("%s: a copy of it is kept in host memory, %d MB", worker.model, size >> 20)
-        except ArenaRefused as e:
+        except arena.ArenaRefused as e:
             log.info("%s: its copy is not kept: %s", worker.model, e)
 
     def used(self, worker: WorkerProcess, used: bool) -> None:

@@ -26,21 +26,15 @@ from typing import Any
 import msgspec
 
 from broker.core import Core
-from broker.fleet import environment, nvidia
-from broker.fleet.channels import Channels
-from broker.fleet.copying import Copying
-from broker.fleet.editions import Editions
+from broker.fleet import channels, copying, editions, environment, nvidia
 from broker.fleet.pool import BY_SIGKILL, Child, Exited, Failed, News, Pool, Started
 from broker.fleet.reports import ToldLoad, WorkerReports
 from broker.fleet.roster import FORKS_MOST, Roster, WorkerProcess
 from broker.front.handoff import Handoff, LifelineEnd, Takes
 from broker.front.inline import part_bytes
 from broker.loop import Loop
-from broker.memory.container import Container
-from broker.memory.host_cache import Copies
+from broker.memory import container, host_cache, oom_killer, usage
 from broker.memory.meters import Meter
-from broker.memory.oom_killer import OomKiller
-from broker.memory.usage import Finding, Looked, MemoryUsage
 from broker.scheduler import events
 from zoo.config.schema import ZooConfig
 from zoo.wire import protocol
@@ -72,7 +66,7 @@ class Fleet:
         loop: Loop,
         handoff: Handoff,
         meters: dict[str, Meter],
-        copies: Copies,
+        copies: host_cache.Copies,
         told_load: ToldLoad | None,
     ) -> None:
         config = core.config
@@ -81,20 +75,20 @@ class Fleet:
         self._submit = core.submit
         self._handoff = handoff
         self._meters = meters
-        self._cores = Container().cores()
-        self._oom_killer = OomKiller()
+        self._cores = container.Container().cores()
+        self._oom_killer = oom_killer.OomKiller()
         self._terminating: set[WorkerProcess] = set()
-        self.editions = Editions()
+        self.editions = editions.Editions()
         if str(config.base) not in sys.path:
             sys.path.append(str(config.base))  # adapters may lie beside config.toml
         if any(meter.cuda for meter in meters.values()):
             nvidia.make_device_files()
         self._pool = Pool(loop, _preload(config), environment.of_workers(config.broker), config.base)
-        self.usage = MemoryUsage(meters, core.measures)
+        self.usage = usage.MemoryUsage(meters, core.measures)
         self._roster = Roster(core, self._pool, handoff)
-        self._copying = Copying(core, copies)
+        self._copying = copying.Copying(core, copies)
         reports = WorkerReports(core, self.usage, self._roster, self._copying, told_load)
-        self._channels = Channels(loop, config.broker.max_inline_mb, reports.take)
+        self._channels = channels.Channels(loop, config.broker.max_inline_mb, reports.take)
         self._takes: Takes = {
             protocol.LifelineArena: self._take_arena,
             protocol.LifelineChannel: self._take_channel,
@@ -392,10 +386,10 @@ class Fleet:
 
     # ------------------------------------------------------------ memory
 
-    def _pass_on(self, findings: Iterable[Finding]) -> None:
+    def _pass_on(self, findings: Iterable[usage.Finding]) -> None:
         """What was found out about memory goes to the scheduler, each before the next is looked for."""
         for found in findings:
-            if isinstance(found, Looked):
+            if isinstance(found, usage.Looked):
                 worker = self.workers.get(found.worker)
                 if worker is not None:
                     self._channels.go_on(worker)

@@ -18,7 +18,6 @@ import socket
 from collections.abc import Callable
 
 from broker.front import listening
-from broker.front.listening import Identity, identity
 from broker.front.lock import Lock
 from zoo.config.address import user_id
 from zoo.config.endpoint import default_endpoints
@@ -45,14 +44,14 @@ class Place:
         self.gid = gid
         self._lock = lock
         self._link = link  # to `front`, or "" for none
-        self._bound: dict[str, Identity | None] = {}
+        self._bound: dict[str, listening.Identity | None] = {}
         self._touch_at = 0.0
         self._told: set[str] = set()
 
     def listen(self, path: str, kind: int) -> socket.socket:
         """A listener at `front` or `handoff`, private from the first moment. Raises OSError."""
         made = listening.listen(path, kind, BACKLOG, self.gid)
-        self._bound[path] = identity(path)
+        self._bound[path] = listening.identity(path)
         return made
 
     def admits(self, sock: socket.socket) -> bool:
@@ -73,7 +72,7 @@ class Place:
         if self._link:
             listening.link(self._link, self.front)
         for path, own in list(self._bound.items()):
-            if identity(path) != own:
+            if listening.identity(path) != own:
                 self._try(path, lambda path=path: self._restore(path, again))  # type: ignore[misc]
 
     def _restore(self, path: str, again: Callable[[str], None]) -> None:
@@ -96,7 +95,7 @@ class Place:
     def _touch(self) -> None:
         self._lock.touch()
         for path, own in self._bound.items():
-            if identity(path) == own:
+            if listening.identity(path) == own:
                 with contextlib.suppress(OSError):
                     os.utime(path, follow_symlinks=False)
 

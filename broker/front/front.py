@@ -8,11 +8,8 @@ from typing import Any
 import zmq
 
 from broker.descriptors import Shares
-from broker.front import inline
+from broker.front import door, endpoint, inline, outgoing
 from broker.front.access import Access
-from broker.front.door import Door
-from broker.front.endpoint import Place
-from broker.front.outgoing import LOOK_BYTES, Outgoing
 from zoo.config.schema import ZooConfig
 from zoo.errors import ConfigError
 from zoo.wire import multipart, protocol
@@ -36,7 +33,7 @@ class Front:
         OSError, ConfigError: the endpoint cannot be listened on.
     """
 
-    def __init__(self, config: ZooConfig, place: Place, shares: Shares, access: Access) -> None:
+    def __init__(self, config: ZooConfig, place: endpoint.Place, shares: Shares, access: Access) -> None:
         broker = config.broker
         self.shares = shares
         self.access = access
@@ -52,9 +49,9 @@ class Front:
         sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         if config.endpoint.startswith("tcp://"):
             access.guard(self._context, sock)
-        self.door = Door(self._context, sock, shares.front, shares.sockets, broker.inline_budget_mb << 20)
+        self.door = door.Door(self._context, sock, shares.front, shares.sockets, broker.inline_budget_mb << 20)
         self.inline = inline.InlineBytes(broker.max_inline_mb, broker.inline_budget_mb)
-        self.outgoing = Outgoing(self.inline, self._put, self.door.cut)
+        self.outgoing = outgoing.Outgoing(self.inline, self._put, self.door.cut)
         self._spoken = self.door.by_identity
         self.bind()  # the door's monitor has to be there before
         self.door.open()
@@ -87,7 +84,7 @@ class Front:
             size = len(parts[1])
             for part in rest:
                 size += len(part)
-            if peer.out + size > LOOK_BYTES:
+            if peer.out + size > outgoing.LOOK_BYTES:
                 return self.outgoing.put(peer, parts, size)
             peer.out += size
         try:

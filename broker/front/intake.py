@@ -16,12 +16,10 @@ from typing import Any
 
 from broker.core import Core
 from broker.fleet.roster import WorkerProcess
-from broker.front import misread
-from broker.front.access import curve_key
+from broker.front import access, inline, misread
 from broker.front.clients import FULL_RETRY_S, Clients, ClientSession
 from broker.front.front import Front
 from broker.front.handoff import Handoff
-from broker.front.inline import FREE_BYTES
 from broker.memory.learnt import Learnt
 from broker.scheduler.events import Asked, IdleCleanup, Kind, Pinned, Released
 from broker.status import Views
@@ -136,7 +134,7 @@ class Intake:
 
     def _is_revoked(self, source: Any) -> bool:
         """Whether it came by a connection of a client whose CURVE key was taken away since."""
-        return not self._access.knows(curve_key(source))
+        return not self._access.knows(access.curve_key(source))
 
     def _hello(self, identity: bytes, message: protocol.Hello, source: Any) -> None:
         if self._is_revoked(source):
@@ -147,7 +145,7 @@ class Intake:
             size = protocol.SESSION_BYTES
             raise ProtocolMismatch(f"a session key has {size} bytes and begins the socket's routing id")
         try:
-            self.clients.open(message, curve_key(source))
+            self.clients.open(message, access.curve_key(source))
         except QueueFull:
             self.front.door.refuse(identity)
             raise
@@ -173,7 +171,7 @@ class Intake:
         if not 0 <= m.priority <= 3:
             raise InvalidInput(f"priority: {m.priority} is not between 0 (first) and 3 (last)")
         size = len(parts[2]) if len(parts) == 3 else sum(map(len, parts[2:]))
-        if size > FREE_BYTES:
+        if size > inline.FREE_BYTES:
             self.front.inline.check(size, session.held)
             self.front.door.arrived(identity, size)
         else:

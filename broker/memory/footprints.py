@@ -17,8 +17,7 @@ import msgspec
 
 from broker.memory.state import StateFile
 from broker.scheduler.state import Peak
-from zoo.config import adapters
-from zoo.config.schema import ModelConfig, ZooConfig
+from zoo.config import adapters, schema
 from zoo.system import files
 
 FILE = "footprints.json"
@@ -42,7 +41,7 @@ def kept_in(folder: Path) -> StateFile[KnownModels]:
     return StateFile(folder, FILE, KnownModels)
 
 
-def version(config: ZooConfig, model: ModelConfig) -> str:
+def version(config: schema.ZooConfig, model: schema.ModelConfig) -> str:
     """Changes with whatever may change a footprint: weights (names, sizes, times), adapter, options."""
     import hashlib  # with OpenSSL: not where footprints are declared
 

@@ -15,13 +15,13 @@ from ultralytics import YOLO  # noqa: E402
 from ultralytics.data.augment import LetterBox  # noqa: E402
 from ultralytics.utils import nms, ops  # noqa: E402
 
-from workers.inputs import crop_box  # noqa: E402
 from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
 from workers.models.shared import predictor as yolo_predictor  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed  # noqa: E402
 from zoo.results import Detections, Keypoints  # noqa: E402
 from zoo.weights import inventory as weights_of  # noqa: E402
+from zoo.wire.boxes import crop_box  # noqa: E402
 
 pytestmark = pytest.mark.models
 

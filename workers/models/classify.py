@@ -24,13 +24,12 @@ import transformers.models.vit.modeling_vit  # noqa: F401
 from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification
 
 from workers.models.base import AnyResult, Input, Spec, images, require_numbers
-from workers.models.shared import folder, timm_vit
-from workers.models.shared.batches import Configured, RankOptions, classified
+from workers.models.shared import batches, folder, timm_vit
 
 WHAT = "an image classifier"
 
 
-class ClassifierOptions(RankOptions, frozen=True, forbid_unknown_fields=True):
+class ClassifierOptions(batches.RankOptions, frozen=True, forbid_unknown_fields=True):
     """`labels`: what to call the classes of a checkpoint that names none, in order; in config.toml alone."""
 
     labels: tuple[str, ...] | None = None
@@ -43,7 +42,7 @@ class ImageClassifier:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
-        self._options = Configured(spec, ClassifierOptions, "labels")
+        self._options = batches.Configured(spec, ClassifierOptions, "labels")
         own = self._options.own
         self.max_batch = own.max_batch
         config = folder.open_processor(spec, AutoConfig, WHAT)
@@ -57,7 +56,7 @@ class ImageClassifier:
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""
-        return classified(self._labels, self._options.of(inputs), images(inputs), self._forward)
+        return batches.classified(self._labels, self._options.of(inputs), images(inputs), self._forward)
 
     def _forward(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """(n, labels) float32 probabilities."""

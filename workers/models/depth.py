@@ -24,8 +24,7 @@ from transformers.models.depth_anything.modeling_depth_anything import DepthAnyt
 from transformers.models.dpt.image_processing_dpt import DPTImageProcessor
 
 from workers.models.base import AnyResult, Input, Spec, images, require_numbers, unservable
-from workers.models.shared import folder
-from workers.models.shared.batches import Configured, PassOptions, in_passes
+from workers.models.shared import batches, folder
 from zoo.errors import InvalidInput
 from zoo.results import DepthMap
 
@@ -36,7 +35,7 @@ WHAT = "a Depth Anything model"
 MAX_RATIO = 8
 
 
-class DepthOptions(PassOptions, frozen=True, forbid_unknown_fields=True):
+class DepthOptions(batches.PassOptions, frozen=True, forbid_unknown_fields=True):
     """With fewer in one pass."""
 
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
@@ -49,7 +48,7 @@ class DepthEstimator:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
-        self._options = Configured(spec, DepthOptions)
+        self._options = batches.Configured(spec, DepthOptions)
         self.max_batch = self._options.own.max_batch
         config = folder.open_config(spec, "depth_anything", WHAT)
         if config.depth_estimation_type != "relative":
@@ -82,7 +81,7 @@ class DepthEstimator:
             alike.setdefault(frame.shape, []).append(key)
         maps: dict[int, np.ndarray] = {}
         for keys in alike.values():
-            maps |= zip(keys, in_passes(asked, [frames[key] for key in keys], self._forward), strict=True)
+            maps |= zip(keys, batches.in_passes(asked, [frames[key] for key in keys], self._forward), strict=True)
         out: list[AnyResult] = []
         for item in inputs:
             x1, y1, x2, y2 = item.box or (0, 0, item.whole.shape[1], item.whole.shape[0])

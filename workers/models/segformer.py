@@ -20,8 +20,7 @@ from transformers.models.segformer.image_processing_segformer import SegformerIm
 from transformers.models.segformer.modeling_segformer import SegformerForSemanticSegmentation
 
 from workers.models.base import AnyResult, Input, Spec, images, unservable
-from workers.models.shared import folder
-from workers.models.shared.batches import Configured, PassOptions, in_passes
+from workers.models.shared import batches, folder
 from zoo.errors import InvalidInput
 from zoo.results import Segmentation
 
@@ -34,7 +33,7 @@ MAX_PIXELS = 1 << 23
 MAX_MASKS = 1 << 27  # pixels, and bytes, of all masks of one call
 
 
-class SegmenterOptions(PassOptions, frozen=True, forbid_unknown_fields=True):
+class SegmenterOptions(batches.PassOptions, frozen=True, forbid_unknown_fields=True):
     """`min_coverage`: share of the picture that a label has to cover to be reported."""
 
     max_batch: Annotated[int, msgspec.Meta(ge=1, le=256)] = 8
@@ -48,7 +47,7 @@ class Segmenter:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
-        self._options = Configured(spec, SegmenterOptions)
+        self._options = batches.Configured(spec, SegmenterOptions)
         self.max_batch = self._options.own.max_batch
         config = folder.open_config(spec, "segformer", WHAT)
         if config.num_labels > MAX_CLASSES:
@@ -77,7 +76,7 @@ class Segmenter:
         total = sum(frame.shape[0] * frame.shape[1] for frame in frames)
         if total > MAX_MASKS:
             raise InvalidInput(f"boxes: together they have {total} pixels; at most {MAX_MASKS} are taken at once")
-        masks = in_passes(asked, frames, self._forward)
+        masks = batches.in_passes(asked, frames, self._forward)
         return [
             Segmentation(mask=mask, labels=self._labels, coverage=self._coverage(mask, options.min_coverage))
             for mask, options in zip(masks, asked, strict=True)

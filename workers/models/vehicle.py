@@ -18,9 +18,7 @@ import torch
 from torchvision.models import resnet50
 
 from workers.models.base import AnyResult, Input, Spec, damaged, images, not_there, require_numbers, unservable
-from workers.models.shared import state_dict
-from workers.models.shared.batches import Configured, RankOptions, classified
-from workers.models.shared.pictures import squeezed
+from workers.models.shared import batches, pictures, state_dict
 from zoo.system import files
 
 SIDE = 224
@@ -37,7 +35,7 @@ class VehicleClassifier:
         """Raises ModelUnavailable without weights, LoadFailed when they are not trusted, damaged or of another kind,
         or the labels are not as many as the last layer has outputs.
         """
-        self._options = Configured(spec, RankOptions)
+        self._options = batches.Configured(spec, batches.RankOptions)
         self.max_batch = self._options.own.max_batch
         self._device = device
         path = spec.path
@@ -57,11 +55,11 @@ class VehicleClassifier:
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""
-        return classified(self._labels, self._options.of(inputs), images(inputs), self._forward)
+        return batches.classified(self._labels, self._options.of(inputs), images(inputs), self._forward)
 
     def _forward(self, frames: Any) -> np.ndarray:
         """(n, labels) float32 probabilities."""
-        pixels = squeezed(frames, SIDE, SIDE, self._device, self._network.fc.weight.dtype)
+        pixels = pictures.squeezed(frames, SIDE, SIDE, self._device, self._network.fc.weight.dtype)
         with torch.inference_mode():
             probabilities: np.ndarray = self._network(pixels).float().softmax(-1).cpu().numpy()
         return probabilities

@@ -29,9 +29,7 @@ from transformers.models.vitpose.image_processing_vitpose import (
 from transformers.models.vitpose.modeling_vitpose import VitPoseEstimatorOutput, VitPoseForPoseEstimation
 
 from workers.models.base import AnyResult, Input, Spec, images, require_numbers
-from workers.models.shared import folder, keypoints
-from workers.models.shared.batches import Configured, PassOptions, in_passes
-from workers.models.shared.posture import SEEN, posture
+from workers.models.shared import batches, folder, keypoints, posture
 from zoo.results import Keypoints
 
 WHAT = "a ViTPose model"
@@ -40,10 +38,10 @@ COCO_EXPERT = 0  # ViTPose+ has experts for six data sets (COCO, AiC, MPII, AP-1
 Person = tuple[np.ndarray, tuple[int, int, int, int]]  # a frame, and a box in it (x1, y1, x2, y2)
 
 
-class PoseOptions(PassOptions, frozen=True, forbid_unknown_fields=True):
+class PoseOptions(batches.PassOptions, frozen=True, forbid_unknown_fields=True):
     """`min_score`: what a keypoint has to score to count for the posture."""
 
-    min_score: Annotated[float, msgspec.Meta(ge=0, le=1)] = SEEN
+    min_score: Annotated[float, msgspec.Meta(ge=0, le=1)] = posture.SEEN
 
 
 class PoseEstimator:
@@ -53,7 +51,7 @@ class PoseEstimator:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder, LoadFailed when what is in it cannot be served."""
-        self._options = Configured(spec, PoseOptions)
+        self._options = batches.Configured(spec, PoseOptions)
         self.max_batch = self._options.own.max_batch
         config = folder.open_config(spec, "vitpose", WHAT)
         self._vision = folder.Vision(
@@ -75,7 +73,7 @@ class PoseEstimator:
             (item.whole, item.box or (0, 0, crop.shape[1], crop.shape[0]))
             for item, crop in zip(inputs, crops, strict=True)
         ]
-        poses = in_passes(asked, people, self._forward)
+        poses = batches.in_passes(asked, people, self._forward)
         out: list[AnyResult] = []
         for (points, scores), (_, (x1, y1, x2, y2)), options in zip(poses, people, asked, strict=True):
             out.append(
@@ -84,7 +82,7 @@ class PoseEstimator:
                     scores=scores[None],
                     boxes=np.array([[0, 0, x2 - x1, y2 - y1]], np.float32),
                     names=self._names,
-                    postures=[posture(points, scores, self._names, options.min_score)],
+                    postures=[posture.posture(points, scores, self._names, options.min_score)],
                 )
             )
         return out

@@ -23,18 +23,16 @@ from torch.nn.functional import normalize
 from transformers import XCLIPModel
 
 from workers.models.base import AnyResult, Input, Spec, chunks, images, require_numbers
-from workers.models.shared import folder
-from workers.models.shared.batches import BatchSize, Configured, by_options
-from workers.models.shared.prompts import PromptOptions, TextEncoder, as_said, configured_features
+from workers.models.shared import batches, folder, prompts
 from zoo.results import Action
 
 WHAT = "X-CLIP"
 
 
-class ActionOptions(PromptOptions, frozen=True, forbid_unknown_fields=True):
+class ActionOptions(prompts.PromptOptions, frozen=True, forbid_unknown_fields=True):
     """`PromptOptions`, with fewer in one pass: each is 8 or 16 pictures."""
 
-    max_batch: BatchSize = 8
+    max_batch: batches.BatchSize = 8
 
 
 def sample(given: int, wanted: int) -> list[int]:
@@ -53,14 +51,14 @@ class ActionRecognizer:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without the folder or its tokenizer, LoadFailed when they cannot be served."""
-        self._options = Configured(spec, ActionOptions)
+        self._options = batches.Configured(spec, ActionOptions)
         options = self._options.own
         self.max_batch = options.max_batch
         config = folder.open_config(spec, "xclip", WHAT)
         self._frames = int(config.vision_config.num_frames)
         self._vision = folder.Vision(spec, device, XCLIPModel, WHAT, half=options.half)
-        self._texts = TextEncoder(spec, self._vision.network, WHAT)
-        texts = configured_features(spec, options, self._texts.features)
+        self._texts = prompts.TextEncoder(spec, self._vision.network, WHAT)
+        texts = prompts.configured_features(spec, options, self._texts.features)
         # Kernels are chosen while the load is being measured.
         require_numbers(spec, self._probabilities([[np.zeros((224, 224, 3), np.uint8)]], texts))
 
@@ -69,9 +67,9 @@ class ActionRecognizer:
 
         Frames of one video may differ in size, as crops that follow a person do: each is scaled by itself.
         """
-        asked = self._options.of(inputs, as_said)
+        asked = self._options.of(inputs, prompts.as_said)
         videos = [images([Input(frame, item.options) for frame in item.frames]) for item in inputs]
-        return by_options(asked, videos, self._find)
+        return batches.by_options(asked, videos, self._find)
 
     def _find(self, options: ActionOptions, videos: list[list[np.ndarray]]) -> list[AnyResult]:
         texts = self._texts.features(options.texts)

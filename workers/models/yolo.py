@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 
 from workers.models.base import AnyResult, Input, Spec, configured, images, unservable
-from workers.models.shared import keypoints
-from workers.models.shared.batches import Configured, by_options
-from workers.models.shared.predictor import Network, YoloOptions, rows_of, served
+from workers.models.shared import batches, keypoints, predictor
 from zoo.errors import InvalidInput
 from zoo.results import Detections, Keypoints
 
 
-class DetectorOptions(YoloOptions, frozen=True, forbid_unknown_fields=True):
+class DetectorOptions(predictor.YoloOptions, frozen=True, forbid_unknown_fields=True):
     """`classes`: only these, by label or by number; None for all."""
 
     classes: tuple[int | str, ...] | None = None
@@ -33,13 +31,13 @@ class Detector:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without weights, LoadFailed when they are not trusted, damaged or of another kind."""
-        self._options = Configured(spec, DetectorOptions)
+        self._options = batches.Configured(spec, DetectorOptions)
         self.max_batch = self._options.own.max_batch
-        with served(spec):
+        with predictor.served(spec):
             self._open(spec, device, self._options.own)
 
     def _open(self, spec: Spec, device: str, options: DetectorOptions) -> None:
-        self._network = Network(spec, device, options)
+        self._network = predictor.Network(spec, device, options)
         task, category = self._network.task, spec.category
         if category in ("detection", "pose") and (category == "pose") != (task == "pose"):
             raise unservable(
@@ -58,7 +56,7 @@ class Detector:
         frames = images(inputs)
         asked = self._options.of(inputs)
         classes = {options: self._classes(options) for options in asked}
-        found = by_options(asked, frames, lambda options, some: self._network(some, options, classes[options]))
+        found = batches.by_options(asked, frames, lambda options, some: self._network(some, options, classes[options]))
         return [self._result(one) for one in found]
 
     def _classes(self, options: DetectorOptions) -> list[int] | None:
@@ -71,7 +69,7 @@ class Detector:
         return [i for c in options.classes for i in ([c] if isinstance(c, int) else self._numbers[c])]
 
     def _result(self, found: Any) -> AnyResult:
-        rows, order = rows_of(found)
+        rows, order = predictor.rows_of(found)
         boxes, scores = rows[:, :4], rows[:, 4]
         if self._network.task == "pose":
             points = found.keypoints.data.cpu().numpy().astype(np.float32, copy=False)

@@ -29,9 +29,7 @@ from torch.nn.functional import normalize
 from transformers import CLIPTextModelWithProjection
 
 from workers.models.base import AnyResult, Input, Spec, configured, images, unservable
-from workers.models.shared import folder
-from workers.models.shared.batches import Configured, by_options
-from workers.models.shared.predictor import Network, Share, YoloOptions, rows_of, served
+from workers.models.shared import batches, folder, predictor
 from workers.models.shared.prompts import Kept, Prompts, TextEncoder
 from zoo.errors import InvalidInput, ModelUnavailable
 from zoo.results import Detections
@@ -44,7 +42,7 @@ SHOWN = 100  # texts that a message lists
 Features = Callable[[tuple[str, ...]], Any]  # n prompts → (n, d) on the device, each of unit length
 
 
-class WorldOptions(YoloOptions, frozen=True, forbid_unknown_fields=True):
+class WorldOptions(predictor.YoloOptions, frozen=True, forbid_unknown_fields=True):
     """What a request may ask for, over `YoloOptions`.
 
     Attributes:
@@ -52,7 +50,7 @@ class WorldOptions(YoloOptions, frozen=True, forbid_unknown_fields=True):
         text_encoder: the folder, absolute or as seen from the checkpoint's. In config.toml alone.
     """
 
-    iou: Share = 0.45
+    iou: predictor.Share = 0.45
     prompts: Prompts | None = None
     text_encoder: str | None = None
 
@@ -64,13 +62,13 @@ class OpenVocabularyDetector:
 
     def load(self, spec: Spec, device: str) -> None:
         """Raises ModelUnavailable without weights, LoadFailed when they, or what makes vectors, cannot be served."""
-        self._options = Configured(spec, WorldOptions, "text_encoder")
+        self._options = batches.Configured(spec, WorldOptions, "text_encoder")
         self.max_batch = self._options.own.max_batch
-        with served(spec):
+        with predictor.served(spec):
             self._open(spec, device, self._options.own)
 
     def _open(self, spec: Spec, device: str, options: WorldOptions) -> None:
-        self._network = Network(spec, device, options)
+        self._network = predictor.Network(spec, device, options)
         own = getattr(self._network.model, "txt_feats", None)  # (1, classes, d)
         if own is None or own.shape[1] != len(self._network.names):
             raise unservable(spec, f"{spec.path} is not a YOLO-World checkpoint")
@@ -85,7 +83,7 @@ class OpenVocabularyDetector:
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """One call of the network for the inputs that agree in their options, prompts among them."""
         frames = images(inputs)
-        return by_options(self._options.of(inputs), frames, self._find)
+        return batches.by_options(self._options.of(inputs), frames, self._find)
 
     def _find(self, options: WorldOptions, frames: list[np.ndarray]) -> list[AnyResult]:
         self._say(options.prompts)
@@ -99,7 +97,7 @@ class OpenVocabularyDetector:
 
 
 def _result(found: Any, labels: tuple[str, ...]) -> Detections:
-    rows, _ = rows_of(found)
+    rows, _ = predictor.rows_of(found)
     class_ids = rows[:, 5].astype(np.int32)
     return Detections(
         boxes=rows[:, :4], scores=rows[:, 4], class_ids=class_ids, labels=[labels[int(i)] for i in class_ids]

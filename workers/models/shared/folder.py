@@ -22,9 +22,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.image_processing_base import ImageProcessingMixin
 
 from workers.models.base import Spec, damaged, not_there, unservable
-from workers.models.shared import contents
-from workers.models.shared.pictures import preprocess
-from workers.models.shared.replaced import replaced
+from workers.models.shared import contents, pictures, replaced
 from zoo.errors import LoadFailed
 
 transformers.utils.logging.disable_progress_bar()
@@ -59,7 +57,7 @@ def open_model(
     torch.set_num_threads(spec.threads)  # before the load, whose many small operations are split over all cores else
     dtype: Any = torch.float16 if half else torch.float32 if device == "cpu" else "auto"
     try:
-        with replaced(*NO_ADAPTERS):
+        with replaced.replaced(*NO_ADAPTERS):
             model, report = kind.from_pretrained(
                 path if tensors is None else None,
                 state_dict=tensors,
@@ -93,7 +91,7 @@ class Vision:
 
     def pixels(self, frames: Sequence[np.ndarray]) -> Any:
         """The network's input for `frames` (HxWx3 uint8, any strides)."""
-        return preprocess(self.processor, frames, self.device).to(self.device, self.network.dtype)
+        return pictures.preprocess(self.processor, frames, self.device).to(self.device, self.network.dtype)
 
     def __call__(self, frames: Sequence[np.ndarray]) -> Any:
         """What the network says of `frames`, in one pass."""
@@ -123,7 +121,7 @@ def open_processor(spec: Spec, kind: Any, what: str, **more: Any) -> Any:
     """The folder's processor or tokenizer, by a transformers class such as AutoImageProcessor. Raises as above."""
     path = _folder(spec)
     try:
-        with replaced((image_processing_auto, "ImageProcessingMixin", _Renamed)):
+        with replaced.replaced((image_processing_auto, "ImageProcessingMixin", _Renamed)):
             return kind.from_pretrained(path, **LOCAL, **more)
     except Exception as e:
         raise failed(spec, what, e) from e

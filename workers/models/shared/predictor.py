@@ -34,8 +34,7 @@ from ultralytics.models.yolo.segment import SegmentationPredictor
 from ultralytics.nn.autobackend import AutoBackend
 
 from workers.models.base import Spec, chunks, damaged, not_there, require_trust, unservable
-from workers.models.shared.batches import BatchSize, PassOptions
-from workers.models.shared.ultralytics_files import load_checkpoint
+from workers.models.shared import batches, ultralytics_files
 from zoo.errors import InvalidInput, ZooError
 
 MAX_MASKS = 128 << 20  # bytes of all masks of one call
@@ -48,7 +47,7 @@ Side = Annotated[int, msgspec.Meta(ge=STRIDE, le=4096)]
 Sides = Annotated[tuple[Side, ...], msgspec.Meta(min_length=2, max_length=2)]
 
 
-class YoloOptions(PassOptions, frozen=True, forbid_unknown_fields=True):
+class YoloOptions(batches.PassOptions, frozen=True, forbid_unknown_fields=True):
     """What every YOLO takes, in config.toml's `options` table or with a request.
 
     Attributes:
@@ -62,7 +61,7 @@ class YoloOptions(PassOptions, frozen=True, forbid_unknown_fields=True):
     iou: Share = 0.7
     imgsz: Side | Sides = 640
     max_det: Annotated[int, msgspec.Meta(ge=1, le=3000)] = 300
-    max_batch: BatchSize = 8
+    max_batch: batches.BatchSize = 8
 
     @property
     def rectangle(self) -> tuple[int, int]:
@@ -229,7 +228,7 @@ def _open(spec: Spec) -> Any:
         raise not_there(spec, f"no weights at {path}")
     require_trust(spec, path)
     try:
-        return load_checkpoint(path)
+        return ultralytics_files.load_checkpoint(path)
     except Exception as e:
         raise damaged(spec, f"{path} is not an ultralytics checkpoint, or is damaged ({_first_line(e)})") from e
 

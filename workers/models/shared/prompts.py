@@ -17,8 +17,7 @@ import transformers.models.clip.tokenization_clip  # noqa: F401
 from transformers import AutoTokenizer
 
 from workers.models.base import Spec, configured, damaged, not_there
-from workers.models.shared import folder
-from workers.models.shared.batches import RankOptions, TopK, ranked
+from workers.models.shared import batches, folder
 from zoo.errors import InvalidInput
 
 PROMPT_SETS = 32  # whose features are kept, the most recently used; of the largest sets, 16 MB
@@ -28,7 +27,7 @@ Prompt = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\S"
 Prompts = Annotated[tuple[Prompt, ...], msgspec.Meta(min_length=1, max_length=256)]
 
 
-class PromptOptions(RankOptions, frozen=True, forbid_unknown_fields=True):
+class PromptOptions(batches.RankOptions, frozen=True, forbid_unknown_fields=True):
     """What a request may ask for.
 
     Attributes:
@@ -39,7 +38,7 @@ class PromptOptions(RankOptions, frozen=True, forbid_unknown_fields=True):
 
     prompts: Prompts | None = None
     template: Annotated[str, msgspec.Meta(max_length=200)] = "{}"
-    top_k: TopK | None = 3
+    top_k: batches.TopK | None = 3
 
     def __post_init__(self) -> None:
         if self.template.count("{}") != 1:
@@ -59,7 +58,7 @@ class PromptOptions(RankOptions, frozen=True, forbid_unknown_fields=True):
     def ranked(self, probabilities: np.ndarray) -> tuple[list[str], np.ndarray]:
         """The `top_k` prompts and their probabilities, from one probability per prompt; the most probable first."""
         assert self.prompts is not None
-        return ranked(self.prompts, probabilities, self.top_k)
+        return batches.ranked(self.prompts, probabilities, self.top_k)
 
 
 def as_said(asked: dict[str, Any]) -> dict[str, Any]:
