@@ -55,9 +55,6 @@ class Shares:
         )
 
 
-UNDIVIDED = Shares(MOST, MOST, MOST, MOST, NAMELESS, 2 * MOST, MOST)
-
-
 def raise_limit() -> int:
     """Raises the soft limit as far as it goes; gives what it is then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -9,7 +9,7 @@ at may change meanwhile: it then looks again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily as Counter
@@ -18,13 +18,11 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from broker import exposition, logs
+from broker.guard import Guard
+from broker.memory.host_cache import Copies
+from broker.scheduler.scheduler import Scheduler
 from broker.scheduler.state import State
-
-if TYPE_CHECKING:
-    from broker.guard import Guard
-    from broker.memory.host_cache import Copies
-    from broker.scheduler.scheduler import Scheduler
-    from broker.scheduler.state.model import Model
+from broker.scheduler.state.model import Model
 
 LOAD_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 MB = 1 << 20

@@ -118,7 +118,7 @@ class Service:
         self._learnt = learnt = Learnt(core)
         self._fleet = fleet = Fleet(core, loop, handoff, self._meters, copies, told_load)
         self._clients = clients = Clients(core, self._front, handoff, fleet.arena_of)
-        views = status.Views(core.scheduler, fleet.usage, copies)
+        views = status.Views(core.scheduler, fleet.usage.gauge, copies)
         self._intake = intake.Intake(core, self._front, handoff, clients, fleet.workers, views, learnt, self.reload)
         handoff.roles = {"client": clients, "worker": fleet}
         self._resident = state.ResidentFile(config.state)

@@ -15,7 +15,7 @@ import msgspec
 
 from broker.fleet.roster import WorkerProcess
 from broker.memory import host_cache, meters
-from broker.memory.usage import MemoryUsage
+from broker.memory.gauge import Gauge
 from broker.scheduler.scheduler import Scheduler
 from broker.scheduler.story import journal, story
 from zoo.config.schema import ZooConfig
@@ -29,10 +29,10 @@ MOST_DIGITS, MOST_NAME = 20, 64
 class Views:
     """`config` comes with each question: a reload replaces it."""
 
-    def __init__(self, scheduler: Scheduler, usage: MemoryUsage, copies: host_cache.Copies) -> None:
+    def __init__(self, scheduler: Scheduler, gauge: Gauge, copies: host_cache.Copies) -> None:
         self._scheduler = scheduler
         self._copies = copies
-        self._usage = usage
+        self._gauge = gauge
         self._wall = time.time() - time.monotonic()
 
     def _at(self, monotonic: float) -> float:
@@ -44,7 +44,7 @@ class Views:
         for row in status["loaded_models"]:
             row["last_used"] = self._at(row["last_used"])
         for row in status["devices"]:
-            figures = self._usage.figures(row["name"])
+            figures = self._gauge.figures(row["name"])
             row["device_used_mb"] = _rounded(figures.used_mb if figures is not None else None)
             row["device_total_mb"] = _rounded(figures.total_mb if figures is not None else None)
         status["sessions"] = sessions
@@ -85,7 +85,7 @@ class Views:
             child = worker.child if worker is not None else None
             row["pid"] = child.pid if child is not None else None
             row["stand_in"] = worker is not None and worker.stand_in
-            row["used_mb"] = _rounded(self._usage.told_mb(row["worker"]) if child is not None else None)
+            row["used_mb"] = _rounded(self._gauge.told_mb(row["worker"]) if child is not None else None)
             row["last_used"] = self._at(row["last_used"])
         return rows
 

@@ -3,19 +3,26 @@
 A load that failed says whether it may be tried again. A module that is not there, a pickle without trust, damaged
 weights may not (`retryable`); the broker tries again after its back-off all the same, for the cause may be
 mended by then.
+
+An adapter's module is imported as its file is now. Python takes a cached compilation for the source's own when the
+source has the same size and was changed in the same second. So none is written from a source that is so young that it
+may still change without being seen to have.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
-from workers import copies, fresh, inputs, memory
+from workers import copies, inputs, memory
 from workers.batch import MAX_CAUSE, cause
 from workers.models.base import Adapter
 from zoo.config import adapters
@@ -23,6 +30,8 @@ from zoo.errors import LoadFailed, ModelUnavailable, OutOfMemory, ZooError
 from zoo.weights import inventory, source
 from zoo.wire import protocol
 from zoo.wire.launch import Launch
+
+YOUNG_S = 2.5  # a second, and what clocks of file systems may be late
 
 
 class LoadedModel(NamedTuple):
@@ -100,7 +109,7 @@ def _read_copy(launch: Launch, take_copy: Callable[[], int | None]) -> Adapter |
 def _import_adapter(adapter: str) -> Any:
     module, _, name = adapter.partition(":")
     try:
-        found = fresh.import_module(module)
+        found = _import_module(module)
     except (OSError, MemoryError):
         raise
     except Exception as e:  # a library that is not there, a mistake in the adapter: no retry mends it
@@ -109,6 +118,29 @@ def _import_adapter(adapter: str) -> Any:
     if not hasattr(found, name):
         raise LoadFailed(f"adapter {adapter!r}: the module {module!r} has no {name!r}", retryable=False)
     return getattr(found, name)
+
+
+def _import_module(name: str) -> ModuleType:
+    """As `importlib.import_module`. Raises whatever the module raises."""
+    if name in sys.modules:
+        return sys.modules[name]
+    importlib.invalidate_caches()  # the nursery's, of folders as they were when it began
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = before or _is_young(name)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.dont_write_bytecode = before
+
+
+def _is_young(name: str) -> bool:
+    """The module's file, or one beside it that it may import."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.origin or not os.path.isfile(spec.origin):
+        return False
+    since = time.time() - YOUNG_S
+    with os.scandir(os.path.dirname(spec.origin)) as entries:
+        return any(entry.name.endswith(".py") and entry.stat().st_mtime > since for entry in entries)
 
 
 def _pull(model: str, published: source.Published, target: Path) -> None:

@@ -252,7 +252,7 @@ class Fleet:
         if worker.told or launch is None or worker.channel is None or worker.line is None:
             return
         worker.told = True
-        self.usage.briefed(worker.number)
+        self.usage.gauge.briefed(worker.number, time.monotonic())
         launch = self._copying.give(worker, launch)
         self._channels.send(worker, (msgspec.msgpack.encode(launch),))
 
@@ -309,7 +309,7 @@ class Fleet:
 
     def _never_was(self, number: int, why: str) -> None:
         self._submit(events.WorkerExited(number, why))
-        self.usage.forget(number)
+        self.usage.gauge.forget(number)
         self._submit(events.MemoryBack(number))
 
     # ------------------------------------------------------------ ends

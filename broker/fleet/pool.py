@@ -98,11 +98,9 @@ class Child(msgspec.Struct, eq=False):
 
     def reap(self) -> str | None:
         """How it ended, in words; None until that is known."""
-        if self.code is None or self.code >= 0:
-            return None if self.code is None else f"exit status {self.code}"
-        if self.code == UNKNOWN:
-            return "ended together with the nursery"
-        return _killed_by(self.code)
+        if self.code is None:
+            return None
+        return "ended together with the nursery" if self.code == UNKNOWN else _how(self.code)
 
     def close(self) -> None:
         """Ends it, if need be, and gives its descriptors back. What it printed is logged."""
@@ -357,8 +355,7 @@ class Pool:
 
     def _blame(self, nursery: Nursery, status: int) -> str:
         """What became of it, and of the module that it was importing."""
-        how = _killed_by(status) if status < 0 else f"exit status {status}"
-        how = "it gave no answer" if nursery.hung else how
+        how = "it gave no answer" if nursery.hung else _how(status)
         module, why = nursery.unfit or (nursery.importing, "")
         if module not in self._modules:
             return f"it has ended ({how})" + (f" while it imported {module}" if module else "")
@@ -466,7 +463,10 @@ class Pool:
         os.eventfd_write(self._wake, 1)
 
 
-def _killed_by(code: int) -> str:
+def _how(code: int) -> str:
+    """A process has ended, by its exit status: negative for a signal."""
+    if code >= 0:
+        return f"exit status {code}"
     try:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:

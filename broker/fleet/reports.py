@@ -34,7 +34,7 @@ def outcomes(done: protocol.Done, bodies: list[bytes]) -> list[Finished]:
     left = iter(bodies)
     try:
         made = [
-            Finished(o.id, None, (o.code[:MOST_CODE], text(o.message)), shortage(o.short))
+            Finished(o.id, None, (o.code[:MOST_CODE], o.message[: protocol.MAX_TEXT]), shortage(o.short))
             if o.code
             else Finished(o.id, (o.offsets, next(left)))
             for o in done.outcomes
@@ -49,11 +49,6 @@ def outcomes(done: protocol.Done, bodies: list[bytes]) -> list[Finished]:
 def shortage(said: protocol.Shortage | None) -> MemoryShort | None:
     """What no device could hold is not believed."""
     return None if said is None else MemoryShort(known_mb(said.used_mb), known_mb(said.asked_mb))
-
-
-def text(said: str) -> str:
-    """As long as an answer may be; it is kept in the story."""
-    return said[: protocol.MAX_TEXT]
 
 
 def batch(said: int) -> int:
@@ -100,7 +95,7 @@ class WorkerReports:
             raise ProtocolMismatch("it answers what it was not asked")
         first, worker.worked = not worker.worked, True
         if first:
-            self.usage.worked(number)
+            self.usage.gauge.worked(number)
         if not measured:
             look = message.grown or (first and not self.core.scheduler.is_measured(number))
             look = look or any(outcome.short is not None for outcome in message.outcomes)
@@ -126,5 +121,5 @@ class WorkerReports:
             worker.held.append(parts)
             return
         worker.loaded = True  # as far as it will be: there is nothing more to be said
-        code, why = message.code[:MOST_CODE], text(message.message)
+        code, why = message.code[:MOST_CODE], message.message[: protocol.MAX_TEXT]
         self.core.submit(WorkerLoadFailed(worker.number, code, why, shortage(message.short), message.retryable))

@@ -80,26 +80,20 @@ PAUSE_FIRST_S, PAUSE_MOST_S = 1.0, 60.0
 
 
 class Standby:
-    """The numbers of the processes that wait, oldest first."""
+    """`waiting`: the numbers of the processes that wait, oldest first."""
 
     def __init__(self) -> None:
-        self._waiting: deque[int] = deque()
+        self.waiting: deque[int] = deque()
         self._pause = PAUSE_FIRST_S
         self._not_before = 0.0
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def lacks(self, wanted: int, now: float) -> int:
         """How many to fork: none for a while after one has died unused, or the machine would do nothing else."""
-        return max(0, wanted - len(self._waiting)) if now >= self._not_before else 0
-
-    def add(self, number: int) -> None:
-        self._waiting.append(number)
+        return max(0, wanted - len(self.waiting)) if now >= self._not_before else 0
 
     def take(self) -> int | None:
         """The process that has waited for longest, not to be handed out again; None when none waits."""
-        return self._waiting.popleft() if self._waiting else None
+        return self.waiting.popleft() if self.waiting else None
 
     def used(self) -> None:
         """One was given a model: whatever was wrong is over."""
@@ -107,8 +101,8 @@ class Standby:
 
     def lost(self, number: int, now: float) -> None:
         """One has died unused: the next is forked after a pause that doubles each time."""
-        if number in self._waiting:
-            self._waiting.remove(number)
+        if number in self.waiting:
+            self.waiting.remove(number)
         self._not_before = now + self._pause
         self._pause = min(2 * self._pause, PAUSE_MOST_S)
 
@@ -130,7 +124,7 @@ class Roster:
 
     @property
     def is_short(self) -> bool:
-        return len(self._standby) < self._core.config.broker.standby
+        return len(self._standby.waiting) < self._core.config.broker.standby
 
     def refill(self) -> None:
         """Sees to it that as many wait as should. Not while a model is loading: a fork would slow that."""
@@ -139,8 +133,8 @@ class Roster:
             return
         wanted = self._core.config.broker.standby
         for _ in range(self._standby.lacks(wanted, time.monotonic())):
-            self._standby.add(self._fork().number)
-        while len(self._standby) > wanted and (number := self._standby.take()) is not None:
+            self._standby.waiting.append(self._fork().number)
+        while len(self._standby.waiting) > wanted and (number := self._standby.take()) is not None:
             self.end(self.by_number[number])
 
     def employ(self, number: int) -> WorkerProcess:

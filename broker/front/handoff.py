@@ -19,19 +19,18 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 
-from broker.descriptors import UNDIVIDED, Shares
-from broker.front import listening
+from broker.descriptors import Shares
 from broker.loop import Loop
 from zoo.errors import ProtocolMismatch, QueueFull
 from zoo.system import unix
 from zoo.wire import arena, lifeline, protocol
 
-BACKLOG = 256
 BURST = 64  # connections, or packets of one line, taken before others have their turn
 ATTACH_CROWDED_S = 0.3  # the same while others wait for its place
 ATTACH_S = 10.0  # a connection that has not said who it is by then is closed
@@ -139,30 +138,28 @@ class Role(Protocol):
         """The lifeline has ended, or is of no use. `gone`: the process at the other end is."""
 
 
+@dataclass(eq=False)
 class Handoff:
     """The listening socket, the lines and the arenas.
 
     Attributes:
         limit: bytes of one arena.
+        listen: makes the listener at a path.
+        admits: whether the process at the other end of a connection may be a client.
         roles: by name; the service fills it.
         crowded: no more are accepted until some have said who they are, or have been closed.
     """
 
-    def __init__(
-        self,
-        path: str,
-        arena_limit_bytes: int,
-        loop: Loop,
-        listen: Callable[[str], socket.socket] | None = None,
-        shares: Shares = UNDIVIDED,
-        admits: Callable[[socket.socket], bool] = unix.is_own,
-    ) -> None:
-        self.path = path
-        self.limit = arena_limit_bytes
+    path: str
+    limit: int
+    loop: Loop
+    listen: Callable[[str], socket.socket]
+    shares: Shares
+    admits: Callable[[socket.socket], bool]
+
+    def __post_init__(self) -> None:
         self.roles: dict[str, Role] = {}
         self.crowded = False
-        self._loop = loop
-        self._shares = shares
         self._nameless: dict[int, LifelineEnd] = {}
         self._spare_arenas = 0  # of clients, beyond the first of each, which has a place of its own
         self.lines: dict[int, LifelineEnd] = {}  # by file descriptor
@@ -170,17 +167,15 @@ class Handoff:
         self.arenas: dict[int, Arena] = {}
         self._ids = itertools.count(1)
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._admits = admits
-        self._listen = listen or (lambda path: listening.listen(path, socket.SOCK_SEQPACKET, BACKLOG))
-        self._listener = self._listen(path)
-        loop.watch(self._listener.fileno(), self._accept)
+        self._listener = self.listen(self.path)
+        self.loop.watch(self._listener.fileno(), self._accept)
 
     # ------------------------------------------------------------ connections
 
     def listen_again(self) -> None:
         """Its file was removed: a new one. Lines that are connected stay so. Raises OSError."""
-        made = self._listen(self.path)
-        self._loop.forget(self._listener.fileno())
+        made = self.listen(self.path)
+        self.loop.forget(self._listener.fileno())
         self._listener.close()
         self._listener = made
         self._accept_again()
@@ -188,8 +183,8 @@ class Handoff:
     def _accept(self) -> None:
         """Takes new connections, of the processes of this user, of root, and of those that `admits` lets in."""
         for _ in range(BURST):
-            if len(self._nameless) >= self._shares.nameless:  # until there is room, the others wait in the backlog
-                self._loop.forget(self._listener.fileno())
+            if len(self._nameless) >= self.shares.nameless:  # until there is room, the others wait in the backlog
+                self.loop.forget(self._listener.fileno())
                 self.crowded = True
                 return
             try:
@@ -201,18 +196,18 @@ class Handoff:
                 continue
             sock.setblocking(False)
             line = LifelineEnd(sock)
-            if not self._admits(sock):
+            if not self.admits(sock):
                 line.send(protocol.LifelineRefused("access_denied", "this broker serves another user"))
                 sock.close()
                 continue
             line.takes = {protocol.LifelineAttach: self._attach}
             self.lines[line.fd] = self._nameless[line.fd] = line
-            self._loop.watch(line.fd, partial(self._read, line), partial(self._lost, line, False))
+            self.loop.watch(line.fd, partial(self._read, line), partial(self._lost, line, False))
 
     def _accept_again(self) -> None:
-        if len(self._nameless) < self._shares.nameless and not self._loop.watches(self._listener.fileno()):
+        if len(self._nameless) < self.shares.nameless and not self.loop.watches(self._listener.fileno()):
             self.crowded = False
-            self._loop.watch(self._listener.fileno(), self._accept)
+            self.loop.watch(self._listener.fileno(), self._accept)
 
     def _turn_away(self) -> None:
         """Out of descriptors: what waits is hung up on, or the listener would stay ready and the loop spin."""
@@ -310,9 +305,9 @@ class Handoff:
             if len(line.arenas) >= protocol.MAX_ARENAS:
                 raise arena.ArenaRefused(f"one process may share {protocol.MAX_ARENAS} arenas")
             if line.role == "client" and line.arenas:
-                most = self._shares.arenas - self._shares.sessions
+                most = self.shares.arenas - self.shares.sessions
                 if self._spare_arenas >= most:
-                    raise QueueFull(self._shares.full("arenas beyond the first of each client", most))
+                    raise QueueFull(self.shares.full("arenas beyond the first of each client", most))
             size = arena.check_sealed(fd, self.limit)
         except (arena.ArenaRefused, QueueFull) as e:
             if fd is not None:
@@ -406,14 +401,14 @@ class Handoff:
         if self.by_key.get(line.key) is line:
             del self.by_key[line.key]
         self.lines.pop(line.fd, None)
-        self._loop.forget(line.fd)
+        self.loop.forget(line.fd)
         line.closed = True  # only now: a close that has failed halfway is taken up again
         line.sock.close()
 
     def shut(self) -> None:
         for line in list(self.lines.values()):
             self.close(line)
-        self._loop.forget(self._listener.fileno())
+        self.loop.forget(self._listener.fileno())
         self._listener.close()
         os.close(self._spare)
 

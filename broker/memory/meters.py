@@ -198,7 +198,7 @@ class Machine:
         raise LookupError(f"there is no CUDA device {name!r} on this machine: {why}")
 
 
-def open_devices(devices: list[Device], machine: Machine | None = None) -> dict[str, Meter]:
+def open_devices(devices: list[Device], machine: Machine) -> dict[str, Meter]:
     """A meter per device.
 
     Raises:
@@ -209,6 +209,5 @@ def open_devices(devices: list[Device], machine: Machine | None = None) -> dict[
         if device.kind == "cpu":
             meters[device.name] = HostMeter()
         else:
-            machine = machine or Machine()
             meters[device.name] = machine.meter(device.name)
     return meters

@@ -32,7 +32,7 @@ import msgspec
 
 from broker.memory.gauge import Gauge
 from broker.memory.measuring import Measuring, Reading
-from broker.memory.meters import Figures, Meter
+from broker.memory.meters import Meter
 from broker.scheduler.events import DeviceSeen, DeviceUnread, Event, Measured, MemoryBack, MemoryStuck
 
 log = logging.getLogger("zoo.broker")
@@ -55,14 +55,17 @@ Finding = Event | Looked
 
 
 class MemoryUsage:
-    """Workers are known here from `starts` until their `MemoryBack`, or until `forget`.
+    """Workers are known here from `starts` until their `MemoryBack`, or until the gauge forgets them.
 
     Args:
         measures: footprints are measured, not only declared.
+
+    Attributes:
+        gauge: what is known of each device and worker.
     """
 
     def __init__(self, meters: dict[str, Meter], measures: bool) -> None:
-        self._gauge = Gauge(meters)
+        self.gauge = Gauge(meters)
         self._meters = meters
         self._measures = measures
         self._waiting: dict[int, float] = {}  # worker → since when its messages are kept back
@@ -83,12 +86,12 @@ class MemoryUsage:
 
     def close(self) -> None:
         self._measuring.close()
-        self._gauge.close()
+        self.gauge.close()
 
     # ------------------------------------------------------------ what becomes of workers
 
     def starts(self, worker: int, device: str) -> None:
-        self._gauge.start(worker, device)
+        self.gauge.start(worker, device)
         self._look(device)
 
     def born(self, worker: int, pid: int, shares_pages: Callable[[], bool]) -> None:
@@ -98,52 +101,40 @@ class MemoryUsage:
             shares_pages: whether pages that it has from its nursery still count as shared. When the nursery has died,
                 they count as the worker's own: its last sound charge then stays, and nothing is learnt.
         """
-        on_host = self._meters[self._gauge.device(worker)].cuda is None
-        self._gauge.born(worker, pid, shares_pages if on_host else lambda: True)
-
-    def briefed(self, worker: int) -> None:
-        """It has been told its model."""
-        self._gauge.briefed(worker, time.monotonic())
+        on_host = self._meters[self.gauge.device(worker)].cuda is None
+        self.gauge.born(worker, pid, shares_pages if on_host else lambda: True)
 
     def loaded(self, worker: int) -> None:
-        self._gauge.loaded(worker, time.monotonic())
-        self._look(self._gauge.device(worker), worker)
-
-    def worked(self, worker: int) -> None:
-        """It has run a request."""
-        self._gauge.worked(worker)
+        self.gauge.loaded(worker, time.monotonic())
+        self._look(self.gauge.device(worker), worker)
 
     def ended(self, worker: int, line: int | None) -> list[Finding]:
         """Its process is gone, and its memory watched from now on. `line`: see `Gauge.end`."""
-        now, device = time.monotonic(), self._gauge.device(worker)
-        self._gauge.end(worker, line, now)
+        now, device = time.monotonic(), self.gauge.device(worker)
+        self.gauge.end(worker, line, now)
         self._ending[worker] = now
         self._look(device)
         return self._not_fresh(device, NOT_SEEN)
-
-    def forget(self, worker: int) -> None:
-        """It never had a process."""
-        self._gauge.forget(worker)
 
     # ------------------------------------------------------------ looks wanted
 
     def survey(self) -> None:
         """Looks at every device, and at a few of its workers."""
         for device in self._meters:
-            self._measuring.ask(device, self._gauge.loading(device), self._gauge.stalest(device))
+            self._measuring.ask(device, self.gauge.loading(device), self.gauge.stalest(device))
 
     def _look(self, device: str, worker: int = 0) -> None:
         """Looks at a device, and at one of its workers."""
-        pid = self._gauge.pid(worker)
-        self._measuring.ask(device, [*([pid] if pid else []), *self._gauge.loading(device)])
+        pid = self.gauge.pid(worker)
+        self._measuring.ask(device, [*([pid] if pid else []), *self.gauge.loading(device)])
 
     def hold(self, worker: int) -> bool:
         """Wants the worker measured. True: its messages are to be kept back until `Looked`."""
         if not self._measures:
             return False
-        device = self._gauge.device(worker)
+        device = self.gauge.device(worker)
         self._look(device, worker)
-        if self._measuring.is_slow(device) or self._gauge.figures(device) is None:
+        if self._measuring.is_slow(device) or self.gauge.figures(device) is None:
             return False
         self._waiting[worker] = time.monotonic()
         return True
@@ -160,7 +151,7 @@ class MemoryUsage:
             yield from self._take(reading)
 
     def _take(self, reading: Reading) -> Iterator[Finding]:
-        device, gauge = reading.device, self._gauge
+        device, gauge = reading.device, self.gauge
         shown = gauge.take(reading)
         if reading.figures is None:
             yield from self._fails(device, reading.why)
@@ -224,10 +215,10 @@ class MemoryUsage:
 
     def _look_for_memory(self, ended: dict[int, float], now: float) -> Iterator[Finding]:
         for worker, since in list(ended.items()):
-            device = self._gauge.device(worker)
+            device = self.gauge.device(worker)
             # A device that only does not answer counts as free with the process; one whose looks fail does not.
-            unseen = now - since >= FRESH_S and not (self._measures and self._gauge.fails(device))
-            if self._gauge.back(worker, unseen=unseen):
+            unseen = now - since >= FRESH_S and not (self._measures and self.gauge.fails(device))
+            if self.gauge.back(worker, unseen=unseen):
                 yield self._is_back(worker)
             elif ended is self._ending and now - since <= BACK_LIMIT_S:
                 self._look(device)
@@ -239,13 +230,3 @@ class MemoryUsage:
         self._ending.pop(worker, None)
         self._stuck.pop(worker, None)
         return MemoryBack(worker)
-
-    # ------------------------------------------------------------ for status
-
-    def figures(self, device: str) -> Figures | None:
-        """What the last look at the device has shown; None if it has failed, or there was none."""
-        return self._gauge.figures(device)
-
-    def told_mb(self, worker: int) -> float | None:
-        """What the driver says that the worker uses; None where it does not tell."""
-        return self._gauge.told_mb(worker)

@@ -20,8 +20,8 @@ Start = Callable[..., Running]
 def test_as_many_are_forked_as_are_lacking_and_the_oldest_is_handed_out_first() -> None:
     standby = Standby()
     assert standby.lacks(2, 0.0) == 2
-    standby.add(-1)
-    standby.add(-2)
+    standby.waiting.append(-1)
+    standby.waiting.append(-2)
     assert standby.lacks(2, 0.0) == 0
     assert standby.lacks(1, 0.0) == 0
     assert standby.take() == -1
@@ -34,16 +34,16 @@ def test_those_that_die_unused_are_replaced_ever_more_slowly_until_one_is_of_use
     standby = Standby()
     now, pauses = 0.0, []
     for number in range(-1, -10, -1):
-        standby.add(number)
+        standby.waiting.append(number)
         standby.lost(number, now)
-        assert len(standby) == 0
+        assert not standby.waiting
         began = now
         while not standby.lacks(1, now):
             now += 0.5
         pauses.append(now - began)
     assert pauses == [min(PAUSE_FIRST_S * 2**i, PAUSE_MOST_S) for i in range(9)]
     standby.used()
-    standby.add(-10)
+    standby.waiting.append(-10)
     standby.lost(-10, now)
     assert not standby.lacks(1, now)
     assert standby.lacks(1, now + PAUSE_FIRST_S) == 1

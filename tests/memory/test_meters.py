@@ -111,7 +111,7 @@ def test_a_machine_without_a_device_says_why(state: State, call: str, error: Any
     assert machine.uuids == []
     assert {9: "Driver Not Loaded", 12: "Library Not Found", "boom": "boom"}[error] in machine.why_none
     with pytest.raises(LookupError, match="no CUDA device 'cuda:0' on this machine: NVML"):
-        open_devices([Device("cuda:0", "cuda", 1.0)])
+        open_devices([Device("cuda:0", "cuda", 1.0)], Machine())
 
 
 def test_a_machine_without_nvml_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

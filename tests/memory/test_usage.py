@@ -67,7 +67,7 @@ def start(memory: MemoryUsage, looks: Looks, *, shares_pages: bool = True) -> No
     """A worker has loaded what takes 300 MB, and a look has shown that."""
     memory.starts(1, "d")
     memory.born(1, 101, lambda: shares_pages)
-    memory.briefed(1)
+    memory.gauge.briefed(1, time.monotonic())
     memory.loaded(1)
     looks.pids[101] = 300.0
     looks.come()
@@ -81,10 +81,10 @@ def test_nothing_is_started_before_the_first_look(memory: MemoryUsage, looks: Lo
 def test_a_worker_counts_as_at_work_once_it_has_run_a_request(memory: MemoryUsage, looks: Looks) -> None:
     start(memory, looks)
     assert Measured(1, 300.0, False) in list(memory.take())
-    memory.worked(1)
+    memory.gauge.worked(1)
     looks.come()
     assert Measured(1, 300.0, True) in list(memory.take())
-    assert memory.told_mb(1) == 300.0
+    assert memory.gauge.told_mb(1) == 300.0
 
 
 def test_nothing_is_learnt_when_the_nursery_has_died(memory: MemoryUsage, looks: Looks) -> None:

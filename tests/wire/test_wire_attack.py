@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import fcntl
+import functools
 import os
 import random
 import resource
@@ -28,13 +29,15 @@ import numpy as np
 import pytest
 import zmq
 
-from broker.front import handoff
+from broker import descriptors
+from broker.front import handoff, listening
 from broker.guard import Guard
 from broker.loop import Loop
 from tests import support
 from tests.client.inside import link
 from tests.support import Running, toy, wait_until
 from zoo import Client
+from zoo.system import unix
 from zoo.wire import arena, lifeline, payload, protocol
 from zoo.wire.payload import FrameRef, InferBody
 
@@ -701,7 +704,9 @@ def test_a_second_broker_on_the_same_endpoint_is_told_who_has_it(target: Target)
 @pytest.fixture
 def handed(zoo_dir: Path) -> Iterator[tuple[handoff.Handoff, handoff.LifelineEnd, socket.socket]]:
     loop = Loop(Guard(lambda: None))
-    made = handoff.Handoff(f"{zoo_dir}/h", 1 << 20, loop)
+    shares = descriptors.divide(1000, 0, 1, 0, metrics=False, local=True)
+    listen = functools.partial(listening.listen, kind=socket.SOCK_SEQPACKET, backlog=16)
+    made = handoff.Handoff(f"{zoo_dir}/h", 1 << 20, loop, listen, shares, unix.is_own)
     peer = lifeline.connect(made.path, 5.0)
     loop.turn(time.monotonic() + 5.0)
     (line,) = made.lines.values()
