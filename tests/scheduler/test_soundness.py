@@ -8,8 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from broker.scheduler.capacity.demand import Demand, Want
+from broker.scheduler.events import Kind
+from broker.scheduler.registry import Lifetime
 from broker.scheduler.soundness import Unsound
-from broker.scheduler.state import Due, Guess, Move, Peak, Phase, State, Timers, Worker
+from broker.scheduler.state import MOST_MB, Due, Guess, Model, Move, Peak, Phase, Request, State, Timers, Worker
 from tests.scheduler.world import World, model
 
 
@@ -119,6 +121,291 @@ def _without(w: World, due: Due) -> None:
         if entry[1] != due:
             kept.add(entry[0], Due(entry[1]), entry[2])
     w.s.registry.timers = kept
+
+
+# ---------------------------------------------------------------- each condition by itself
+
+
+def _set(of: str, **values: object) -> Callable[[World], None]:
+    """The worker of that name, with other values."""
+
+    def corrupt(w: World) -> None:
+        for key, value in values.items():
+            setattr(w.worker(of), key, value)
+
+    return corrupt
+
+
+def _all(*steps: Callable[[World], object]) -> Callable[[World], None]:
+    def corrupt(w: World) -> None:
+        for step in steps:
+            step(w)
+
+    return corrupt
+
+
+def _registry(**values: object) -> Callable[[World], None]:
+    def corrupt(w: World) -> None:
+        for key, value in values.items():
+            setattr(w.s.registry, key, value)
+
+    return corrupt
+
+
+def _extra(of: str, until: Phase = Phase.LOADING, number: int = 90, **values: object) -> Callable[[World], None]:
+    """One more worker of the model, on the same device unless told otherwise."""
+
+    def corrupt(w: World) -> None:
+        model = w.model(of)
+        worker = Worker(model, number, "gpu0")
+        worker.name = f"{of}#2"
+        worker.move(Move.START)
+        if until is not Phase.LOADING:
+            worker.move(Move.READY)
+        for key, value in values.items():
+            setattr(worker, key, value)
+        model.workers.append(worker)
+        w.s.registry.workers[number] = worker
+
+    return corrupt
+
+
+def _request(w: World, name: str, kind: Kind = Kind.INFER, **values: object) -> Request:
+    asked = Request(900, b"z", w.model(name), kind, 1e9, 2, None, None, 900, 0.0)
+    for key, value in values.items():
+        setattr(asked, key, value)
+    return asked
+
+
+def _waits(**values: object) -> Callable[[World], None]:
+    """The request that waits for "a", with other values."""
+
+    def corrupt(w: World) -> None:
+        head = w.model("a").queue.head()
+        for key, value in values.items():
+            setattr(head, key, value)
+
+    return corrupt
+
+
+def _runs(**values: object) -> Callable[[World], None]:
+    """The request that "a" runs, with other values."""
+
+    def corrupt(w: World) -> None:
+        for key, value in values.items():
+            setattr(w.worker("a").inflight[0], key, value)
+
+    return corrupt
+
+
+def _unloads(name: str, **values: object) -> Callable[[World], None]:
+    return lambda w: w.model(name).unloads.append(_request(w, name, **{"kind": Kind.UNLOAD, **values}))  # type: ignore[arg-type]
+
+
+def _short(**values: object) -> Callable[[World], None]:
+    """The request that waits for "a" waits for more memory."""
+
+    def corrupt(w: World) -> None:
+        head = w.model("a").queue.head()
+        assert head is not None
+        head.starved = head.alone = True
+        for key, value in values.items():
+            setattr(head, key, value)
+        w.worker("a").short = [head]
+
+    return corrupt
+
+
+def _over(w: World) -> None:
+    """Less may be charged than is, and that is known."""
+    w.s.ledger.allow("gpu0", 100.0)
+    w.s.registry.overdrawn.add("gpu0")
+
+
+def _massless(w: World) -> None:
+    w.s.ledger.recharge(w.worker("b").number, 0.0)
+    w.worker("b").mb = 0.0
+
+
+def _second_claim(w: World) -> None:
+    _claim(w, 7, "gpu0")
+    w.s.registry.demands["e"] = other = Demand(w.model("e"), Want.LOAD)
+    other.claim, other.claim_on = 7, "gpu0"
+
+
+TOLD: list[tuple[Callable[[World], object], str]] = [
+    (lambda w: w.s.ledger.release(w.worker("b").number), "b: worker 2 lives and is not charged"),
+    (lambda w: w.s.ledger.recharge(w.worker("b").number, 10.0), "b: 200 MB on gpu0 by its own record"),
+    (_over, "gpu0: charged 500.0 MB too much, and b is idle there"),
+    (lambda w: w.s.ledger.allow("gpu0", 100.0), "gpu0: charged 500.0 MB too much; overdrawn: False"),
+    (lambda w: _start(w, "e"), "gpu0: 2 loads at once, concurrent_loads = 1"),
+    (_extra("c"), "c: 2 of its workers load at once"),
+    (lambda w: w.s.models.update(f=w.model("e")), "e: stands under 'f'"),
+    (lambda w: setattr(w.model("e"), "name", "f"), "f: stands under 'e'"),
+    (lambda w: setattr(w.model("b"), "primary", Worker(w.model("b"))), "b: its primary worker 0 has no process"),
+    (_set("e", phase=Phase.SERVING), "e: serving, without a process"),
+    (_extra("b", Phase.SERVING), "b: 2 workers on gpu0"),
+    (_extra("b", Phase.SERVING, name="b"), "b: its workers are named ['b']"),
+    (_set("b", name="b#2"), "b: its workers are named ['b#2']"),
+    (_extra("b", device="gpu1"), "b: 2 workers, max_instances = 1"),
+    (_extra("b", Phase.SERVING, device="gpu1"), "b: 2 workers, max_instances = 1"),
+    (_extra("b", Phase.YIELDING, phase=Phase.YIELDING), "b: 2 workers, max_instances = 1"),
+    (_extra("c", Phase.SERVING), "c: a worker is loaded, and its primary one is loading"),
+    (_extra("b", Phase.SERVING, short=[None]), "b#2: holds what is the primary worker's"),
+    (lambda w: w.model("b").workers.clear(), "living workers: ["),
+    (lambda w: w.s.registry.moving.clear(), "loading or ending: [] against ['3']"),
+    (lambda w: w.worker("b").move(Move.YIELD), "yielding: [] against ['2']"),
+    (lambda w: w.s.registry.move(w.worker("b"), Move.YIELD), "[2] yield, and no model waits for their room"),
+    (lambda w: w.s.registry.workers.update({99: w.s.registry.workers.pop(2)}), "b: worker 2 under 99, serving, loaded"),
+    (_set("b", phase=Phase.GONE, state=State.UNLOADED), "b: worker 2 under 2, gone, unloaded"),
+    (_set("b", state=State.EVICTING), "b: worker 2 under 2, serving, evicting"),
+    (_set("b", device="gpu7"), "b: on 'gpu7', which is no device"),
+    (lambda w: w.worker("a").move(Move.DRAIN), "a (draining): 1 lease, a request in flight, 1 queued"),
+    (lambda w: w.worker("b").move(Move.DRAIN), "b (draining): has nothing left to do, and does not end"),
+    (
+        _all(lambda w: w.worker("b").move(Move.DRAIN), _registry(stage=Lifetime.STOPPING)),
+        "b (draining): has nothing left to do, and does not end",
+    ),
+    (lambda w: _later(w), "a (loaded): 1 wait for its next process"),
+    (_unloads("e"), "e (unloaded): requests to unload it are not answered"),
+    (_unloads("b"), "b (loaded): requests to unload it are not answered"),
+    (_unloads("c"), "c (loading): is to be unloaded, and does not know it"),
+    (_set("c", short=[None]), "c (loading): waits for more memory"),
+    (lambda w: setattr(w.model("a"), "guess", Guess.OPEN), "a (loaded): is held for a guess"),
+    (lambda w: setattr(w.model("e"), "guess", Guess.OPEN), "e (unloaded): is held for a guess"),
+    (
+        lambda w: (setattr(w.model("b"), "guess", Guess.OPEN), setattr(w.model("b"), "pinned", True)),
+        "b (loaded): is held for a guess",
+    ),
+    (
+        _all(lambda w: w.model("b").leases.update({77: b"z"}), _registry(stage=Lifetime.KILLED)),
+        "b (loaded): 1 lease after the end",
+    ),
+    (_registry(stage=Lifetime.KILLED), "d (unloaded): 1 queued after the end"),
+    (_all(_unloads("e"), _registry(stage=Lifetime.KILLED)), "e (unloaded): idle after the end"),
+    (_registry(stage=Lifetime.STOPPED), "stopped, and 3 workers live"),
+    (_registry(stage=Lifetime.STOPPING), "the grace of the end has no timer"),
+    (_set("b", service_s=math.nan), "b: service_s is nan"),
+    (_set("b", last_used=math.inf), "b: last_used is inf"),
+    (_set("b", loaded_at=-math.inf), "b: loaded_at is -inf"),
+    (_extra("b", Phase.SERVING, load_seconds=math.nan), "b#2: load_seconds is nan"),
+    (_set("b", mb=-0.5), "b: -0.5 MB, 0.0 s a request, 1 at once"),
+    (_set("b", service_s=-0.5), "b: 200 MB, -0.5 s a request, 1 at once"),
+    (_set("b", max_batch=0), "b: 200 MB, 0.0 s a request, 0 at once"),
+    (lambda w: setattr(w.worker("b").batch_limit, "most", -1), "b: 200 MB, 0.0 s a request, 1 at once"),
+    (lambda w: setattr(w.model("b").failures, "retry_at", math.nan), "b: its next load is due at nan"),
+    (lambda w: setattr(w.model("b"), "least_load_s", math.nan), "b: its next load is due at 0.0"),
+    (lambda w: w.model("b").peaks.update(gpu0=Peak(-0.5)), "b: its peak on gpu0 is -0.5 MB"),
+    (lambda w: w.model("b").peaks.update(gpu0=Peak(2 * MOST_MB)), "b: its peak on gpu0 is 2000000000.0 MB"),
+    (lambda w: w.model("d").queue.push(w.worker("a").inflight[0]), "request 4 is in 2 places"),
+    (lambda w: w.model("a").queue.pop(), "requests that are accepted, and in their places: ['6'] against []"),
+    (_runs(id=99), "request 99 of a stands under 4, answered None"),
+    (_runs(outcome="answered"), "request 4 of a stands under 4, answered answered"),
+    (lambda w: setattr(w.worker("a").inflight[0], "model", Model(model("b"))), "request 4 of b stands under 4"),
+    (_runs(deadline=math.nan), "request 4 has no deadline"),
+    (_registry(running=1), "1 requests are said to run, 2 do"),
+    (lambda w: setattr(w.model("a").queue, "live", 2), "a: 2 are said to wait, 1 do"),
+    (_waits(running=True), "a: request 6 (infer) of a waits in its queue"),
+    (lambda w: _waits(model=w.model("b"))(w), "a: request 6 (infer) of b waits in its queue"),
+    (_waits(kind=Kind.UNLOAD), "a: request 6 (unload) of a waits in its queue"),
+    (_waits(queue=None), "a: request 6 (infer) of a waits in its queue"),
+    (_waits(kind=Kind.LEASE), "a: lease 6 waits"),
+    (_unloads("e", kind=Kind.INFER), "e: request 900 among those to unload it"),
+    (lambda w: _unloads("e", queue=w.model("e").queue)(w), "e: request 900 among those to unload it"),
+    (_unloads("e", running=True), "e: request 900 among those to unload it"),
+    (_short(queue=None), "a: [6] wait for memory, and not in its queue"),
+    (_short(starved=False), "a: [6] wait for memory, and not in its queue"),
+    (_short(alone=False), "a: [6] wait for memory, and not in its queue"),
+    (lambda w: w.worker("c").inflight.append(_request(w, "c")), "c (loading): 1 requests at its worker"),
+    (lambda w: w.worker("a").inflight.clear(), "a: a batch lies ahead of nothing"),
+    (lambda w: setattr(w.worker("a").ahead[0], "alone", True), "a: [5] do not run alone"),
+    (lambda w: _runs(queue=w.model("a").later)(w), "a: request 4 of a at worker 1, sent to 1"),
+    (_runs(kind=Kind.LEASE), "a: request 4 of a at worker 1, sent to 1"),
+    (lambda w: _runs(model=w.model("b"))(w), "a: request 4 of b at worker 1, sent to 1"),
+    (_runs(worker=9), "a: request 4 of a at worker 1, sent to 9"),
+    (_runs(running=False), "a: request 4 is at its worker, and does not know it"),
+    (lambda w: _let_go_of_ahead(w), "a: has a place, and request 6 waits"),
+    (_all(lambda w: _let_go_of_ahead(w), _set("a", leaves_at=-math.inf)), "a: has a place, and request 6 waits"),
+    (lambda w: w.s.registry.demands.clear(), "d (unloaded): 1 wait, wants load, None"),
+    (_short(), "a (loaded): 1 wait, wants grow, None"),
+    (
+        lambda w: w.s.registry.demands.update(e=Demand(w.model("e"), Want.LOAD)),
+        "e (unloaded): 0 wait, wants nothing, load",
+    ),
+    (lambda w: setattr(w.s.registry.demands["d"], "model", w.model("e")), "d: its demand is for e"),
+    (lambda w: _claim(w, 7, "gpu7"), "d: has a claim on 'gpu7'"),
+    (lambda w: w.s.registry.demands.update(z=Demand(w.model("e"), Want.LOAD)), "z demands room, and is not registered"),
+    (_second_claim, "2 models have claim 7"),
+    (lambda w: w.s.registry.touched.update({w.model("b"): None}), "it has not settled: ['b']"),
+    (_registry(look=True), "it has not settled: []"),
+    (lambda w: w.s.registry.sessions[b"holder"].leases.clear(), "client 686f6c646572 has nothing, and is kept"),
+    (lambda w: w.s.registry.sessions[b"c"].requests.discard(4), "requests of client 63: [] against ['4']"),
+    (lambda w: w.s.registry.sessions.pop(b"other"), "client 6f74686572 has requests, and is not known"),
+    (lambda w: w.s.registry.leases.clear(), "leases and their models: [] against"),
+    (lambda w: w.s.registry.sessions[b"holder"].leases.add(99), "leases and their clients: [] against"),
+    (lambda w: _without(w, Due.DEADLINE), "request 4 has no timer"),
+    (_set("a", watch_at=2000.0), "a: has no timer WATCH"),
+    (_set("b", idle_at=1001.0), "b: has no timer IDLE"),
+    (_set("b", leaves_at=1001.0), "b: has no timer BATCH"),
+    (_set("a", watch_at=math.inf), "a (loaded): worker 1 is not watched"),
+    (_set("c", watch_at=math.inf), "c (loading): worker 3 is not watched"),
+    (_set("b", idle_at=math.inf), "b: is idle, and no timer will end it"),
+    (_registry(look_at=2000.0), "a look for room is to come, and has no timer"),
+]
+
+FINE: list[tuple[Callable[[World], object], str]] = [
+    (_all(_over, _registry(stage=Lifetime.STOPPING)), "too much"),
+    (_all(_over, _registry(look_at=2000.0)), "too much"),
+    (_all(_over, _massless), "idle there"),
+    (_all(_over, lambda w: setattr(w.model("b"), "pinned", True)), "idle there"),
+    (_all(lambda w: _start(w, "e"), lambda w: setattr(w.s.registry, "reconfigured_at", w.now)), "loads at once"),
+    (_all(lambda w: w.s.registry.move(w.worker("b"), Move.YIELD), _registry(contested=True)), "no model waits"),
+    (_all(lambda w: w.s.registry.move(w.worker("b"), Move.YIELD), _registry(stage=Lifetime.STOPPING)), "no model"),
+    (_all(lambda w: w.worker("b").move(Move.DRAIN), _registry(stage=Lifetime.KILLED)), "nothing left to do"),
+    (_all(_unloads("b"), _extra("b", Phase.SERVING)), "to unload it are not answered"),
+    (_unloads("c"), "among those to unload it"),
+    (_unloads("a", kind=Kind.UNLOAD), "does not know it"),
+    (lambda w: setattr(w.model("b"), "guess", Guess.OPEN), "held for a guess"),
+    (_massless, "MB, "),
+    (lambda w: setattr(w.model("b").failures, "retry_at", math.inf), "its next load"),
+    (lambda w: w.model("b").peaks.update(gpu0=Peak(0.0), gpu1=Peak(MOST_MB)), "its peak on"),
+    (_short(), "wait for memory"),
+    (_short(), "waits for more memory"),
+    (lambda w: _claim(w, 7, "gpu0"), "claim"),
+    (_registry(look=True, stage=Lifetime.STOPPING), "has not settled"),
+    (lambda w: _later(w), "waits in its queue"),
+]
+
+
+def wrong(w: World) -> list[str]:
+    try:
+        w.s.check()
+    except Unsound as e:
+        return e.wrong
+    return []
+
+
+@pytest.mark.parametrize(("corrupt", "line"), TOLD, ids=[line for _, line in TOLD])
+def test_what_does_not_hold_is_told(corrupt, line) -> None:
+    w = busy_world()
+    corrupt(w)
+    assert [told for told in wrong(w) if told.startswith(line)], wrong(w)
+
+
+@pytest.mark.parametrize(("corrupt", "part"), FINE, ids=[f"{n} {part}" for n, (_, part) in enumerate(FINE)])
+def test_what_may_be_is_no_fault(corrupt, part) -> None:
+    w = busy_world()
+    corrupt(w)
+    assert not [told for told in wrong(w) if part in told]
+
+
+def test_of_an_overdrawn_device_only_its_own_idle_workers_are_told() -> None:
+    w = World([model("a", 200), model("b", 200, device="gpu1")], 400, 400)
+    w.load("a", "b")
+    _over(w)
+    assert [told for told in wrong(w) if "is idle there" in told] == [
+        "gpu0: charged 100.0 MB too much, and a is idle there"
+    ]
 
 
 def test_a_busy_scheduler_is_sound() -> None:
