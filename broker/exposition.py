@@ -36,7 +36,7 @@ class Exposition:
 
     def __init__(self, registry: CollectorRegistry, address: str) -> None:
         self._app: Callable[..., Any] = make_wsgi_app(registry)
-        self._open: dict[asyncio.StreamWriter, None] = {}  # oldest first
+        self.connections: dict[asyncio.StreamWriter, None] = {}  # oldest first
         host, _, port = address.rpartition(":")
         try:
             self._listener = _listen(host or "127.0.0.1", int(port))
@@ -45,10 +45,6 @@ class Exposition:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
-
-    @property
-    def connections(self) -> int:
-        return len(self._open)
 
     def close(self) -> None:
         """Closes all connections."""
@@ -74,10 +70,10 @@ class Exposition:
             loop.close()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open[writer] = None
-        if len(self._open) > METRICS:
-            oldest = next(iter(self._open))
-            del self._open[oldest]
+        self.connections[writer] = None
+        if len(self.connections) > METRICS:
+            oldest = next(iter(self.connections))
+            del self.connections[oldest]
             oldest.transport.abort()
         try:
             async with asyncio.timeout(HEAD_S):
@@ -90,7 +86,7 @@ class Exposition:
         except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
             pass
         finally:
-            self._open.pop(writer, None)
+            self.connections.pop(writer, None)
             writer.transport.abort()
 
     def _answer(self, head: bytes) -> bytes:

@@ -33,7 +33,7 @@ from broker.front.clients import Clients
 from broker.front.handoff import Handoff
 from broker.loop import Loop
 from broker.memory import host_cache, meters, state
-from broker.memory.learnt import Learnt
+from broker.memory.footprints import Learnt
 from broker.scheduler import events
 from broker.scheduler.capacity.ledger import Device
 from zoo.config import changes, reading, schema

@@ -28,7 +28,7 @@ from broker.front.front import Front
 from broker.front.handoff import Handoff, LifelineEnd
 from broker.front.intake import Intake
 from broker.loop import Loop
-from broker.memory.learnt import Learnt
+from broker.memory.footprints import Learnt
 from broker.scheduler import events as vocabulary
 from broker.scheduler.parts.allocator import Allocator
 from broker.scheduler.parts.dispatch import Dispatcher

@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,7 @@ SENDER = {
 }
 
 
+@dataclass(eq=False)
 class Fleet:
     """See the module's docstring.
 
@@ -60,34 +62,30 @@ class Fleet:
         editions: which state of an adapter's file they run.
     """
 
-    def __init__(
-        self,
-        core: Core,
-        loop: Loop,
-        handoff: Handoff,
-        meters: dict[str, Meter],
-        copies: host_cache.Copies,
-        told_load: ToldLoad | None,
-    ) -> None:
-        config = core.config
-        self._core = core
+    core: Core
+    loop: Loop
+    handoff: Handoff
+    meters: dict[str, Meter]
+    copies: host_cache.Copies
+    told_load: ToldLoad | None
+
+    def __post_init__(self) -> None:
+        core, loop, config = self.core, self.loop, self.core.config
         self._run = core.guard.run
         self._submit = core.submit
-        self._handoff = handoff
-        self._meters = meters
         self._cores = container.Container().cores()
         self._oom_killer = oom_killer.OomKiller()
         self._terminating: set[WorkerProcess] = set()
         self.editions = editions.Editions()
         if str(config.base) not in sys.path:
             sys.path.append(str(config.base))  # adapters may lie beside config.toml
-        if any(meter.cuda for meter in meters.values()):
+        if any(meter.cuda for meter in self.meters.values()):
             nvidia.make_device_files()
         self._pool = Pool(loop, _preload(config), environment.of_workers(config.broker), config.base)
-        self.usage = usage.MemoryUsage(meters, core.measures)
-        self._roster = Roster(core, self._pool, handoff)
-        self._copying = copying.Copying(core, copies)
-        reports = WorkerReports(core, self.usage, self._roster, self._copying, told_load)
+        self.usage = usage.MemoryUsage(self.meters, core.measures)
+        self._roster = Roster(core, self._pool, self.handoff)
+        self._copying = copying.Copying(core, self.copies)
+        reports = WorkerReports(core, self.usage, self._roster, self._copying, self.told_load)
         self._channels = channels.Channels(loop, config.broker.max_inline_mb, reports.take)
         self._takes: Takes = {
             protocol.LifelineArena: self._take_arena,
@@ -118,9 +116,9 @@ class Fleet:
     # ------------------------------------------------------------ the scheduler's actions
 
     def start(self, a: events.StartWorker) -> None:
-        config = self._core.config
-        model = self._core.scheduler.models[a.model].config
-        meter = self._meters[a.device]
+        config = self.core.config
+        model = self.core.scheduler.models[a.model].config
+        meter = self.meters[a.device]
         self.usage.starts(a.worker, a.device)
         worker = self._roster.employ(a.worker)
         worker.model, worker.device = a.model, a.device
@@ -159,7 +157,7 @@ class Fleet:
         jobs, bodies = [], []
         for request, (arenas, inline, parts) in a.batch:
             for number in arenas:
-                if line is None or (number not in line.given and not self._handoff.share(number, line)):
+                if line is None or (number not in line.given and not self.handoff.share(number, line)):
                     break  # the worker then refuses the frame by itself, or is gone
             jobs.append(protocol.Job(request, arenas, inline, len(parts)))
             bodies += parts
@@ -192,7 +190,7 @@ class Fleet:
     def attach(self, line: LifelineEnd, key: bytes) -> bool:
         """The lifeline of a process. False: there is no such worker, or it has one."""
         worker = self._roster.by_key.get(key)
-        if worker is None or not self._handoff.attach(line, "worker", key):
+        if worker is None or not self.handoff.attach(line, "worker", key):
             return False
         worker.line, line.takes = line, self._takes
         return True
@@ -202,10 +200,10 @@ class Fleet:
         worker = self._roster.by_key.get(line.key)
         if worker is not None and worker.line is line:
             worker.line = None
-        self._handoff.close(line)
+        self.handoff.close(line)
 
     def _take_arena(self, line: LifelineEnd, _: protocol.LifelineArena, fd: int | None) -> None:
-        number = self._handoff.offer(line, fd)
+        number = self.handoff.offer(line, fd)
         if number is not None:
             self._roster.by_key[line.key].arena = number
 
@@ -225,7 +223,7 @@ class Fleet:
         line = worker.line
         if line is not None:
             try:
-                self._handoff.hear(line)
+                self.handoff.hear(line)
             except ConnectionError:
                 self.lost_line(line)
 

@@ -18,7 +18,6 @@ import socket
 from collections.abc import Callable
 
 from broker.front import listening
-from broker.front.lock import Lock
 from zoo.config.address import user_id
 from zoo.config.endpoint import default_endpoints
 from zoo.errors import ConfigError
@@ -38,7 +37,7 @@ class Place:
         gid: the group that may connect beside this user, or None.
     """
 
-    def __init__(self, front: str, handoff: str, lock: Lock, gid: int | None, link: str) -> None:
+    def __init__(self, front: str, handoff: str, lock: listening.Lock, gid: int | None, link: str) -> None:
         self.front = front
         self.handoff = handoff
         self.gid = gid
@@ -126,7 +125,7 @@ def claim(endpoint: str, group: str = "", user: str = "") -> Place:
         front = ""
     gid = _group(group) if group else None
     listening.own_folder(os.path.dirname(path), gid)
-    lock = Lock(f"{path}.lock", endpoint, gid)
+    lock = listening.Lock(f"{path}.lock", endpoint, gid)
     handoff = f"{path}.handoff"
     try:
         for stale in filter(None, (front, handoff)):

@@ -20,7 +20,7 @@ from broker.front import access, inline, misread
 from broker.front.clients import FULL_RETRY_S, Clients, ClientSession
 from broker.front.front import Front
 from broker.front.handoff import Handoff
-from broker.memory.learnt import Learnt
+from broker.memory.footprints import Learnt
 from broker.scheduler.events import Asked, IdleCleanup, Kind, Pinned, Released
 from broker.status import Views
 from zoo.errors import InvalidInput, ModelNotFound, ProtocolMismatch, QueueFull, ZooError

@@ -72,7 +72,7 @@ def test_five_hundred_idle_connections_keep_no_scrape_out_and_cost_no_thread(ser
     idle = [socket.create_connection(("127.0.0.1", port), 5.0) for _ in range(500)]
     try:
         assert "the_answer 42.0" in scrape(port)
-        wait_until(lambda: made.connections <= exposition.METRICS)
+        wait_until(lambda: len(made.connections) <= exposition.METRICS)
         ours = descriptors() - before - len(idle)
         assert ours <= exposition.METRICS + exposition.BACKLOG
         assert threading.active_count() == threads
@@ -81,7 +81,7 @@ def test_five_hundred_idle_connections_keep_no_scrape_out_and_cost_no_thread(ser
     finally:
         for sock in idle:
             sock.close()
-    wait_until(lambda: made.connections == 0)
+    wait_until(lambda: len(made.connections) == 0)
 
 
 def test_a_connection_that_does_not_ask_is_closed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_a_connection_that_does_not_ask_is_closed(served: Served, monkeypatch: p
     with closing(socket.create_connection(("127.0.0.1", port), 5.0)) as sock:
         sock.sendall(b"GET /met")
         assert not sock.recv(1)
-    wait_until(lambda: made.connections == 0)
+    wait_until(lambda: len(made.connections) == 0)
 
 
 def test_one_that_takes_no_answer_is_closed(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +99,8 @@ def test_one_that_takes_no_answer_is_closed(served: Served, monkeypatch: pytest.
     monkeypatch.setattr(made, "_answer", lambda _: bytes(32 << 20))
     with closing(socket.create_connection(("127.0.0.1", port), 5.0)) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        wait_until(lambda: made.connections == 1 or sock.recv(1, socket.MSG_PEEK))
-        wait_until(lambda: made.connections == 0)
+        wait_until(lambda: len(made.connections) == 1 or sock.recv(1, socket.MSG_PEEK))
+        wait_until(lambda: len(made.connections) == 0)
 
 
 @pytest.mark.parametrize("said", [b"\r\n\r\n", b"GET\r\n\r\n", b"\xff\xfe \xfd\r\n\r\n", b"a b c d\r\n\r\n"])
@@ -120,7 +120,7 @@ def test_a_request_that_is_too_long_is_cut_off(served: Served) -> None:
             assert not sock.recv(1)
         except ConnectionError:
             pass
-    wait_until(lambda: made.connections == 0)
+    wait_until(lambda: len(made.connections) == 0)
     assert "the_answer 42.0" in scrape(port)
 
 

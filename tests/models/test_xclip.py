@@ -17,7 +17,7 @@ from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
-from workers.models.shared import folder  # noqa: E402
+from workers.models.shared import pictures  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
 from zoo.results import Action  # noqa: E402
 
@@ -118,8 +118,10 @@ def test_frames_of_one_video_may_differ_in_size(models, folders, film):
 
 def test_a_frame_that_is_looked_at_twice_is_prepared_once(models, film, monkeypatch):
     prepared = []
-    whole = folder.preprocess
-    monkeypatch.setattr(folder, "preprocess", lambda p, frames, d: prepared.append(len(frames)) or whole(p, frames, d))
+    whole = pictures.preprocess
+    monkeypatch.setattr(
+        pictures, "preprocess", lambda p, frames, d: prepared.append(len(frames)) or whole(p, frames, d)
+    )
     ask(models[8], film[:1], film[:3], film)
     assert prepared == [1 + 3 + 8]
 

@@ -29,7 +29,6 @@ class RankOptions(PassOptions, frozen=True, forbid_unknown_fields=True):
 
 
 OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
-PassT = TypeVar("PassT", bound=PassOptions)
 ItemT = TypeVar("ItemT")
 FoundT = TypeVar("FoundT")
 
