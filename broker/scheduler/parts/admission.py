@@ -31,7 +31,7 @@ NAME_MOST = 200  # characters of a model's name that an answer repeats
 No = Callable[..., Refuse]
 
 
-@dataclass(eq=False)
+@dataclass
 class Admission:
     """See the module's docstring."""
 

@@ -24,7 +24,7 @@ from broker.scheduler.state import Move
 MOST_SPARED = 4  # named in a line
 
 
-@dataclass(eq=False)
+@dataclass
 class Allocator:
     """See the module's docstring."""
 

@@ -21,7 +21,7 @@ from broker.scheduler.story.journal import Turned
 from zoo.errors import BY_CODE
 
 
-@dataclass(eq=False)
+@dataclass
 class Answers:
     """See the module's docstring."""
 

@@ -77,7 +77,7 @@ def place(model: Model, request: Request) -> Worker | None:
     return min(fit, key=lambda worker: len(worker.inflight) + len(worker.ahead), default=None)
 
 
-@dataclass(eq=False)
+@dataclass
 class Dispatcher:
     """See the module's docstring."""
 

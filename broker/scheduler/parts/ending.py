@@ -10,7 +10,7 @@ from broker.scheduler.registry import Lifetime, Registry
 from broker.scheduler.state import Due, Move, Phase, peaks
 
 
-@dataclass(eq=False)
+@dataclass
 class WindingDown:
     """`grace_ends`: when what runs has had its time."""
 

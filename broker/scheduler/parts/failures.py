@@ -18,7 +18,7 @@ from broker.scheduler.state import Guess, Move, Request, State, Worker
 from zoo.errors import BY_CODE
 
 
-@dataclass(eq=False)
+@dataclass
 class Failures:
     """See the module's docstring."""
 

@@ -11,7 +11,7 @@ from broker.scheduler.registry import Registry
 from broker.scheduler.state import Guess, Model, State, Worker
 
 
-@dataclass(eq=False)
+@dataclass
 class Holding:
     """See the module's docstring."""
 

@@ -15,7 +15,7 @@ from broker.scheduler.registry import Registry
 from broker.scheduler.state import Due, Guess, Model, Move, Phase, State, Worker
 
 
-@dataclass(eq=False)
+@dataclass
 class Lifecycle:
     """See the module's docstring."""
 

@@ -22,7 +22,7 @@ from broker.scheduler.registry import Registry
 from broker.scheduler.state import Peak, Phase, Worker, peaks
 
 
-@dataclass(eq=False)
+@dataclass
 class Measurements:
     """See the module's docstring."""
 

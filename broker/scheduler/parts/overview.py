@@ -11,7 +11,7 @@ from broker.scheduler.state import Peak, State, Worker
 from broker.scheduler.story.story import Line
 
 
-@dataclass(eq=False)
+@dataclass
 class Overview:
     """See the module's docstring."""
 

@@ -18,7 +18,7 @@ from broker.scheduler.state import Guess, Model, Phase, State, Worker, peaks
 from zoo.config.schema import ModelConfig
 
 
-@dataclass(eq=False)
+@dataclass
 class Reconfiguration:
     """See the module's docstring."""
 

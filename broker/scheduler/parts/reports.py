@@ -29,7 +29,7 @@ from broker.scheduler.state import Move, Phase, Request, State, Worker
 from zoo.errors import BY_CODE
 
 
-@dataclass(eq=False)
+@dataclass
 class Reports:
     """See the module's docstring."""
 

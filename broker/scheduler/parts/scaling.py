@@ -34,7 +34,7 @@ from broker.scheduler.state import Guess, Model, Move, State
 LEAST = 0.5  # how probable it has to be that a model is among the next requests
 
 
-@dataclass(eq=False)
+@dataclass
 class Scaling:
     """See the module's docstring."""
 

@@ -39,7 +39,7 @@ from broker.scheduler.state import MOST_MB, Move, Peak, Request, State, Worker, 
 GUESS = 1.25
 
 
-@dataclass(eq=False)
+@dataclass
 class Shortages:
     """See the module's docstring."""
 

@@ -14,7 +14,7 @@ from broker.scheduler.registry import Registry
 from broker.scheduler.state import Due, Entry, Model
 
 
-@dataclass(eq=False)
+@dataclass
 class Wakeups:
     """See the module's docstring."""
 
