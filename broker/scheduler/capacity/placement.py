@@ -398,11 +398,9 @@ def choose(need: dict[str, float], room: dict[str, float], absent: Iterable[dict
         absent: what each model that is not loaded needs, by device.
     """
     left = {device: room[device] - mb for device, mb in need.items()}
-    good = list(need)
-    if len(good) > 1:
-        fitting = ({d: mb for d, mb in other.items() if mb <= room[d] + EPSILON_MB} for other in absent)
-        largest = max(filter(None, fitting), key=lambda other: min(other.values()), default={})
-        good = [d for d in good if any(at != d or mb <= left[d] + EPSILON_MB for at, mb in largest.items())] or good
+    fitting = ({d: mb for d, mb in other.items() if mb <= room[d] + EPSILON_MB} for other in absent)
+    largest = max(filter(None, fitting), key=lambda other: min(other.values()), default={})
+    good = [d for d in left if any(at != d or mb <= left[d] + EPSILON_MB for at, mb in largest.items())] or left
     return max(good, key=lambda device: left[device])
 
 
