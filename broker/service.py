@@ -32,8 +32,7 @@ from broker.front.access import Access
 from broker.front.clients import Clients
 from broker.front.handoff import Handoff
 from broker.loop import Loop
-from broker.memory import host_cache, meters, state
-from broker.memory.footprints import Learnt
+from broker.memory import footprints, host_cache, meters, state
 from broker.scheduler import events
 from broker.scheduler.capacity.ledger import Device
 from zoo.config import changes, reading, schema
@@ -115,7 +114,7 @@ class Service:
 
             self._metrics = Metrics(core.scheduler, copies, core.guard, config.broker.metrics)
             told_load = self._metrics.loaded
-        self._learnt = learnt = Learnt(core)
+        self._learnt = learnt = footprints.Learnt(core)
         self._fleet = fleet = Fleet(core, loop, handoff, self._meters, copies, told_load)
         self._clients = clients = Clients(core, self._front, handoff, fleet.arena_of)
         views = status.Views(core.scheduler, fleet.usage.gauge, copies)

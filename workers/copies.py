@@ -181,9 +181,8 @@ def _source(model: object) -> tuple[str, int] | None:
 
 
 def _tensors() -> Any:
-    return importlib.import_module(
-        "workers.models.shared.tensors"
-    )  # not from here: torch is not there for every adapter
+    # Not at the top of this file: torch is not there for every adapter.
+    return importlib.import_module("workers.models.shared.tensors")
 
 
 def _function(module: str, code: bytes, name: str, defaults: Any, kwdefaults: Any, cells: tuple[Any, ...]) -> Any:

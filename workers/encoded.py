@@ -95,10 +95,6 @@ def _look_at(raw: bytes) -> None:
         raise _no_picture() from None
 
 
-def _look_at_png(raw: bytes) -> None:
-    _count_chunks(raw, 8, ">I4s", 12, "PNG")
-
-
 def _look_at_jpeg(raw: bytes) -> None:
     """Its scans, and that it is not one of endless small segments or padding."""
     at, scans = 2, 0
@@ -219,7 +215,7 @@ def _no_picture() -> InvalidInput:
 
 LOOKS = {  # how the bytes of a format begin → what is looked at before Pillow opens them
     rb"\xff\xd8": _look_at_jpeg,
-    rb"\x89PNG\r\n\x1a\n": _look_at_png,
+    rb"\x89PNG\r\n\x1a\n": lambda raw: _count_chunks(raw, 8, ">I4s", 12, "PNG"),
     rb"RIFF....WEBP": _look_at_webp,
     rb"GIF8": _look_at_gif,
     rb"BM": _look_at_bmp,
