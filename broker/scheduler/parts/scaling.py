@@ -81,7 +81,7 @@ class Scaling:
         if any(map(r.unread.is_late, r.ledger.devices)):
             return  # later, perhaps
         after, r.asked_last = r.asked_last, ""
-        for probability, model in likely(r.habits, after, r.models.values(), r.now):
+        for probability, model in likely(r.habits, after, r.models.values()):
             device = placement.place_spare(Demand(model, Want.GUESS), r.view())
             if device is not None:
                 r.tell(
@@ -116,20 +116,19 @@ class Scaling:
                 self._r.tell(worker.name, "dropped", others=tuple(self._r.demands))
 
 
-def likely(habits: Habits, asked: str, models: Iterable[Model], now: float) -> list[tuple[float, Model]]:
+def likely(habits: Habits, asked: str, models: Iterable[Model]) -> list[tuple[float, Model]]:
     """Models that are worth a guess after a request for `asked`, with how probably they follow, the surest first.
 
     Only those that have been loaded before: nothing is known of the others' weights and memory.
     """
-    found = [(habits.follows(asked, m.name), m) for m in models if _may_be_guessed(m, now)]
+    found = [(habits.follows(asked, m.name), m) for m in models if _may_be_guessed(m)]
     return sorted(((p, m) for p, m in found if p >= LEAST), key=lambda guess: (-guess[0], guess[1].name))
 
 
-def _may_be_guessed(model: Model, now: float) -> bool:
+def _may_be_guessed(model: Model) -> bool:
     return (
-        model.state is State.UNLOADED
+        model.state is State.UNLOADED  # and no load of it has failed
         and model.config.available
         and not (model.leaving or model.pinned or model.workers)
         and model.guess is not Guess.WRONG
-        and now >= model.failures.retry_at
     )
