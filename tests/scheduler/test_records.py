@@ -217,6 +217,15 @@ def test_a_process_is_outdated_by_other_settings_or_another_device() -> None:
     assert not waiting.outdated, "there is no process"
 
 
+def test_a_worker_is_alive_from_its_start_until_it_ends() -> None:
+    worker = Worker(Model(model("a")), 1, "gpu0")
+    alive = [worker.alive]
+    for move in (Move.START, Move.READY, Move.YIELD, Move.DRAIN, Move.KILL, Move.FREED):
+        worker.move(move)
+        alive.append(worker.alive)
+    assert alive == [False, True, True, True, True, False, False]
+
+
 def test_a_process_is_used_once_it_was_given_a_request() -> None:
     worker = Worker(Model(model("a")), 1, "gpu0")
     worker.move(Move.START)
@@ -293,10 +302,10 @@ def test_the_gap_is_an_average_in_which_the_newest_weighs_a_fifth() -> None:
     a = Model(model("a"))
     a.came_back_after(1.0)
     assert a.gap_s == 1.0
-    a.came_back_after(2.0)
+    a.came_back_after(3.0)
+    assert a.gap_s == pytest.approx(1.4)
+    a.came_back_after(0.4)
     assert a.gap_s == pytest.approx(1.2)
-    a.came_back_after(0.2)
-    assert a.gap_s == pytest.approx(1.0)
 
 
 def test_the_declared_megabytes_count_until_one_has_been_seen_at_work() -> None:

@@ -325,6 +325,7 @@ TOLD: list[tuple[Callable[[World], object], str]] = [
     (_runs(worker=9), "a: request 4 of a at worker 1, sent to 9"),
     (_runs(running=False), "a: request 4 is at its worker, and does not know it"),
     (lambda w: _let_go_of_ahead(w), "a: has a place, and request 6 waits"),
+    (lambda w: w.model("b").queue.push(_request(w, "b")), "b: has a place, and request 900 waits"),
     (_all(lambda w: _let_go_of_ahead(w), _set("a", leaves_at=-math.inf)), "a: has a place, and request 6 waits"),
     (lambda w: w.s.registry.demands.clear(), "d (unloaded): 1 wait, wants load, None"),
     (_short(), "a (loaded): 1 wait, wants grow, None"),

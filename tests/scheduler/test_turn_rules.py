@@ -388,8 +388,11 @@ def test_the_reason_names_the_next_that_would_have_gone() -> None:
     victim = candidate(load_s=2.0, expected=1.0, worth=2.8)
     text = "worth 2.8 s (MEDIUM 1.4 x 2.00 s to load x 1, unused for 10.0 s), 28 ms per MB"
     assert policy.why(victim, [], NOW) == f"{text}; no other could go"
-    others = [candidate("dear", worth=9.0), candidate("next", worth=3.0), candidate("empty", 0.0, worth=0.0)]
-    assert policy.why(victim, others, NOW) == f"{text}; next next, 30"
+    others = [candidate("dear", 10.0, worth=3.0), candidate("next", 1000.0, worth=9.0), candidate("empty", 0.0)]
+    assert policy.why(victim, others, NOW) == f"{text}; next next, 9"
+    assert [c.model for c in adaptive.order([*others[:2], candidate("guess", worth=99.0, unasked=True)])] == [
+        "guess", "next", "dear",
+    ]  # fmt: skip
     assert policy.why(candidate(unasked=True), others, NOW) == "loaded ahead, and not asked for since"
 
 

@@ -69,8 +69,6 @@ def _cheapest(needed_mb: float, candidates: Sequence[Candidate]) -> list[Candida
     To look for the best of all sets would be a knapsack problem; these are the sets among which its solution is, or
     one that is at most twice as dear.
     """
-    if needed_mb <= EPSILON_MB:
-        return []
     ordered = order(candidates)
     best: tuple[float, float, str] | None = None
     chosen: list[Candidate] = []
