@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from broker.scheduler.events import Asked, Deliver, Kind
+from broker.scheduler.events import Answer, Asked, Deliver, Forget, Kind, Refuse
+from broker.scheduler.state import Model, Request, State
 from broker.scheduler.story import journal
+from broker.scheduler.story.journal import Journal, Turned
+from broker.scheduler.story.story import Story
 from tests.scheduler.world import World, model
 
 
@@ -127,3 +132,83 @@ def test_other_requests_than_inferences_have_a_story_too(kind: Kind) -> None:
     w.settle()
     assert tell(w, asked)[0].startswith(f"request {asked} ({kind.value}) came in")
     assert tell(w, asked)[-1].startswith(f"request {asked} was granted after")
+
+
+# ---------------------------------------------------------------- the ring by itself
+
+
+A = Model(model("a"))
+
+
+def record(number: int, of: Model = A, **more: Any) -> Request:
+    """One that came in at 5 s, went to worker 3 at 6 s and was answered at 8 s."""
+    kept = Request(number, b"c", of, Kind.INFER, 1e9, 2, None, None, number, 5.0)
+    kept.sent, kept.worker, kept.batch, kept.ended, kept.outcome = 6.0, 3, number, 8.0, Deliver
+    for key, value in more.items():
+        setattr(kept, key, value)
+    return kept
+
+
+def test_what_was_decided_stands_between_the_moments_of_the_request() -> None:
+    story = Story()
+    for at in (4.9, 5.0, 6.0, 8.0, 8.1):
+        story.tell(at, "a", "yields", needer=f"b{at}")
+    story.tell(6.0, "z", "yields", needer="other")
+    lines = Journal().tell(record(7), story, [])
+    assert [(line.at, line.text) for line in lines] == [
+        (5.0, "request 7 came in"),
+        (5.0, "yields: b5.0 waits for its room"),
+        (6.0, "yields: b6.0 waits for its room"),
+        (6.0, "request 7 went to worker 3 in batch 7"),
+        (8.0, "yields: b8.0 waits for its room"),
+        (8.0, "request 7 was answered after 3.000 s, 2.000 s of it at the worker"),
+    ]
+    under_way = Journal().tell(record(7, outcome=None), story, [])
+    assert under_way[-1].text == "yields: b8.1 waits for its room"
+    queued = Journal().tell(record(7, outcome=None, batch=0), Story(), [])
+    assert [line.text for line in queued] == ["request 7 came in"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "text"),
+    [
+        (Answer, "was granted after 3.000 s"),
+        (Forget, "lost its client after 3.000 s"),
+        (Refuse(7, "overloaded", "too many"), "was refused after 3.000 s, overloaded: too many"),
+    ],
+)
+def test_how_a_request_ended_is_told(outcome: Any, text: str) -> None:
+    assert Journal().tell(record(7, outcome=outcome), Story(), [])[-1].text == f"request 7 {text}"
+
+
+def test_who_was_in_the_same_batch_is_told_whether_kept_or_under_way() -> None:
+    ring, one = Journal(), record(7, batch=4)
+    for kept in (one, record(6, batch=4), record(8, batch=5), Turned(9, 5.0, "a", Refuse(9, "x", "no"), b"c")):
+        ring.add(kept)
+    assert ring.tell(one, Story(), [record(5, batch=4, outcome=None)])[1].text == (
+        "request 7 went to worker 3 in batch 4, together with 5, 6"
+    )
+    assert ring.find(6) is not None
+    assert ring.find(6) is not ring.find(7)
+    assert ring.find(99) is None
+
+
+def test_of_a_model_those_are_told_that_waited_died_or_were_refused_the_newest_last() -> None:
+    ring = Journal()
+    ring.add(record(1, found=State.LOADED, behind=2))
+    ring.add(record(2))  # found it free
+    ring.add(record(3, crashes=1))
+    ring.add(record(4, outcome=Refuse(4, "deadline_exceeded", "late"), batch=0))
+    ring.add(record(5, Model(model("b")), found=State.UNLOADED))
+    ring.add(Turned(6, 5.0, "a", Refuse(6, "overloaded", "full"), b"c"))
+    ring.add(record(7, found=State.UNLOADED, kind=Kind.PRELOAD, outcome=Answer, batch=0))
+    assert [line.text for line in ring.about("a")] == [
+        "request 1 came in, found it loaded but at work, 2 waiting; went to worker 3 after 1.00 s; was answered after "
+        "3.000 s, 2.000 s of it at the worker",
+        "request 3 came in; went to worker 3 after 1.00 s; was answered after 3.000 s, 2.000 s of it at the worker",
+        "request 4 came in; was refused after 3.000 s, deadline_exceeded: late",
+        "request 7 (preload) came in, found it unloaded, 0 waiting; was granted after 3.000 s",
+    ]
+    for number in range(10, 10 + journal.SHOWN + 1):
+        ring.add(record(number, found=State.LOADED))
+    assert [line.text.split()[1] for line in ring.about("a")] == [str(11 + i) for i in range(journal.SHOWN)]
