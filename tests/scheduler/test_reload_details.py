@@ -159,6 +159,17 @@ def test_a_load_that_config_toml_wants_no_more_is_drained_when_it_is_through() -
     assert w.state("a") is State.LOADING
     w.ready("a")
     assert w.state("a") is State.EVICTING
+    (line,) = [line.text for line in w.s.decisions("a") if line.kind == "draining"]
+    assert line == "draining: disabled (idle)"
+
+
+def test_a_load_that_config_toml_wants_again_before_it_is_through_stays() -> None:
+    w = World([model("a")], 512)
+    w.preload("a")
+    w.reconfigure([model("a", enabled=False)])
+    w.reconfigure([model("a")])
+    w.ready("a")
+    assert w.state("a") is State.LOADED
 
 
 def test_a_removed_model_that_comes_back_in_time_is_a_model_like_any_other() -> None:

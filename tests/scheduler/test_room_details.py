@@ -380,3 +380,12 @@ def test_pins_hold_against_the_clean_up_the_idle_time_and_an_unload() -> None:
     assert w.state("a") is State.LOADED
     assert [worker.name for worker in w.s.idle_workers(0.0, w.now)] == []
     w.pin("a", False)
+
+
+def test_a_request_that_waits_for_company_has_a_line_with_its_model() -> None:
+    w = World([model("a", max_delay_ms=100)], 512, max_batch=4)
+    w.load("a")
+    asked = w.ask("a")
+    w.wait(0.2)
+    w.done("a")
+    assert any(line.text.startswith(f"request {asked}") for line in w.s.explain("a"))

@@ -95,8 +95,6 @@ class Reconfiguration:
             return
         if primary.state is State.LOADED and not primary.held:
             self._lifecycle.drain(primary, _why(model))
-        else:
-            self._lifecycle.condemn(primary)
         if model.leaving:
             self._refuse_waiting(model)
         if model.removed and not model.leases and not model.workers and self._r.models.get(model.name) is model:
