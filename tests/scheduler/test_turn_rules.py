@@ -322,6 +322,9 @@ def test_an_overrun_of_a_hair_is_none_and_what_is_coming_back_counts() -> None:
     assert short_mb("gpu0", overrun(worker, limit=300.0 - HAIR / 2)) == 0.0
     seen = overrun(worker, limit=250.0)
     assert short_mb("gpu0", seen) == 50.0
+    seen.spaces["gpu0"].free_mb = -HAIR
+    assert short_mb("gpu0", seen) == 0.0
+    seen.spaces["gpu0"].free_mb = -50.0
     seen.spaces["gpu0"].coming_mb = 10.0
     assert (short_mb("gpu0", seen), relieve("gpu0", seen).victims) == (-10.0, [])
 
@@ -329,7 +332,7 @@ def test_an_overrun_of_a_hair_is_none_and_what_is_coming_back_counts() -> None:
 @pytest.mark.parametrize("why_not", ["held", "loading", "elsewhere", "as large as the budget", "as is needed"])
 def test_only_a_loaded_process_that_alone_exceeds_the_budget_is_oversized(why_not: str) -> None:
     grown = loaded("grown", 300, device="gpu1" if why_not == "elsewhere" else "gpu0")
-    grown.mb = 1000.0 if why_not == "as large as the budget" else 1200.0
+    grown.mb = 1000.0 + HAIR if why_not == "as large as the budget" else 1200.0
     if why_not == "held":
         grown.model.pinned = True
     elif why_not == "loading":
@@ -341,6 +344,23 @@ def test_only_a_loaded_process_that_alone_exceeds_the_budget_is_oversized(why_no
     seen = overrun(grown, loaded("other", 100), limit=900.0)
     seen.spaces["gpu1"] = seen.spaces["gpu0"]
     assert relieve("gpu0", seen).oversized == []
+
+
+def test_what_frees_nothing_does_not_go_in_an_overrun() -> None:
+    found = relieve("gpu0", overrun(at_work(loaded("busy", 400)), loaded("tiny", 0.5), loaded("empty", 0), limit=300.0))
+    assert ([v.model for v in found.victims], found.short_mb) == (["tiny"], 100.0)
+    found = relieve("gpu0", overrun(loaded("a", 300), limit=200.0))
+    assert ([v.model for v in found.victims], found.short_mb) == (["a"], 0.0)
+
+
+def test_an_oversized_process_that_goes_elsewhere_gives_nothing_back_here() -> None:
+    grown, worker = loaded("grown", 300, "gpu1"), loaded("a", 300)
+    grown.mb = 1200.0
+    grown.move(Move.DRAIN)
+    seen = overrun(worker, limit=250.0)
+    seen.workers = [grown, worker]
+    seen.spaces["gpu1"] = seen.spaces["gpu0"]
+    assert short_mb("gpu0", seen) == 50.0
 
 
 # ---------------------------------------------------------------- what a model is worth
@@ -388,6 +408,11 @@ def test_the_reason_names_the_next_that_would_have_gone() -> None:
     victim = candidate(load_s=2.0, expected=1.0, worth=2.8)
     text = "worth 2.8 s (MEDIUM 1.4 x 2.00 s to load x 1, unused for 10.0 s), 28 ms per MB"
     assert policy.why(victim, [], NOW) == f"{text}; no other could go"
+    assert "27.4 ms per MB" in policy.why(candidate(worth=2.7449), [], NOW)
+    assert "27.5 ms per MB" in policy.why(candidate(worth=2.7451), [], NOW)
+    assert policy.why(victim, [candidate("tiny", 0.5, worth=1.0)], NOW).endswith("; next tiny, 2e+03")
+    assert policy.why(victim, [candidate("other", worth=2.7449)], NOW).endswith("; next other, 27.4")
+    assert policy.why(victim, [candidate("other", worth=2.7451)], NOW).endswith("; next other, 27.5")
     others = [candidate("dear", 10.0, worth=3.0), candidate("next", 1000.0, worth=9.0), candidate("empty", 0.0)]
     assert policy.why(victim, others, NOW) == f"{text}; next next, 9"
     assert [c.model for c in adaptive.order([*others[:2], candidate("guess", worth=99.0, unasked=True)])] == [
@@ -416,6 +441,7 @@ def test_guesses_go_first_and_hairs_do_not_count(chooses) -> None:  # type: igno
     assert len(chooses(200.0 + HAIR, crowd, P.LOW)) == 2
     assert chooses(200.0 + 3 * HAIR, crowd, P.LOW) is None
     assert chooses(HAIR, crowd, P.LOW) == []
+    assert [v.model for v in chooses(0.4, [candidate("tiny", 0.5), candidate("empty", 0.0)], P.LOW)] == ["tiny"]
 
 
 def test_among_equals_one_beside_which_another_stays_goes_first() -> None:

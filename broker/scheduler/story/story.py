@@ -71,4 +71,4 @@ class Story:
     def since(self, count: int) -> list[Line]:
         """Lines told after `count` was read (those still kept)."""
         new = min(self.count - count, len(self._lines))
-        return [self._lines[i] for i in range(len(self._lines) - new, len(self._lines))] if new > 0 else []
+        return [self._lines[i] for i in range(len(self._lines) - new, len(self._lines))]
