@@ -179,6 +179,7 @@ def test_a_code_that_is_none_of_ours_becomes_one_of_ours() -> None:
     w.done("a", ("invalid_input", "no picture"))
     w.done("a", ("made_up", "hm"))
     assert (w.code(known), w.code(unknown)) == ("invalid_input", "inference_failed")
+    assert (message(w, known), message(w, unknown)) == ("no picture", "hm")
     assert w.model("a").errors == 2
 
 

@@ -389,3 +389,18 @@ def test_a_request_that_waits_for_company_has_a_line_with_its_model() -> None:
     w.wait(0.2)
     w.done("a")
     assert any(line.text.startswith(f"request {asked}") for line in w.s.explain("a"))
+
+
+def test_who_waits_for_company_leaves_twice_the_time_that_all_of_the_batch_takes() -> None:
+    w = World([model("a", max_delay_ms=1000)], 512, max_batch=4)
+    w.load("a")
+    w.ask("a")
+    w.wait(1.0)
+    w.now += 0.01
+    w.done("a")
+    w.ask("a", timeout=0.5)
+    w.ask("a", timeout=0.5)
+    begun = w.now
+    assert w.s.next_wakeup() == pytest.approx(begun + 0.25)
+    w.ask("a", timeout=0.1)
+    assert w.s.next_wakeup() == pytest.approx(begun + 0.1 - 2 * 3 * w.worker("a").service_s)
