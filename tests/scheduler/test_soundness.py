@@ -222,9 +222,9 @@ def _over(w: World) -> None:
     w.s.registry.overdrawn.add("gpu0")
 
 
-def _massless(w: World) -> None:
-    w.s.ledger.recharge(w.worker("b").number, 0.0)
-    w.worker("b").mb = 0.0
+def _massless(w: World, mb: float = 0.0) -> None:
+    w.s.ledger.recharge(w.worker("b").number, mb)
+    w.worker("b").mb = mb
 
 
 def _second_claim(w: World) -> None:
@@ -237,6 +237,7 @@ TOLD: list[tuple[Callable[[World], object], str]] = [
     (lambda w: w.s.ledger.release(w.worker("b").number), "b: worker 2 lives and is not charged"),
     (lambda w: w.s.ledger.recharge(w.worker("b").number, 10.0), "b: 200 MB on gpu0 by its own record"),
     (_over, "gpu0: charged 500.0 MB too much, and b is idle there"),
+    (_all(_over, lambda w: _massless(w, 0.5)), "gpu0: charged 300.5 MB too much, and b is idle there"),
     (lambda w: w.s.ledger.allow("gpu0", 100.0), "gpu0: charged 500.0 MB too much; overdrawn: False"),
     (lambda w: _start(w, "e"), "gpu0: 2 loads at once, concurrent_loads = 1"),
     (_extra("c"), "c: 2 of its workers load at once"),
@@ -420,6 +421,7 @@ def test_it_sees_that_there_is(what) -> None:
     with pytest.raises(Unsound) as caught:
         w.s.check()
     assert caught.value.wrong
+    assert str(caught.value) == "; ".join(caught.value.wrong)
     assert not any("cannot be checked" in line for line in caught.value.wrong), caught.value.wrong
 
 
