@@ -343,3 +343,29 @@ def test_a_batch_tells_its_worker_what_is_suspect_and_what_is_refused() -> None:
     assert sent[-1].refuse == (b"\x01" * 16,)
     (line,) = [line.text for line in w.s.explain("a") if line.kind == "quarantined"]
     assert line == "input 010101010101 killed two processes: quarantined, until the model is unloaded or changes"
+
+
+def test_a_shutdown_without_grace_ends_what_runs_at_once() -> None:
+    for grace in (0.0, -1.0, float("nan")):
+        w = World([model("a")], 512)
+        w.load("a")
+        asked = w.ask("a")
+        w.shut_down(grace)
+        assert w.code(asked) == "broker_unreachable"
+        assert w.kills() == [1]
+
+
+def test_a_primary_worker_that_ends_while_all_drain_is_followed_by_none() -> None:
+    w = World([model("a", 100, max_instances=2)], 512, 512)
+    w.load("a")
+    w.ask("a")
+    w.now += 5.0
+    w.done("a")
+    for _ in range(4):
+        w.ask("a")
+    w.ready("a#2")
+    w.unload("a")
+    w.exits("a")
+    assert [line for line in w.s.decisions("a") if line.kind == "first"] == []
+    w.settle()
+    assert not w.open_questions()
