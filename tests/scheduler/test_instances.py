@@ -394,3 +394,14 @@ def test_footprints_are_those_of_the_model_on_each_device() -> None:
     w.measure("hot#2", 420)
     assert w.s.models["hot"].need_mb("gpu1") == 420
     assert (w.worker("hot").mb, w.worker("hot#2").mb) == (300, 420)
+
+
+def test_a_lease_keeps_the_worker_that_was_to_go_when_the_primary_is_gone() -> None:
+    w = grown()
+    w.lease("hot")
+    first, second = w.process("hot"), w.process("hot#2")
+    w.reconfigure([model("hot", max_instances=1)])
+    assert w.worker("hot#2").state is State.DRAINING
+    w.emit_exit(first, "signal 9")
+    w.emit_back(first)
+    assert (w.worker("hot").number, w.state("hot")) == (second.worker, State.LOADED)

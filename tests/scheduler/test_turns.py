@@ -221,3 +221,15 @@ def test_small_models_that_never_rest_cannot_hold_up_a_big_one(seed: int, count:
     big = w.ask("big")
     rush(12.0)
     assert big in w.dispatches(), w.story("big")
+
+
+def test_a_more_urgent_request_for_a_model_that_waits_already_counts_at_once() -> None:
+    w = World([model("busy", 600), model("big", 800), model("small", 100)], 1000, patience_seconds=1.0)
+    w.load("busy")
+    w.ask("busy", timeout=100.0)
+    w.ask("big", priority=1)
+    w.wait(1.5)
+    w.ask("small", priority=2)
+    assert w.starts() == ["busy"], "what is free is kept for the big one, which has waited for long"
+    w.ask("small", priority=0)
+    assert w.starts() == ["busy", "small"]

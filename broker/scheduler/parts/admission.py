@@ -94,6 +94,7 @@ class Admission:
         request.alone = request.kind is Kind.INFER and model.quarantine.wary and model.quarantine.suspects(self._r.now)
         request.found, request.behind = model.state, model.waiting
         (model.later if model.state is State.DRAINING else model.queue).push(request)
+        self._r.look = True  # it may be more urgent than what waits for room already
 
     def _unload(self, request: Request) -> None:
         model, primary = request.model, request.model.primary

@@ -141,6 +141,8 @@ class Lifecycle:
             self._next_process(model)
             if model.workers:  # none of which is to stay
                 self.promote(model.workers[0])
+                if model.primary.state is State.DRAINING and model.primary.held:
+                    self.keep(model)
         if not model.workers:
             for request in list(model.unloads):
                 self._answers.finish(request, Answer(request.id, True))
