@@ -64,10 +64,10 @@ class Meter:
     """Device memory in use, by NVML: `Meter()` raises LookupError where there is no CUDA device."""
 
     def __init__(self) -> None:
-        from broker.memory.meters import open_devices
+        from broker.memory.meters import Machine, open_devices
         from broker.scheduler.capacity.ledger import Device
 
-        self._meter = open_devices([Device(DEVICE, "cuda", 0.0)])[DEVICE]
+        self._meter = open_devices([Device(DEVICE, "cuda", 0.0)], Machine())[DEVICE]
 
     def used_mb(self) -> float:
         return self._meter.read(()).used_mb or 0.0
