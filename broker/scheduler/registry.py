@@ -107,11 +107,6 @@ class Registry:
     def stopping(self) -> bool:
         return self.stage is not Lifetime.RUNNING
 
-    @property
-    def tense(self) -> bool:
-        """A worker that becomes idle, or does not stay so, may change what a demand waits for."""
-        return self.contested or bool(self.overdrawn)
-
     def tell(self, name: str, kind: str, **fields: Any) -> None:
         """A line of the story, about a model or a worker, or "" for neither."""
         self.story.tell(self.now, name, kind, **fields)
@@ -140,18 +135,10 @@ class Registry:
             self.look_at = when
             self.timers.add(when, Due.LOOK)
 
-    def living(self, number: int) -> Worker | None:
-        """The worker; None for the late words of one that is gone."""
-        return self.workers.get(number)
-
     def named(self, name: str) -> Worker:
         """The worker that goes by the name of its model, or by "NAME#2"."""
         model = self.models[name.partition("#")[0]]
         return next(worker for worker in (model.primary, *model.workers) if worker.name == name)
-
-    def devices_for(self, model: Model) -> list[str]:
-        """Where the model may be loaded, as far as config.toml says."""
-        return [model.config.device] if model.config.device else list(self.ledger.devices)
 
     def unreturned_mb(self, device: str) -> float:
         """Charged for processes that ended long ago, whose memory the device does not show free."""

@@ -180,7 +180,7 @@ class Scheduler:
         return out
 
     def next_wakeup(self) -> float | None:
-        """When a events.Tick is due at the latest, or None."""
+        """When a Tick is due at the latest, or None."""
         return self._wakeups.next()
 
     def check(self) -> None:

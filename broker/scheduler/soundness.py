@@ -88,13 +88,9 @@ def _overdrawn(r: Registry) -> Iterator[str]:
             yield f"{device}: charged {short} MB too much; overdrawn: {device in r.overdrawn}"
         if short > EPSILON_MB:
             for worker in r.workers.values():
-                if worker.device == device and worker.mb > 0 and _may_go(worker):
+                if worker.device == device and worker.mb > 0 and worker.evictable:
                     yield f"{device}: charged {short} MB too much, and {worker.name} is idle there"
     yield from (f"there is no device {name!r} to be overdrawn" for name in r.overdrawn - set(r.ledger.devices))
-
-
-def _may_go(worker: Worker) -> bool:
-    return worker.state is State.LOADED and worker.idle and not worker.held
 
 
 def _loads(r: Registry) -> Iterator[str]:
@@ -273,7 +269,7 @@ def _demands(r: Registry) -> Iterator[str]:
             yield f"{name} ({model.state.value}): {model.waiting} wait, wants {wants}, {demand and demand.want.value}"
         if demand is not None and (demand.model is not model):
             yield f"{name}: its demand is for {demand.model.name}"
-        if demand is not None and demand.claim and demand.claim_on not in r.devices_for(model):
+        if demand is not None and demand.claim and demand.claim_on not in model.allowed(r.ledger.devices):
             yield f"{name}: has a claim on {demand.claim_on!r}"
     yield from (f"{name} demands room, and is not registered" for name in r.demands if name not in r.models)
     claims = Counter(d.claim for d in r.demands.values() if d.claim)
@@ -319,7 +315,7 @@ def _timers(r: Registry) -> Iterator[str]:
         at_work = worker.state is State.LOADING or (worker.answers and bool(worker.inflight))
         if at_work and worker.watch_at == math.inf:
             yield f"{worker.name} ({worker.state.value}): worker {worker.number} is not watched"
-        if _may_go(worker) and not worker.model.queue.live:
+        if worker.evictable and not worker.model.queue.live:
             limit = worker.last_used + r.idle_limit(worker.model)
             if worker.idle_at > limit:
                 yield f"{worker.name}: is idle, and no timer will end it"

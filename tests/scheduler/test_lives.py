@@ -358,11 +358,7 @@ def test_a_shutdown_without_grace_ends_what_runs_at_once() -> None:
 def test_a_primary_worker_that_ends_while_all_drain_is_followed_by_none() -> None:
     w = World([model("a", 100, max_instances=2)], 512, 512)
     w.load("a")
-    w.ask("a")
-    w.now += 5.0
-    w.done("a")
-    for _ in range(4):
-        w.ask("a")
+    w.scale_out("a", 4)
     w.ready("a#2")
     w.unload("a")
     w.exits("a")

@@ -124,11 +124,7 @@ def test_an_extra_worker_has_no_pin_no_leases_and_no_queue_of_its_own() -> None:
     w = World([model("a", 300, pinned=True, max_instances=2)], 512, 512)
     w.load("a")
     w.lease("a")
-    w.ask("a")
-    w.now += 5.0
-    w.done("a")
-    for _ in range(4):
-        w.ask("a")
+    w.scale_out("a", 4)
     assert w.starts() == ["a", "a"]
     w.ready("a#2")
     first, second = w.s.processes()

@@ -246,11 +246,7 @@ def test_settings_that_take_another_process_forget_failures_and_refused_inputs_a
 def test_fewer_instances_end_the_extra_worker_only() -> None:
     w = World([model("a", 100, max_instances=2)], 512, 512)
     w.load("a")
-    w.ask("a")
-    w.now += 5.0
-    w.done("a")
-    for _ in range(4):
-        w.ask("a")
+    w.scale_out("a", 4)
     w.ready("a#2")
     w.reconfigure([model("a", 100, max_instances=2, priority="HIGH")])
     assert len(w.model("a").answering) == 2
@@ -303,13 +299,7 @@ def test_a_removed_model_stays_known_while_a_lease_holds_it_after_a_crash() -> N
 def test_refused_inputs_are_run_again_after_a_change_of_settings() -> None:
     w = World([model("a")], 512)
     w.load("a")
-    w.ask("a")
-    w.exits("a")
-    w.memory_back("a")
-    w.ready("a")
-    w.says("a", b"\x01" * 16)
-    w.exits("a")
-    w.memory_back("a")
+    w.kill_twice("a", b"\x01" * 16)
     assert w.model("a").quarantine.refused
     w.reconfigure([model("a", options={"x": 1})], restart={"a"})
     assert not w.model("a").quarantine.refused

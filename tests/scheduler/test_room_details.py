@@ -101,11 +101,7 @@ def test_an_extra_worker_is_told_with_the_arithmetic() -> None:
 def test_the_names_of_extra_workers_are_the_lowest_that_are_free() -> None:
     w = World([model("a", 100, max_instances=3)], 512, 512, 512)
     w.load("a")
-    w.ask("a")
-    w.now += 5.0
-    w.done("a")
-    for _ in range(12):
-        w.ask("a")
+    w.scale_out("a", 12)
     w.ready("a#2")
     w.ready("a#3")
     assert sorted(worker.name for worker in w.model("a").workers) == ["a", "a#2", "a#3"]
@@ -238,11 +234,7 @@ def test_a_client_that_goes_is_told_with_what_went_with_it() -> None:
 def test_an_extra_worker_that_is_ready_before_the_first_becomes_the_first() -> None:
     w = World([model("a", 100, max_instances=2)], 512, 512)
     w.load("a")
-    w.ask("a")
-    w.now += 5.0
-    w.done("a")
-    for _ in range(4):
-        w.ask("a")
+    w.scale_out("a", 4)
     assert w.starts() == ["a", "a"]
     w.exits("a")  # the first ends while the extra one loads, which takes its place
     assert lines(w, "first") == ["its primary worker is the one on gpu1 from now on"]
@@ -304,11 +296,7 @@ def test_what_a_worker_says_of_memory_that_ran_out_is_passed_on() -> None:
 def test_an_extra_worker_that_does_not_load_is_tried_again_when_its_back_off_is_over() -> None:
     w = World([model("a", 100, max_instances=2)], 512, 512)
     w.load("a")
-    w.ask("a")
-    w.now += 5.0
-    w.done("a")
-    for _ in range(6):
-        w.ask("a")
+    w.scale_out("a", 6)
     w.load_fails("a#2")
     w.gone("a#2")
     assert w.state("a") is State.LOADED
@@ -347,13 +335,7 @@ def test_an_unload_of_a_loading_model_is_answered_when_it_was_loaded_and_is_gone
 def test_an_input_that_was_refused_is_told_to_be_run_again_after_an_unload() -> None:
     w = World([model("a")], 512)
     w.load("a")
-    w.ask("a")
-    w.exits("a")
-    w.memory_back("a")
-    w.ready("a")
-    w.says("a", b"\x01" * 16)
-    w.exits("a")
-    w.memory_back("a")
+    w.kill_twice("a", b"\x01" * 16)
     w.unload("a")
     assert lines(w, "lifted") == ["unload was asked for: no input is refused any more"]
     w.unload("a")

@@ -479,6 +479,24 @@ class World:
             assert self.s.models[name].state is State.LOADED, f"{name} did not load"
             self.now += 0.001
 
+    def scale_out(self, name: str, asked: int) -> None:
+        """The model, which is loaded, answers in 5 s, and is asked so often that an extra worker is started."""
+        self.ask(name)
+        self.now += 5.0
+        self.done(name)
+        for _ in range(asked):
+            self.ask(name)
+
+    def kill_twice(self, name: str, digest: bytes) -> None:
+        """An input ends the process of the model, which is loaded, and the next one, too: it is refused from now on."""
+        self.ask(name)
+        self.exits(name)
+        self.memory_back(name)
+        self.ready(name)
+        self.says(name, digest)
+        self.exits(name)
+        self.memory_back(name)
+
     # ------------------------------------------------------------ what can be seen
 
     def state(self, name: str) -> State:
@@ -658,8 +676,10 @@ class World:
         assert len(loading) < self.config.concurrent_loads, "too many loads at once"
         unasked = not any(self.questions[n].event.model == name for n in self.open_questions())
         if unasked:
-            assert self.s.registry.config.prefetch or self.s.registry.config.restore, f"{name} is started for nobody"
-            assert not self.s.registry.demands, f"{name} is loaded ahead while somebody waits for a load"
+            assert self.s.registry.config.prefetch or self.s.registry.config.restore, (
+                f"{name} is started for no request"
+            )
+            assert not self.s.registry.demands, f"{name} is loaded ahead while a demand waits for a load"
             going = [p.model for p in self.processes.values() if not p.stuck and (p.loading or p.killed or p.exited)]
             assert not going, f"{name} is loaded ahead while {going} load or end"
             assert name not in self.pins, "a pinned model could not be dropped again"

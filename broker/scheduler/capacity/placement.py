@@ -215,7 +215,7 @@ def place_spare(demand: Demand, view: View) -> str | None:
     """A device with room that is free anyway, for what no request has to wait for."""
     model = demand.model
     taken = {worker.device for worker in model.workers}
-    room = {name: view.spaces[name].free_mb for name in _allowed(model, view)}
+    room = {name: view.spaces[name].free_mb for name in model.allowed(view.spaces)}
     need = {
         name: mb
         for name in room
@@ -234,7 +234,7 @@ def place_spare(demand: Demand, view: View) -> str | None:
 def _decide(demand: Demand, head: Request, view: View, taken: _Taken, plan: Allocation) -> Decision:
     """The numbers are those of the module's docstring."""
     model, spaces = demand.model, view.spaces
-    devices = _allowed(model, view) if demand.loads else [model.primary.device]
+    devices = model.allowed(view.spaces) if demand.loads else [model.primary.device]
     fitting = [name for name in devices if model.need_mb(name) <= spaces[name].budget_mb + EPSILON_MB]
     if not fitting:  # 1
         return Impossible(demand, "" if demand.loads else _no_room(demand, devices, view))
@@ -350,10 +350,6 @@ def candidates(view: View, device: str, spoken_for: Collection[str], wanted: str
 # ---------------------------------------------------------------- devices
 
 
-def _allowed(model: Model, view: View) -> list[str]:
-    return [model.config.device] if model.config.device else list(view.spaces)
-
-
 def _may_start(device: str, view: View) -> bool:
     space = view.spaces[device]
     return space.loading < view.concurrent_loads and not space.closed
@@ -382,7 +378,7 @@ def _best(model: Model, devices: list[str], room: dict[str, float], view: View) 
     if len(devices) < 2:
         return devices[0] if devices else None
     absent = [
-        {device: other.need_mb(device) for device in _allowed(other, view) if device in room}
+        {device: other.need_mb(device) for device in other.allowed(view.spaces) if device in room}
         for other in view.models
         if other is not model and not other.workers and not other.leaving
     ]

@@ -187,11 +187,11 @@ class Admission:
         """There is a device whose whole budget would suffice."""
         ledger = self._r.ledger
         return any(
-            model.need_mb(name) <= ledger.devices[name].budget_mb + EPSILON_MB for name in self._r.devices_for(model)
+            model.need_mb(name) <= ledger.devices[name].budget_mb + EPSILON_MB for name in model.allowed(ledger.devices)
         )
 
     def too_large(self, model: Model) -> str:
-        names = self._r.devices_for(model)
+        names = model.allowed(self._r.ledger.devices)
         need, most = min(map(model.need_mb, names)), max(self._r.ledger.devices[name].budget_mb for name in names)
         where = f" of {model.config.device}" if model.config.device else ""
         return f"{model.name} needs {need:g} MB, the whole budget{where} is {most:g} MB"

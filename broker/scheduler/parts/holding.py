@@ -73,7 +73,7 @@ class Holding:
         """Those that `IdleCleanup` would evict, extra workers first."""
         models = self._r.models.values()
         found = [extra for model in models for extra in model.extras] + [model.primary for model in models]
-        return [worker for worker in found if _may_go(worker) and now - worker.last_used >= idle_seconds]
+        return [worker for worker in found if worker.evictable and now - worker.last_used >= idle_seconds]
 
     def clean_up(self, e: IdleCleanup) -> None:
         for worker in self.idle_workers(e.idle_seconds, self._r.now):
@@ -81,14 +81,10 @@ class Holding:
 
     def idle_for_long(self, worker: Worker) -> float | None:
         """A worker's idle timer. Ends it if it has been idle for long enough; else gives when to look again."""
-        if not _may_go(worker):
+        if not worker.evictable:
             return None
         due = worker.last_used + self._r.idle_limit(worker.model)
         if self._r.now < due:
             return due
         self._lifecycle.evict(worker, f"idle for {self._r.now - worker.last_used:.1f} s")
         return None
-
-
-def _may_go(worker: Worker) -> bool:
-    return worker.state is State.LOADED and worker.idle and not worker.held

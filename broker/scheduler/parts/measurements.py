@@ -61,7 +61,7 @@ class Measurements:
 
     def measured(self, e: Measured) -> None:
         r = self._r
-        worker, charge = r.living(e.worker), r.ledger.of(e.worker)
+        worker, charge = r.workers.get(e.worker), r.ledger.of(e.worker)
         if worker is None or charge is None or r.config.footprint == "declared" or not peaks.is_mb(e.mb):
             return
         seen = float(math.ceil(e.mb - EPSILON_MB))  # whole megabytes: not every page is worth a decision

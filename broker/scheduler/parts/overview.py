@@ -107,7 +107,7 @@ class Overview:
     def footprints(self, name: str) -> list[dict[str, Any]]:
         """What is known of a model's memory, one row per device that it may be loaded on."""
         model = self._r.models[name]
-        found = {device: model.peaks.get(device, Peak(0.0)) for device in self._r.devices_for(model)}
+        found = {device: model.peaks.get(device, Peak(0.0)) for device in model.allowed(self._r.ledger.devices)}
         return [
             {
                 "name": name,
@@ -125,18 +125,18 @@ class Overview:
 
     def awaits(self, number: int, requests: list[int]) -> bool:
         """False when the worker cannot have answered just these: they are not what it runs."""
-        worker = self._r.living(number)
+        worker = self._r.workers.get(number)
         return worker is None or (bool(requests) and [request.id for request in worker.inflight] == requests)
 
     def is_measured(self, number: int) -> bool:
         """True when the worker's model has been measured at work on its device."""
-        worker = self._r.living(number)
+        worker = self._r.workers.get(number)
         peak = worker.model.peaks.get(worker.device) if worker is not None else None
         return peak is not None and peak.worked
 
     def loaded_in(self, number: int) -> float | None:
         """How many seconds the load of a worker took that is ready and may stay."""
-        worker = self._r.living(number)
+        worker = self._r.workers.get(number)
         return worker.load_seconds if worker is not None and worker.state is State.LOADED else None
 
     def is_loading(self) -> bool:

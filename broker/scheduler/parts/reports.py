@@ -42,7 +42,7 @@ class Reports:
     # ------------------------------------------------------------ loads
 
     def ready(self, e: WorkerReady) -> None:
-        r, worker = self._r, self._r.living(e.worker)
+        r, worker = self._r, self._r.workers.get(e.worker)
         if worker is None or worker.state is not State.LOADING:
             return
         model, condemned = worker.model, worker.phase is Phase.CONDEMNED
@@ -67,7 +67,7 @@ class Reports:
             self._answers.refuse_unloads(model)
 
     def load_failed(self, e: WorkerLoadFailed) -> None:
-        worker = self._r.living(e.worker)
+        worker = self._r.workers.get(e.worker)
         if worker is None or worker.state is not State.LOADING:
             return
         if e.short is not None:
@@ -79,7 +79,7 @@ class Reports:
 
     def done(self, e: WorkerDone) -> None:
         """A batch is through."""
-        r, worker = self._r, self._r.living(e.worker)
+        r, worker = self._r, self._r.workers.get(e.worker)
         if worker is None:
             return
         batch = worker.inflight  # none: it answers a batch that was not sent
@@ -112,7 +112,7 @@ class Reports:
             self._answers.refuse(request, code, outcome.error[1])
 
     def said(self, e: WorkerSaid) -> None:
-        worker = self._r.living(e.worker)
+        worker = self._r.workers.get(e.worker)
         for request in worker.inflight if worker is not None else ():
             if request.id == e.request:
                 request.digest = e.digest
@@ -120,7 +120,7 @@ class Reports:
     # ------------------------------------------------------------ ends
 
     def exited(self, e: WorkerExited) -> None:
-        r, worker = self._r, self._r.living(e.worker)
+        r, worker = self._r, self._r.workers.get(e.worker)
         if worker is None:
             return
         batch, ahead = worker.inflight, worker.ahead
@@ -160,7 +160,7 @@ class Reports:
 
     def _has_ended(self, number: int) -> bool:
         """What was killed and has no memory has ended, though its exit may not have been seen; others live."""
-        worker = self._r.living(number)
+        worker = self._r.workers.get(number)
         if worker is not None and worker.inflight and worker.phase is Phase.ENDING:
             self.exited(WorkerExited(number, "its memory came back"))
         return worker is None or worker.phase is Phase.ENDING

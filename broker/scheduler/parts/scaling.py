@@ -69,7 +69,7 @@ class Scaling:
     def anticipate(self) -> None:
         """Loads what usually follows the last request, or what was loaded before the broker's start."""
         r = self._r
-        if r.stopping or r.demands or r.moving or r.tense or not (r.asked_last or r.absent):
+        if r.stopping or r.demands or r.moving or r.contested or r.overdrawn or not (r.asked_last or r.absent):
             return
         if r.asked_last:
             self._prefetch()

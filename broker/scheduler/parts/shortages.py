@@ -78,7 +78,7 @@ class Shortages:
         model.shortages["request"] += 1
         what = f"{cause}; {worker.name} is charged {charge.mb:g} MB on {charge.device}"
         if need > budget + EPSILON_MB:
-            largest = max(r.ledger.devices[device].budget_mb for device in r.devices_for(model))
+            largest = max(r.ledger.devices[device].budget_mb for device in model.allowed(r.ledger.devices))
             code = "model_too_large" if need > largest + EPSILON_MB else "out_of_memory"
             what += f", would need {need:g}, and the whole budget is {budget:g}; nothing was evicted"
             self._answers.refuse(request, code, what, retryable=False)

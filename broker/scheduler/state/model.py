@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 import math
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -228,6 +229,11 @@ class Worker:
         """It has no work, and none waits for it."""
         return not self.inflight and not self.queued
 
+    @property
+    def evictable(self) -> bool:
+        """Loaded, without work, lease or pin."""
+        return self.state is State.LOADED and self.idle and not self.held
+
     def reasons(self) -> str:
         """Why it cannot go, in words."""
         why = []
@@ -357,6 +363,10 @@ class Model:
     def answering(self) -> list[Worker]:
         """The workers that answer requests."""
         return [worker for worker in self.workers if worker.answers]
+
+    def allowed(self, devices: Iterable[str]) -> list[str]:
+        """Those of the devices on which it may be loaded, as far as config.toml says."""
+        return [self.config.device] if self.config.device else list(devices)
 
     @property
     def leaving(self) -> bool:
