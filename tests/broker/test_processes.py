@@ -142,7 +142,7 @@ def test_a_touched_model_stays_and_low_goes_before_critical(broker):
         assert "high" in loaded(client)
 
 
-def test_a_model_larger_than_the_budget_is_refused_and_nobody_goes(broker):
+def test_a_model_larger_than_the_budget_is_refused_and_no_model_goes(broker):
     with broker([toy("a", 300), toy("huge", 5000)], vram_budget_gb=0.5).client() as client:
         client.infer("a", FRAME)
         with pytest.raises(zoo.ModelTooLarge, match="512 MB"):

@@ -156,7 +156,7 @@ def test_the_story_tells_the_arithmetic_and_the_next() -> None:
     assert "; next b, " in line
 
 
-def test_whoever_follows_stays_though_it_is_the_longest_unused() -> None:
+def test_what_follows_stays_though_it_is_the_longest_unused() -> None:
     w = World([model(n, 300) for n in ("plate", "ocr", "pet")], 700, eviction="adaptive")
     for _ in range(3):
         for name in ("plate", "ocr"):

@@ -1,4 +1,4 @@
-"""`prefetch`: what usually follows is loaded ahead, where that costs nobody anything."""
+"""`prefetch`: what usually follows is loaded ahead, where that costs no other model anything."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def story(w: World, name: str) -> str:
 def test_what_usually_follows_is_loaded_once_the_load_that_is_wanted_is_through(eviction: str) -> None:
     w = used_to("plate", "text", eviction=eviction)
     w.ask("plate")
-    assert w.state("text") is State.UNLOADED, "not beside a load that somebody waits for"
+    assert w.state("text") is State.UNLOADED, "not beside a load that a request waits for"
     w.settle()
     assert w.state("text") is State.LOADED
     assert "loaded ahead: follows plate 75% of the time, and needs 100 of" in story(w, "text")
@@ -57,7 +57,7 @@ def test_nothing_is_loaded_ahead_unless_that_is_wanted() -> None:
 
 
 @pytest.mark.parametrize(("budget", "state"), [(1000.0, State.LOADED), (950.0, State.UNLOADED)])
-def test_nobody_is_evicted_for_a_guess(budget: float, state: State) -> None:
+def test_no_model_is_evicted_for_a_guess(budget: float, state: State) -> None:
     w = used_to("plate", "text", budget=budget)
     w.load("big")
     w.ask("plate")
@@ -102,7 +102,7 @@ def test_a_guess_that_was_asked_for_is_a_model_like_any_other() -> None:
     assert w.state("other") is State.UNLOADED
 
 
-def test_a_load_ahead_ends_at_once_when_somebody_waits_for_another() -> None:
+def test_a_load_ahead_ends_at_once_when_another_is_waited_for() -> None:
     w = used_to("plate", "text")
     w.ask("plate")
     w.settle(holding={"text"})
@@ -115,7 +115,7 @@ def test_a_load_ahead_ends_at_once_when_somebody_waits_for_another() -> None:
     w.settle()
     w.ask("plate")
     w.settle()
-    assert w.state("text") is State.UNLOADED, "not guessed again before somebody has asked for it"
+    assert w.state("text") is State.UNLOADED, "not guessed again before it has been asked for"
 
 
 def test_a_request_joins_the_load_that_was_made_ahead_of_it() -> None:
@@ -145,7 +145,7 @@ def test_a_pinned_model_is_not_loaded_ahead_and_one_that_is_pinned_meanwhile_sta
     assert w.state("text") is State.LOADED
 
 
-def test_a_guess_whose_load_fails_keeps_nobody_from_trying() -> None:
+def test_a_guess_whose_load_fails_keeps_no_request_from_trying() -> None:
     w = used_to("plate", "text")
     w.ask("plate")
     w.ready("plate")

@@ -17,7 +17,7 @@ def waiting(delay_ms: float = 100.0, max_batch: int = 4, **how: Any) -> World:
     return w
 
 
-def test_by_default_nobody_waits_for_company() -> None:
+def test_by_default_no_request_waits_for_company() -> None:
     w = waiting(0.0)
     first = w.ask("a")
     assert w.batches() == [[first]]
@@ -40,7 +40,7 @@ def test_a_full_batch_goes_at_once() -> None:
     assert w.batches() == [asked]
 
 
-def test_an_adapter_that_takes_one_at_a_time_waits_for_nobody() -> None:
+def test_an_adapter_that_takes_one_at_a_time_waits_for_no_other() -> None:
     w = waiting(100.0, max_batch=1)
     first = w.ask("a")
     assert w.batches() == [[first]]
@@ -80,7 +80,7 @@ def test_what_came_while_the_worker_was_busy_has_waited_already() -> None:
     assert w.batches()[-1] == late
 
 
-def test_who_waits_for_company_keeps_nobody_waiting_for_room_longer_than_that() -> None:
+def test_who_waits_for_company_keeps_no_request_waiting_for_room_longer_than_that() -> None:
     w = World([model("a", 400, max_delay_ms=100.0), model("b", 400)], 512, max_batch=4, patience_seconds=0.0)
     w.load("a")
     w.ask("a")
@@ -92,7 +92,7 @@ def test_who_waits_for_company_keeps_nobody_waiting_for_room_longer_than_that() 
     assert w.code(other) == "ok"
 
 
-def test_draining_and_stopping_wait_for_nobody() -> None:
+def test_draining_and_stopping_wait_for_no_other() -> None:
     w = waiting(5_000.0)
     first = w.ask("a")
     w.unload("a")
@@ -123,12 +123,12 @@ def test_the_delay_can_change_while_the_broker_runs() -> None:
 
 
 def test_a_model_whose_company_came_too_late_may_go_at_once() -> None:
-    """Found by chance: the timer of its batch refused the last request, and nobody looked whether it was idle now."""
+    """Found by chance: the timer of its batch refused the last request, and the model was not seen to be idle."""
     w = World([model("a", 300, max_delay_ms=20.0)], 1000.0, max_batch=2)
     w.load("a")
     late = w.ask("a", timeout=0.015)
     w.reconfigure(None, 200.0)
-    assert w.state("a") is State.LOADED, "somebody waits for it"
+    assert w.state("a") is State.LOADED, "a request waits for it"
     w.now += 1.0
     w.tick()
     assert w.code(late) == "deadline_exceeded"

@@ -111,7 +111,7 @@ def test_the_older_of_two_goes_when_both_do_not_fit() -> None:
     assert w.code(asked) == "ok"
 
 
-def test_whoever_was_touched_stays() -> None:
+def test_what_was_touched_stays() -> None:
     w = World([model(n, 200) for n in ("a", "b", "c")], 512)
     w.load("a", "b")
     w.ask("a")
@@ -152,7 +152,7 @@ def test_a_victim_that_turns_out_unnecessary_is_spared() -> None:
     assert (w.state("small"), w.state("large")) == (State.LOADED, State.EVICTING)
 
 
-def test_larger_than_the_budget_is_refused_and_nobody_goes() -> None:
+def test_larger_than_the_budget_is_refused_and_no_model_goes() -> None:
     w = World([model("a"), model("huge", 513)], 512)
     w.load("a")
     asked = w.ask("huge")
@@ -189,7 +189,7 @@ def test_an_older_claim_comes_before_a_more_urgent_later_one() -> None:
     assert w.starts() == ["old", "x"]
 
 
-def test_free_room_may_be_used_while_somebody_else_waits_for_a_busy_model() -> None:
+def test_free_room_may_be_used_while_another_waits_for_a_busy_model() -> None:
     w = World([model("busy", 600), model("large", 700), model("small", 300)], 1000)
     w.load("busy")
     w.ask("busy")
@@ -302,7 +302,7 @@ def test_while_everything_is_leased_a_request_waits_and_gets_room_when_a_lease_e
     assert w.code(asked) == "ok"
 
 
-def test_while_everything_is_leased_a_request_ends_with_the_reason_and_nobody_is_harmed() -> None:
+def test_while_everything_is_leased_a_request_ends_with_the_reason_and_no_model_is_harmed() -> None:
     w = World([model("a"), model("b")], 512)
     w.lease("a")
     w.settle()
@@ -439,7 +439,7 @@ def test_a_process_that_dies_while_loading_fails_the_load() -> None:
     w.exits("a", "signal 11")
     assert w.code(asked) == "load_failed"
     assert "signal 11" in w.answer(asked).message
-    assert w.kills() == [], "there is nobody left to kill"
+    assert w.kills() == [], "there is no process left to kill"
     w.memory_back("a")
     assert w.state("a") is State.FAILED
 
@@ -671,7 +671,7 @@ def test_leased_pinned_and_recently_used_models_are_not_idle() -> None:
     assert [worker.name for worker in w.s.idle_workers(0.0, w.now)] == ["used"]
 
 
-def test_cleanup_takes_what_nobody_uses() -> None:
+def test_cleanup_takes_what_is_not_used() -> None:
     w = World([model(n, 100) for n in ("a", "b", "busy")], 512)
     w.load("a")
     w.wait(60)
@@ -782,7 +782,7 @@ def test_a_pin_during_the_drain_keeps_the_model() -> None:
     assert w.kills() == []
 
 
-def test_an_unload_makes_room_for_whoever_waits() -> None:
+def test_an_unload_makes_room_for_what_waits() -> None:
     w = World([model("c", 300, "CRITICAL"), model("i", 200), model("new", 512)], 512)
     w.load("c", "i")
     w.ask("new")
@@ -1043,7 +1043,7 @@ def test_the_story_has_the_arithmetic() -> None:
     assert "evicted, 300 MB on gpu0: b needs 300 MB, 88 MB short of 512; MEDIUM, unused for 0.0 s" in story
 
 
-def test_the_story_is_not_flooded_while_somebody_waits() -> None:
+def test_the_story_is_not_flooded_while_a_request_waits() -> None:
     w = World([model("a", 300, "CRITICAL"), model("b")], 512)
     w.load("a")
     w.ask("b")
@@ -1138,7 +1138,7 @@ def test_what_has_queued_goes_out_as_one_batch() -> None:
     w = World([model("a")], 512, max_batch=4)
     w.load("a")
     requests = [w.ask("a") for _ in range(9)]
-    assert [len(batch) for batch in w.batches()] == [1, 1], "nobody waits for company"
+    assert [len(batch) for batch in w.batches()] == [1, 1], "no request waits for company"
     w.done("a")
     w.done("a")
     assert [len(batch) for batch in w.batches()] == [1, 1, 4, 3]

@@ -236,5 +236,5 @@ def test_a_long_life_among_nonsense_ends_well(seed) -> None:
         event = m.event(kind, r.randint(0, 40), other, r.choice(ODD))
         if event is not None:
             m.emit(event)
-    assert m.answers, "somebody was answered"
+    assert m.answers, "some request was answered"
     m.end()

@@ -41,15 +41,15 @@ def test_critical_only_for_critical() -> None:
 
 
 def test_a_low_model_may_displace_an_idle_high_one() -> None:
-    """Priority says who goes first, not who may ask: nobody is using the victim."""
+    """Priority says which goes first, not which may ask: the victim is not in use."""
     assert names(choose(100, [c("high", 100, P.HIGH)], P.LOW)) == ["high"]
 
 
-def test_nobody_goes_when_it_would_not_do() -> None:
+def test_no_model_goes_when_it_would_not_do() -> None:
     assert choose(500, [c("a", 200), c("b", 200)], P.HIGH) is None
 
 
-def test_nobody_goes_when_nothing_is_needed() -> None:
+def test_no_model_goes_when_nothing_is_needed() -> None:
     assert choose(0, [c("a", 200)], P.HIGH) == []
 
 
@@ -93,7 +93,7 @@ def test_the_choice_is_enough_minimal_and_in_the_order_of_the_policy(crowd, need
         assert not any(surely_enough(part) for part in itertools.combinations(victims, size))
     spared = [x for x in order(allowed) if x not in victims]
     ranks = {x.model: i for i, x in enumerate(order(allowed))}
-    for victim in victims:  # nobody less valuable could have gone in a victim's stead
+    for victim in victims:  # nothing less valuable could have gone in a victim's stead
         for other in spared:
             if ranks[other.model] < ranks[victim.model]:
                 assert not surely_enough([v for v in victims if v is not victim] + [other])

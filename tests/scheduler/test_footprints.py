@@ -92,7 +92,7 @@ def test_what_was_remembered_is_charged_from_the_first_start() -> None:
     assert charged(w, "a") == 300
 
 
-def test_whoever_is_idle_longest_goes_when_a_worker_outgrows_its_charge() -> None:
+def test_what_is_idle_longest_goes_when_a_worker_outgrows_its_charge() -> None:
     w = world([model(n, 200) for n in "abc"], 700)
     w.load("a", "b", "c")
     lease = w.lease("c")
@@ -104,7 +104,7 @@ def test_whoever_is_idle_longest_goes_when_a_worker_outgrows_its_charge() -> Non
     w.release(w.granted(lease))
 
 
-def test_nobody_is_killed_for_growth_that_what_is_ending_makes_good() -> None:
+def test_no_worker_is_killed_for_growth_that_what_is_ending_makes_good() -> None:
     w = world([model(n, 200) for n in "abc"], 700)
     w.load("a", "b", "c")
     w.unload("a")
@@ -115,7 +115,7 @@ def test_nobody_is_killed_for_growth_that_what_is_ending_makes_good() -> None:
     assert row(w)["overrun_mb"] == 0
 
 
-def test_an_overrun_that_nobody_may_end_is_said_and_holds_loads_until_it_ends() -> None:
+def test_an_overrun_that_nothing_may_end_is_said_and_holds_loads_until_it_ends() -> None:
     w = world([model("a", 300), model("b", 200), model("c", 10)], 512)
     leases = [w.lease(n) for n in "ab"]
     w.settle()
@@ -146,7 +146,7 @@ def test_a_busy_model_goes_when_its_request_is_done() -> None:
     assert w.state("a") is State.EVICTING
 
 
-def test_a_model_that_outgrew_every_budget_is_refused_and_evicts_nobody() -> None:
+def test_a_model_that_outgrew_every_budget_is_refused_and_evicts_nothing() -> None:
     w = world([model("a", 300), model("b", 100)], 512)
     w.load("b", "a")
     w.measure("a", 600)
@@ -159,7 +159,7 @@ def test_a_model_that_outgrew_every_budget_is_refused_and_evicts_nobody() -> Non
     assert w.state("b") is State.LOADED
 
 
-def test_whoever_waits_for_a_model_that_turns_out_too_large_is_told() -> None:
+def test_what_waits_for_a_model_that_turns_out_too_large_is_told() -> None:
     w = world([model("a", 300), model("b", 400)], 512)
     w.load("b")
     w.lease("b")
@@ -231,7 +231,7 @@ def test_a_request_that_takes_more_than_the_whole_budget_makes_no_model_too_larg
     work(w, "a", 250)
     work(w, "a", 1264)
     assert w.state("a") is State.EVICTING, "it goes, and gives everything back"
-    assert w.state("b") is State.LOADED, "and nobody else goes for it"
+    assert w.state("b") is State.LOADED, "and no other goes for it"
     assert any("has grown to 1264 MB, more than the whole budget" in line for line in w.story("a"))
     w.settle()
     assert w.s.models["a"].need_mb("gpu0") == 250

@@ -81,7 +81,7 @@ def test_further_workers_start_one_at_a_time() -> None:
     assert devices(w) == ["gpu0", "gpu1", "gpu2"]
 
 
-def test_a_further_worker_evicts_nobody_and_takes_no_room_that_somebody_waits_for() -> None:
+def test_a_further_worker_evicts_nothing_and_takes_no_room_that_is_waited_for() -> None:
     w = World([HOT, model("other", 400, "LOW"), model("big", 800)], 500, 500, 900)
     w.s.models["other"].config.device = "gpu1"
     w.s.models["big"].config.device = "gpu2"
@@ -103,7 +103,7 @@ def test_a_further_worker_evicts_nobody_and_takes_no_room_that_somebody_waits_fo
     w.unload("other")
     w.gone("other")
     w.done("hot")
-    assert devices(w) == ["gpu0"], "somebody waits for room, though not for this"
+    assert devices(w) == ["gpu0"], "a demand waits for room, though not for this"
     w.withdraw(waiting)
     w.done("hot")
     assert devices(w) == ["gpu0", "gpu1"]
@@ -123,7 +123,7 @@ def test_the_worker_with_the_fewest_requests_at_hand_is_chosen() -> None:
     assert counts == [(1, 0), (1, 1), (2, 1), (2, 2)]
     w.ask("hot")
     w.emit_done(second)
-    assert len(second.running) == len(second.ahead) == 1, "whoever has a place takes what is next"
+    assert len(second.running) == len(second.ahead) == 1, "the one that has a place takes what is next"
 
 
 def test_one_request_after_another_stays_with_the_first_so_that_the_further_one_becomes_idle() -> None:
@@ -172,7 +172,7 @@ def test_when_a_worker_dies_the_other_goes_on_and_nothing_is_lost() -> None:
         assert all(w.code(n) == "ok" for n in w.questions)
 
 
-def test_when_the_first_dies_while_the_second_loads_whoever_waits_waits_for_that_one() -> None:
+def test_when_the_first_dies_while_the_second_loads_what_waits_waits_for_that_one() -> None:
     w = world()
     asked = [w.ask("hot") for _ in range(5)]
     w.exits("hot")
@@ -226,7 +226,7 @@ def test_an_input_that_killed_two_processes_is_refused_by_all_workers() -> None:
     assert told[w.process("hot").worker] == told[w.process("hot#2").worker] == (b"bad",)
 
 
-def test_a_further_worker_that_does_not_load_harms_nobody_and_is_tried_again_after_a_while() -> None:
+def test_a_further_worker_that_does_not_load_harms_no_other_and_is_tried_again_after_a_while() -> None:
     w = world()
     asked = [w.ask("hot") for _ in range(20)]
     w.load_fails("hot#2")

@@ -125,7 +125,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_queued_work_that_nobody_wants_is_gone_at_once_payload_and_all(way: str) -> None:
+def test_queued_work_that_no_client_wants_is_gone_at_once_payload_and_all(way: str) -> None:
     s = Scheduler(BrokerConfig(load_timeout=1000.0), [Device("gpu0", "cuda", 512)], [model("a"), model("b")])
     s.handle(Asked(1, b"other", "b", Kind.INFER, 900.0), 0.0)
     frame = Payload()
@@ -137,18 +137,18 @@ def test_queued_work_that_nobody_wants_is_gone_at_once_payload_and_all(way: str)
     assert seen() is None
     assert 2 not in s.registry.requests
     assert s.models["a"].waiting == 0
-    assert "a" not in s.status(1.0)["pending_loads"], "nothing is loaded for nobody"
+    assert "a" not in s.status(1.0)["pending_loads"], "nothing is loaded that no request waits for"
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_load_that_serves_nobody_any_more_goes_on_and_says_so(way: str) -> None:
+def test_a_load_that_serves_no_request_any_more_goes_on_and_says_so(way: str) -> None:
     s = Scheduler(BrokerConfig(load_timeout=1000.0), [Device("gpu0", "cuda", 512)], [model("a")])
     s.handle(Asked(1, b"other", "a", Kind.INFER, 40.0), 0.0)
     s.handle(Asked(2, b"c", "a", Kind.LEASE, 50.0), 0.0)
     said = "the load goes on, though no request waits for it"
     gone = s.handle(Withdrawn(1), 1.0)
     assert [(a.request, a.code) for a in gone if isinstance(a, Refuse)] == [(1, "cancelled")]
-    assert [line.text for line in s.story.about("a")].count(said) == 0, "somebody still waits"
+    assert [line.text for line in s.story.about("a")].count(said) == 0, "a request still waits"
     WAYS[way](s)
     assert [line.text for line in s.story.about("a")].count(said) == 1
     s.handle(WorkerReady(1), 60.0)

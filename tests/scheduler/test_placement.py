@@ -49,7 +49,7 @@ def test_another_device_in_config_toml_is_that_of_the_next_process() -> None:
     w.lease("a")
     assert w.process("a").device == "gpu0"
     w.reconfigure([model("a", device="gpu1"), model("b", 800)])
-    assert w.state("a") is State.LOADED, "nobody in use is ended"
+    assert w.state("a") is State.LOADED, "no model in use is ended"
     w.release_all()
     w.settle()
     w.load("a")

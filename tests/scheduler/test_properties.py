@@ -540,7 +540,7 @@ LIVE = st.sampled_from([ModelPriority.HIGH, ModelPriority.MEDIUM, ModelPriority.
 def test_with_workers_that_work_everybody_is_served(
     sizes, budgets, asks, eviction, strict, instances, prefetch
 ) -> None:
-    """No stall: whoever can fit gets its turn, however the models crowd each other out."""
+    """No stall: what can fit gets its turn, however the models crowd each other out."""
     models = [model(f"m{i}", mb, p.name, max_instances=instances) for i, (mb, p) in enumerate(sizes)]
     w = World(models, *map(float, budgets), eviction=eviction, strict=strict, prefetch=prefetch)
     for pick, priority, steps in asks:
@@ -552,7 +552,7 @@ def test_with_workers_that_work_everybody_is_served(
     while w.open_questions():
         if not w.step_any(set()):
             wake = w.s.next_wakeup()
-            assert wake is not None, "a stall: somebody waits, and nothing will ever happen"
+            assert wake is not None, "a stall: a request waits, and nothing will ever happen"
             assert wake < begun + 1e5, "a stall: only the deadline ends it"
             w.now = max(w.now, wake)
             w.tick()
@@ -567,7 +567,7 @@ def test_with_workers_that_work_everybody_is_served(
 
 
 @pytest.mark.parametrize("seed", [1053, 1057, 1168, 1997, 2899])
-def test_storms_that_once_left_somebody_waiting(seed) -> None:
+def test_storms_that_once_left_a_request_waiting(seed) -> None:
     """With one request ahead at each worker: the first in a queue expired and another model's turn had come; a suspect
     at the head kept others from the worker's free place; claims and use changed who had to yield."""
     storm(seed, 500, batches=False)

@@ -83,7 +83,7 @@ def test_a_batch_is_made_up_of_many_clients_requests() -> None:
     assert served(w) == [b"x", b"y", b"z", b"x"]
 
 
-def test_withdrawn_requests_take_nobody_s_turn() -> None:
+def test_withdrawn_requests_take_no_client_s_turn() -> None:
     w = busy()
     many = [w.ask("a", client=b"many") for _ in range(100)]
     w.ask("a", client=b"one")
@@ -106,7 +106,7 @@ class Plain:
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 3)), max_size=300))
-def test_nobody_waits_for_more_than_the_longest_run_of_other_priorities(steps) -> None:
+def test_no_request_waits_for_more_than_the_longest_run_of_other_priorities(steps) -> None:
     """Whatever is pushed, taken and dropped: between two of a priority that waits, at most `LONGEST`."""
     queue: Queue[Plain] = Queue()
     waiting: list[Plain] = []
@@ -127,7 +127,7 @@ def test_nobody_waits_for_more_than_the_longest_run_of_other_priorities(steps) -
 
 @settings(max_examples=30, deadline=None)
 @given(attackers=st.integers(1, 5), priority=st.integers(1, 3), others=st.integers(0, 3), batch=st.sampled_from([1, 4]))
-def test_streams_of_urgent_requests_keep_nobody_waiting_for_long(attackers, priority, others, batch) -> None:
+def test_streams_of_urgent_requests_keep_no_request_waiting_for_long(attackers, priority, others, batch) -> None:
     """Each client in its turn, each priority after `LONGEST` others at most, whatever comes in meanwhile."""
     w = busy(max_batch=batch)
     for client in range(attackers):

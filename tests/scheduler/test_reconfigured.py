@@ -1,4 +1,4 @@
-"""A new configuration is taken over while everything goes on: nobody in use is ended for it."""
+"""A new configuration is taken over while everything goes on: no model in use is ended for it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_larger_budget_serves_who_waited_for_it() -> None:
     assert w.code(waiting) == "ok"
 
 
-def test_whoever_waits_for_a_model_that_the_new_budget_can_never_hold_is_told() -> None:
+def test_what_waits_for_a_model_that_the_new_budget_can_never_hold_is_told() -> None:
     w = World([model("a", 300), model("b", 300)], 512)
     w.lease("a")
     w.settle()

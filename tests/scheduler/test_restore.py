@@ -1,4 +1,4 @@
-"""After a restart the broker brings back what was loaded, as far as nobody is in want of anything."""
+"""After a restart the broker brings back what was loaded, as far as no request is in want of anything."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_what_was_resident_comes_back_the_last_used_first_one_after_another() ->
 def test_as_room_allows() -> None:
     w = restored("c", "a", "b", "d")
     w.settle()
-    assert w.starts() == ["c", "a", "b"], "nobody goes for the fourth"
+    assert w.starts() == ["c", "a", "b"], "no model goes for the fourth"
 
 
 def test_a_request_for_another_model_goes_first() -> None:

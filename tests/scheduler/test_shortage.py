@@ -39,7 +39,7 @@ def test_a_load_that_runs_out_twice_fails_with_the_arithmetic_and_a_back_off() -
     asked = w.ask("a")
     w.load_runs_out("a")
     w.gone("a")
-    assert charged(w, "a") == 375, "nobody said what was asked for: a quarter more"
+    assert charged(w, "a") == 375, "it is not known what was asked for: a quarter more"
     w.load_runs_out("a")
     assert w.code(asked) == "out_of_memory"
     assert w.answer(asked).retryable
@@ -155,7 +155,7 @@ def test_a_request_that_runs_out_twice_is_told_and_the_process_lives_on() -> Non
     assert w.open_questions() == []
 
 
-def test_nobody_in_use_goes_for_a_request_that_ran_out_and_it_is_told_who_holds_the_room() -> None:
+def test_no_model_in_use_goes_for_a_request_that_ran_out_and_it_is_told_what_holds_the_room() -> None:
     w = world([model("a", 300), model("held", 300)], 700)
     w.load("a")
     w.lease("held")
@@ -196,7 +196,7 @@ def test_a_busy_neighbour_is_waited_for() -> None:
     assert w.state("busy") is State.UNLOADED
 
 
-def test_a_request_that_could_never_fit_is_refused_evicts_nobody_and_teaches_nothing() -> None:
+def test_a_request_that_could_never_fit_is_refused_evicts_nothing_and_teaches_nothing() -> None:
     w = world([model("a", 300), model("b", 300)], 700)
     w.load("a", "b")
     asked = w.ask("a")
@@ -214,7 +214,7 @@ def test_a_request_that_could_never_fit_is_refused_evicts_nobody_and_teaches_not
     assert charged(w, "a") == 300
 
 
-def test_whoever_gives_up_waiting_for_more_memory_lets_the_others_pass() -> None:
+def test_a_request_that_gives_up_waiting_for_more_memory_lets_the_others_pass() -> None:
     w = world([model("a", 300), model("busy", 300)], 700, patience_seconds=100.0)
     w.load("a", "busy")
     w.ask("busy")

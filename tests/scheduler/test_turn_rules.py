@@ -152,7 +152,7 @@ def test_a_busy_worker_yields_from_the_moment_of_its_turn() -> None:
     assert (later.yields, later.look_at) == ({}, NOW + 0.5)
 
 
-def test_whoever_has_lost_patience_is_kept_the_room_that_is_free() -> None:
+def test_what_has_lost_patience_is_kept_the_room_that_is_free() -> None:
     busy, small = busy_for(20.0), waiting("small", 150, since=NOW)
     patient = place([waiting("a", 600, since=NOW - 4), small], view(busy, patience_s=5.0))
     assert [type(d) for d in patient.decisions] == [Hold, Admit]

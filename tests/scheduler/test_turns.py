@@ -133,14 +133,14 @@ def test_a_caller_that_stays_away_delays_the_swap_by_a_moment_only() -> None:
     assert w.state("a") is State.EVICTING
 
 
-def test_nobody_lingers_whose_callers_take_their_time() -> None:
+def test_no_model_lingers_whose_callers_take_their_time() -> None:
     w = two()
     visit(w, 5, 0.5)
     w.ask("b")
     assert w.state("a") is State.EVICTING
 
 
-def test_what_cannot_be_met_any_more_is_refused_at_once_and_evicts_nobody() -> None:
+def test_what_cannot_be_met_any_more_is_refused_at_once_and_evicts_nothing() -> None:
     w = two()
     late = w.ask("b", timeout=1.9)
     assert w.code(late) == "deadline_exceeded"

@@ -79,7 +79,7 @@ class Process:
     ahead: list[int] = field(default_factory=list)  # dispatched, not begun
     dispatched_at: float = 0.0
     gentle: bool = False
-    unasked: bool = False  # started ahead of any request, and nobody has asked since
+    unasked: bool = False  # started ahead of any request, and not asked for since
     short: bool = False  # a request ran out of memory in it, and may be waiting for more
 
     @property
@@ -130,7 +130,7 @@ class World:
         self._open: dict[int, None] = {}  # those not answered yet, in order
         self.leases: dict[int, tuple[bytes, str]] = {}
         self.firsts: dict[str, int] = {}  # model → its first worker before the event at hand
-        self.granted_on: dict[int, int] = {}  # lease → worker; after its end, whoever took its place
+        self.granted_on: dict[int, int] = {}  # lease → worker; after its end, the one that took its place
         self.pins = {m.name for m in models if m.pinned}
         self.true_mb = true_mb or {}
         self.peaks: dict[tuple[str, str], tuple[float, bool]] = {}  # (model, device) → the most seen, and if at work
@@ -702,7 +702,7 @@ class World:
         if p.loading:
             failed = isinstance(event, WorkerLoadFailed) and event.worker == worker
             slow = isinstance(event, Tick) and self.now >= p.started_at + self.config.load_timeout
-            assert failed or slow or p.unasked, "a load that somebody waits for was killed for no reason"
+            assert failed or slow or p.unasked, "a load that a request waits for was killed for no reason"
             return
         if gentle:
             assert isinstance(event, Tick)
@@ -817,7 +817,7 @@ class World:
     # ------------------------------------------------------------ the end
 
     def drain(self) -> None:
-        """Clients finish and go; workers do as they are told. Afterwards nothing may be left of anybody."""
+        """Clients finish and go; workers do as they are told. Afterwards nothing may be left of any of them."""
         for name in list(self.pins):
             self.pin(name, False)
         self.release_all()
