@@ -236,7 +236,7 @@ class Gauge:
     def _is_free(self, use: _Use, figures: Figures) -> bool:
         if figures.listed is not None and use.pid in figures.listed:
             return False
-        if use.told or not use.mb or figures.used_mb is None:
+        if figures.free_at_end or use.told or not use.mb or figures.used_mb is None:
             return True
         ours = sum(other.mb for other in self._on(use.device) if other is not use)
         return figures.used_mb - ours <= use.device.others_mb + BACK_TOLERANCE * use.mb + BACK_TOLERANCE_MB

@@ -38,6 +38,7 @@ class Figures(msgspec.Struct, frozen=True):
         own_mb: process id → MB of its own on the device, of those that were asked for and are told.
         listed: processes that the device shows; None where it lists none.
         untold: what it never tells, in words; "" where it tells everything.
+        free_at_end: a process that has ended has no memory any more. Else a driver may take its time.
     """
 
     used_mb: float | None
@@ -45,6 +46,7 @@ class Figures(msgspec.Struct, frozen=True):
     own_mb: dict[int, float]
     listed: frozenset[int] | None = None
     untold: str = ""
+    free_at_end: bool = False
 
 
 class Meter(Protocol):
@@ -80,7 +82,7 @@ class HostMeter:
                 break
             if (mb := unique_mb(pid)) is not None:
                 own_mb[pid] = mb
-        return Figures(used, total, own_mb, frozenset())  # what has ended has no memory any more
+        return Figures(used, total, own_mb, frozenset(), free_at_end=True)
 
     def renew(self) -> None: ...
 

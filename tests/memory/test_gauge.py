@@ -23,6 +23,7 @@ class Driver:
         self.pids: dict[int, float] = {}
         self.used: float | None = 1000.0
         self.listed: set[int] | None = set()
+        self.free_at_end = False
         self.now = 0.0
 
     def later(self) -> float:
@@ -31,7 +32,8 @@ class Driver:
 
     def figures(self) -> Figures:
         listed = frozenset(self.listed) if self.listed is not None else None
-        return Figures(self.used, None if self.used is None else 8000.0, dict(self.pids), listed)
+        total = None if self.used is None else 8000.0
+        return Figures(self.used, total, dict(self.pids), listed, free_at_end=self.free_at_end)
 
     def look(self, began: float | None = None) -> list[int]:
         began = self.later() if began is None else began
@@ -177,6 +179,17 @@ def test_where_the_driver_does_not_tell_the_whole_device_shows_it(gauge: Gauge, 
     driver.look()
     assert not gauge.back(1), "more than the tolerance is missing"
     driver.used = 1000 + 300 + 60
+    driver.look()
+    assert gauge.back(1)
+
+
+def test_what_other_programs_use_meanwhile_does_not_keep_the_host_memory_of_a_short_lived_worker(
+    gauge: Gauge, driver: Driver
+) -> None:
+    driver.free_at_end = True
+    driver.grow(1, 10.0, told=False)  # it ended before it could be read
+    driver.end(1)
+    driver.use(500.0)
     driver.look()
     assert gauge.back(1)
 
