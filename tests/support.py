@@ -22,6 +22,14 @@ TOY = {"name": "toy", "adapter": "tests.toy:Toy", "vram_mb": 10}
 T = TypeVar("T")
 
 
+def alive(pid: int) -> bool:
+    """A zombie is as good as gone: its memory and descriptors are back."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
     """Polls until `condition()` is true and gives its value."""
     end = time.monotonic() + timeout

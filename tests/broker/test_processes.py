@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import zoo
-from tests.support import wait_until
+from tests.support import alive, wait_until
 
 FRAME = np.zeros((48, 64, 3), np.uint8)
 
@@ -26,14 +26,6 @@ def toy(name: str, vram_mb: float = 100, **more: object) -> dict[str, object]:
 
 def loaded(client: zoo.Client) -> set[str]:
     return {row["name"] for row in client.get_status()["loaded_models"]}
-
-
-def alive(pid: int) -> bool:
-    """A zombie is as good as gone: its memory and descriptors are back."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 # ---------------------------------------------------------------- loading and evicting

@@ -108,6 +108,12 @@ def give_back(outcome: Any) -> None:
             getattr(outcome, word)()
 
 
+def test_a_timeout_that_no_float_holds_is_no_limit(shared_broker: Running) -> None:
+    with Client(shared_broker.endpoint, timeout=5.0, arena_mb=8) as zoo:
+        assert zoo.enrich(FRAME, [], timeout=10**400) is not None
+        assert zoo.infer("toy", FRAME, timeout=10**400)["shape"] == [4, 4, 3]
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_every_error_is_a_zoo_error(shared_broker: Running, call: str) -> None:
     with Client(shared_broker.endpoint, timeout=5.0, arena_mb=8) as zoo:

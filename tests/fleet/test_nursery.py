@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import zoo
-from tests.support import Running, toy, wait_until
+from tests.support import Running, alive, toy, wait_until
 
 FRAME = np.zeros((8, 8, 3), np.uint8)
 
@@ -35,13 +35,6 @@ def nurseries(running: Running) -> list[int]:
 def nursery(running: Running, other_than: int = 0) -> int:
     (pid,) = wait_until(lambda: nurseries(running) not in ([], [other_than]) and nurseries(running), what="a nursery")
     return pid
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def parent(pid: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from broker.fleet.roster import PAUSE_FIRST_S, PAUSE_MOST_S, Standby
-from tests.support import Running, toy, wait_until
+from tests.support import Running, alive, toy, wait_until
 
 FRAME = np.zeros((8, 8, 3), np.uint8)
 
@@ -77,6 +77,7 @@ def test_one_that_died_while_it_waited_is_replaced_and_not_handed_out(broker: St
     client = running.client()
     (pid,) = wait_until(lambda: waiting(running), what="a process waits")
     os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not alive(pid), what="it has died")
     assert client.infer("toy", FRAME)["pid"] != pid
     wait_until(lambda: waiting(running), what="another one waits")
     assert "a process that waited for a model has ended: killed by SIGKILL" in running.log()

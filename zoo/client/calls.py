@@ -281,7 +281,7 @@ class Calls:
             table = yield from self.ask(Call(protocol.Query(0, "enrich"), read_table, seconds))
         except DeadlineExceeded as e:
             raise BrokerUnreachable(str(e)) from None
-        plan = Plan(table, event, started, timeout)
+        plan = Plan(table, event, started, None if timeout is None else seconds)
         try:
             if not plan.done:
                 yield from self._carry_out(plan, color, rank)
