@@ -344,7 +344,7 @@ def test_enrich_asks_the_models_of_the_table_and_draws_it_all(run: Run, broker: 
     assert run(*here, last)[0] == 2
 
 
-def test_enrich_fails_when_nobody_answers(run: Run, broker: Start, tmp_path: Path) -> None:
+def test_enrich_fails_when_no_model_answers(run: Run, broker: Start, tmp_path: Path) -> None:
     models = [toy("find", adapter="tests.finder:Finder"), toy("where", enabled=False), toy("nowhere", enabled=False)]
     running = broker(tables("models", models) + ENRICH.split("[[enrich.rules]]\nafter")[0])
     Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "red.png")

@@ -117,7 +117,7 @@ def test_a_repository_is_pulled_into_its_folder_and_recorded(published: Server, 
     assert inventory.state(target) == "here"
 
 
-def test_a_second_pull_verifies_and_asks_nobody(published: Server, tmp_path: Path) -> None:
+def test_a_second_pull_verifies_without_the_network(published: Server, tmp_path: Path) -> None:
     first = fetch(REPOSITORY, tmp_path / "thing")
     published.asked.clear()
     assert fetch(REPOSITORY, tmp_path / "thing") == Report(first.files, [])
@@ -528,7 +528,7 @@ def test_two_pulls_at_once_fetch_once(published: Server, tmp_path: Path, notes: 
 # ---------------------------------------------------------------- what is there already
 
 
-def test_somebodys_own_files_are_left_alone(published: Server, tmp_path: Path) -> None:
+def test_files_that_were_not_pulled_are_left_alone(published: Server, tmp_path: Path) -> None:
     target = tmp_path / "thing"
     target.mkdir()
     (target / "model.safetensors").write_bytes(OTHER)

@@ -241,7 +241,7 @@ def test_a_killed_broker_fails_what_is_under_way_and_its_successor_serves_the_sa
     run(work())
 
 
-def test_nobody_there_and_giving_up_on_waiting(zoo_dir: object) -> None:
+def test_an_absent_broker_and_calls_that_are_cancelled(zoo_dir: object) -> None:
     async def work() -> None:
         async with AsyncClient(f"ipc://{zoo_dir}/b", timeout=20.0) as zoo:
             with pytest.raises(TimeoutError):

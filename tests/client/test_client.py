@@ -381,7 +381,7 @@ def test_close_ends_other_threads_calls(broker: Start) -> None:
 # ---------------------------------------------------------------- a broker that comes and goes
 
 
-def test_nobody_there_is_said_in_time(zoo_dir: object) -> None:
+def test_an_absent_broker_is_reported_within_the_timeout(zoo_dir: object) -> None:
     with Client(f"ipc://{zoo_dir}/b", timeout=0.3) as client:
         started = time.monotonic()
         with pytest.raises(BrokerUnreachable, match="zoo serve") as failure:

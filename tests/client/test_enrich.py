@@ -214,7 +214,7 @@ def test_actions_want_a_suspicious_event_and_several_frames(suspicious: bool, co
     assert "person" in without.skipped["xclip-base"]
 
 
-def test_only_frames_that_somebody_looks_at_are_placed() -> None:
+def test_only_frames_that_a_model_looks_at_are_placed() -> None:
     first, last = FRAME, FRAME + 1
     assert Plan(shipped(), Event([first, last], [PERSON]), 0.0).frames == [last]
     video = Plan(shipped(), Event([first, last], [PERSON], suspicious=True), 0.0).frames
@@ -483,7 +483,7 @@ def test_when_time_is_up_what_was_not_asked_is_missing_and_what_is_under_way_sti
     assert "5 s" in str(person.missing["b"])
 
 
-def test_a_caller_may_bring_his_own_time() -> None:
+def test_a_caller_may_bring_its_own_timeout() -> None:
     assert Plan(shipped(), Event(FRAME, []), 10.0, 2.0).deadline == 12.0
     assert Plan(shipped(), Event(FRAME, []), 10.0).deadline == 40.0
 

@@ -189,7 +189,7 @@ def test_the_table_comes_from_the_broker_with_the_state_of_each_model(chain: Run
     assert set(re.findall(r"^\| `([a-z_.]+)` \|", rows, re.MULTILINE)) == keys
 
 
-def test_arguments_are_checked_before_anybody_is_asked(zoo_dir: Path) -> None:
+def test_arguments_are_checked_before_a_message_is_sent(zoo_dir: Path) -> None:
     with Client(f"ipc://{zoo_dir}/b", timeout=0.2) as zoo:
         for how in (
             {"detections": 3},

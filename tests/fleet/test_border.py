@@ -77,7 +77,7 @@ def test_a_copy_that_is_none_is_not_kept(served: tuple[Running, Client], good: C
 
 
 @pytest.mark.parametrize("n", range(len(liar.LOADS)))
-def test_figures_of_a_load_that_make_no_sense_harm_nobody(good: Client, n: int) -> None:
+def test_a_load_is_not_harmed_by_figures_that_make_no_sense(good: Client, n: int) -> None:
     with good.load(f"l{n}"):
         row = next(row for row in good.processes() if row["name"] == f"l{n}")
         assert 0.0 <= row["load_seconds"] < 60.0

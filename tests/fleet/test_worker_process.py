@@ -338,7 +338,7 @@ def test_what_a_worker_shared_with_a_nursery_that_died_is_not_measured_as_its_mo
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="makes a namespace of process ids")
-def test_a_broker_that_is_process_1_leaves_nobody_unburied(broker: Start) -> None:
+def test_a_broker_that_is_process_1_leaves_no_zombies(broker: Start) -> None:
     running = broker([toy("one"), toy("two")], start=False)
     command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-m", "zoo.broker"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "ZOO_TEST_MARK": running._mark}

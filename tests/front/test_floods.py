@@ -298,7 +298,7 @@ def test_the_broker_stays_small(watched: Callable[..., Watched], kind: str, coun
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "count"), [("commands", 8), ("silent", 50)])
-def test_the_broker_stays_small_before_anybody_has_shown_a_key(far: Watched, kind: str, count: int) -> None:
+def test_the_broker_stays_small_under_connections_without_a_key(far: Watched, kind: str, count: int) -> None:
     with far.attacked(kind, count, 2):
         for _ in range(20):
             assert far.answer() == far.worker

@@ -47,7 +47,7 @@ def copied(model: object) -> int:
     return fd
 
 
-def test_a_copy_is_equal_and_its_writer_writes_to_pages_of_his_own() -> None:
+def test_a_copy_is_equal_and_its_writer_gets_pages_of_its_own() -> None:
     model = Adapter()
     fd = copied(model)
     one, two = (copies.read(os.dup(fd), 1) for _ in range(2))

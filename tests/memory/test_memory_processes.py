@@ -112,7 +112,7 @@ def test_what_was_learnt_survives_the_broker_but_not_new_options(broker: Start) 
 
 
 @pytest.mark.parametrize("text", ['{"format": 1, "mod', '{"format": 99, "models": {}}'])
-def test_a_state_file_that_cannot_be_used_stops_nobody(broker: Start, text: str) -> None:
+def test_a_state_file_that_cannot_be_used_stops_no_load(broker: Start, text: str) -> None:
     running = broker([ballast("a", 30, vram_mb=300)], start=False, **MEASURED)
     state = running.folder / "state"
     state.mkdir()

@@ -151,7 +151,7 @@ def test_a_kill_that_was_counted_accounts_for_one_process(count: Callable[[int],
     assert [killer.struck() for _ in range(2)] == [True, False]
 
 
-def test_old_kills_account_for_nobody(count: Callable[[int], object]) -> None:
+def test_old_kills_explain_no_new_one(count: Callable[[int], object]) -> None:
     killer = oom_killer.OomKiller()
     count(4)
     killer.watch()
@@ -164,7 +164,7 @@ def test_without_a_count_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert oom_killer.OomKiller().struck() is None
 
 
-def test_a_count_that_cannot_be_read_for_a_moment_accounts_for_nobody(
+def test_a_count_that_cannot_be_read_for_a_moment_explains_no_kill(
     count: Callable[[int], object], tmp_path: Path
 ) -> None:
     killer = oom_killer.OomKiller()

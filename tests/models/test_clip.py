@@ -465,7 +465,7 @@ def test_a_pickle_with_code_of_its_own_does_not_run(copied, tmp_path):
         "{}",
         '{"model_cfg": {"text_cfg": []}}',
         '{"model_cfg": {"text_cfg": {}}}',
-        '{"model_cfg": {"text_cfg": {"hf_model_name": "somebody/somewhere"}}}',  # the library would go and fetch it
+        '{"model_cfg": {"text_cfg": {"hf_model_name": "elsewhere/somewhere"}}}',  # the library would go and fetch it
     ],
 )
 def test_a_configuration_that_cannot_be_read(content, copied):
@@ -478,7 +478,7 @@ def test_a_configuration_that_cannot_be_read(content, copied):
 def test_the_folders_own_tokenizer_where_the_configuration_names_one(copied, bus):
     path = copied("open_clip")
     config = json.loads((path / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"] |= {"vocab_size": 514, "hf_tokenizer_name": "somebody/somewhere"}
+    config["model_cfg"]["text_cfg"] |= {"vocab_size": 514, "hf_tokenizer_name": "elsewhere/somewhere"}
     (path / "open_clip_config.json").write_text(json.dumps(config))
     weights = load_file(path / "open_clip_model.safetensors")
     weights["token_embedding.weight"] = weights["token_embedding.weight"][:514].clone()

@@ -160,9 +160,9 @@ def test_the_catalogue_says_so_before_the_load(tmp_path: Path) -> None:
     ("more", "match"),
     [
         ({"transformers_weights": "adapter_model.bin"}, "transformers_weights"),
-        ({"attn_implementation": "somebody/kernels"}, "attn_implementation"),
-        ({"vision_config": {"_attn_implementation": "somebody/kernels:run"}}, "attn_implementation"),
-        ({"use_pretrained_backbone": True, "backbone": "somebody/backbone"}, "backbone"),
+        ({"attn_implementation": "elsewhere/kernels"}, "attn_implementation"),
+        ({"vision_config": {"_attn_implementation": "elsewhere/kernels:run"}}, "attn_implementation"),
+        ({"use_pretrained_backbone": True, "backbone": "elsewhere/backbone"}, "backbone"),
     ],
 )
 def test_a_configuration_that_leads_out_of_its_folder_is_refused(
@@ -213,7 +213,7 @@ def test_open_clip_passes_no_trust_on_from_the_folder(tmp_path: Path, evil: Path
         (path / "open_clip_config.json").write_text(json.dumps(changed))
         refused("fashion-clip", path, match)
     changed = json.loads(json.dumps(config))
-    changed["model_cfg"]["vision_cfg"]["timm_model_name"] = "hf-hub:somebody/model"
+    changed["model_cfg"]["vision_cfg"]["timm_model_name"] = "hf-hub:elsewhere/model"
     (path / "open_clip_config.json").write_text(json.dumps(changed))
     refused("fashion-clip", path, "timm fetches")
     assert not evil.exists()

@@ -183,7 +183,7 @@ def test_a_request_gets_no_more_room_than_the_configuration(weights, bus):
         ask(model, square, imgsz=160)
 
 
-def test_masks_that_nobody_could_be_sent_are_not_made(segmenter, bus, monkeypatch):
+def test_masks_that_are_too_large_to_be_sent_are_not_made(segmenter, bus, monkeypatch):
     monkeypatch.setattr(yolo_predictor, "MAX_MASKS", 4 * bus.shape[0] * bus.shape[1])
     for frames in ([bus] * 2, [bus[:540], bus[540:]] * 2):
         assert all(len(found.masks) for found in ask(segmenter, *frames, max_det=2))

@@ -384,7 +384,7 @@ def test_a_lease_is_granted_though_the_queue_is_full() -> None:
 # ---------------------------------------------------------------- when loads fail
 
 
-def test_a_failed_load_answers_everybody_and_leaves_nothing_raised() -> None:
+def test_a_failed_load_answers_each_request_and_leaves_nothing_raised() -> None:
     w = World([model("a")], 512)
     asked = [w.ask("a"), w.lease("a"), w.preload("a")]
     w.load_fails("a", "weights are corrupt")

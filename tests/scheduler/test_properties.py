@@ -537,7 +537,7 @@ LIVE = st.sampled_from([ModelPriority.HIGH, ModelPriority.MEDIUM, ModelPriority.
     prefetch=st.booleans(),
     instances=st.integers(1, 2),
 )
-def test_with_workers_that_work_everybody_is_served(
+def test_with_workers_that_work_each_request_is_served(
     sizes, budgets, asks, eviction, strict, instances, prefetch
 ) -> None:
     """No stall: what can fit gets its turn, however the models crowd each other out."""

@@ -637,7 +637,7 @@ class World:
                 assert not self.open_questions(), "stopped with requests unanswered"
 
     def _let_grow(self) -> None:
-        """Whoever ran out of memory may be charged more, in any event, but only where there is room for it."""
+        """A worker that ran out of memory may be charged more, in any event, but only where there is room for it."""
         for p in self.processes.values():
             charge = self.s.ledger.of(p.worker)
             if p.short and charge is not None and charge.mb != p.mb and not p.exited:
@@ -739,7 +739,7 @@ class World:
             p.running, p.dispatched_at = numbers, self.now
 
     def _note_turns(self, name: str, numbers: list[int]) -> None:
-        """Nobody is overtaken twice by the same client, within a model's queue and a priority."""
+        """No request is overtaken twice by the same client, within a model's queue and a priority."""
         waiting = {(r.priority, r.session) for r in self.s.models[name].queue.all()}
         for number in numbers:
             event = self.questions[number].event

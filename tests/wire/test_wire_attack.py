@@ -339,7 +339,7 @@ def test_arguments_out_of_range_are_invalid(target: Target) -> None:
     assert attacker.hear().rid == 2
 
 
-def test_somebody_elses_lease_and_request_are_left_alone(target: Target) -> None:
+def test_the_lease_and_request_of_another_client_are_left_alone(target: Target) -> None:
     attacker = target.attached()
     with target.good.load("toy"):
         for lease in range(1, 200):
@@ -428,7 +428,7 @@ def test_attaching_twice_ends_the_line_and_its_session(target: Target) -> None:
     assert hung_up(attacker.line)
 
 
-def test_connections_that_never_say_anything_disturb_nobody(target: Target) -> None:
+def test_silent_connections_disturb_no_request(target: Target) -> None:
     lines = [target.line() for _ in range(100)]
     assert target.answer() == target.worker
     for line in lines:
@@ -500,7 +500,7 @@ def test_what_is_no_arena_is_refused_and_closed(target: Target) -> None:
     attacker.share()  # and one that is one is taken
 
 
-def test_nobody_shares_more_than_sixteen_arenas(target: Target) -> None:
+def test_a_client_shares_at_most_sixteen_arenas(target: Target) -> None:
     attacker = target.attached()
     for _ in range(protocol.MAX_ARENAS):
         attacker.share(1)
@@ -592,7 +592,7 @@ def test_frames_that_lie_about_where_they_are(target: Target) -> None:
         assert "not an image" in ask(data)
 
 
-def test_nobody_sees_an_arena_that_is_not_his(target: Target) -> None:
+def test_a_client_cannot_use_the_arena_of_another(target: Target) -> None:
     victim, attacker = target.attached(), target.attached()
     secret = victim.share(4)
     secret.memory[:48] = b"s" * 48
@@ -654,7 +654,7 @@ def test_huge_options_are_carried_or_refused(target: Target) -> None:
 # ---------------------------------------------------------------- clients that behave badly
 
 
-def test_a_client_that_never_reads_its_answers_holds_nobody_up(target: Target) -> None:
+def test_a_client_that_never_reads_its_answers_holds_up_no_other(target: Target) -> None:
     large = InferBody((FrameRef(-1, 0, (1,), "|u1"),), None, {"do": "large", "height": 200})  # 1.5 MB
     attacker, other = target.attached(), target.attached()
     attacker.sock.setsockopt(zmq.RCVHWM, 1)
@@ -716,7 +716,7 @@ def handed(zoo_dir: Path) -> Iterator[tuple[handoff.Handoff, handoff.LifelineEnd
     loop.close()
 
 
-def test_whoever_does_not_say_who_he_is_is_found_out(handed: Any) -> None:
+def test_a_connection_that_does_not_say_what_it_is_is_closed(handed: Any) -> None:
     made, line, _ = handed
     made.end_nameless(line.since + handoff.ATTACH_S - 1)
     assert not line.closed
@@ -747,7 +747,7 @@ def test_what_a_slow_reader_cannot_take_yet_waits_for_it_in_order(handed: Any) -
     assert not line.unsent
 
 
-def test_whoever_never_reads_is_cut_off(handed: Any) -> None:
+def test_a_connection_that_never_reads_is_cut_off(handed: Any) -> None:
     made, line, _ = handed
     while line.send(protocol.LifelineSettled(1)):
         assert len(line.unsent) <= handoff.MAX_UNSENT

@@ -88,7 +88,7 @@ def test_a_request_that_always_runs_out_is_told_and_the_process_lives_on(broker:
     assert client.infer("a", FRAME, take_mb=20)["pid"] == pid
 
 
-def test_a_batch_that_runs_out_is_halved_and_everybody_is_answered(broker: Start) -> None:
+def test_a_batch_that_runs_out_is_halved_and_each_request_answered(broker: Start) -> None:
     client = broker([toy("a", vram_mb=100, options={"spare_mb": 700, "max_batch": 4})], **MEASURED).client()
     pid = client.infer("a", FRAME)["pid"]
 
@@ -117,7 +117,7 @@ def test_a_process_that_the_kernel_ends_for_want_of_memory_is_followed_by_a_larg
     assert ps(client, "a")["vram_mb"] >= 1.25 * charged
 
 
-def test_a_process_that_somebody_else_kills_teaches_nothing(broker: Start) -> None:
+def test_nothing_is_learnt_from_a_process_that_another_one_kills(broker: Start) -> None:
     running = broker([toy("a", vram_mb=400)], **MEASURED)
     client = running.client()
     pid = client.infer("a", FRAME)["pid"]
