@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from tests.support import ROOT, Running, config_text, toy
+from zoo import LoadFailed
+from zoo.cli import output
 
 COMMANDS = ["ls", "ps", "status", "explain", "footprint", "reload", "load toy", "unload toy", "pin toy", "unpin toy",
             "check --config CONFIG", "pull toy --config CONFIG", "--help", "ls --help", "--version"]  # fmt: skip
@@ -77,9 +80,21 @@ def test_with_json_an_error_is_one_json_object(shared_broker: Running, command: 
     assert (plain.returncode, plain.stderr.count("\n"), plain.stderr[:5]) == (status, 1, "zoo: ")
 
 
-def test_a_table_is_the_same_in_any_terminal_and_locale(shared_broker: Running) -> None:
-    plain = shell(shared_broker, "ls", "")
+@pytest.mark.parametrize(("seconds", "said"), [(0.02, "in 0.1 s "), (1.26, "in 1.3 s "), (None, "")])
+def test_an_error_never_asks_to_wait_no_time(
+    capsys: pytest.CaptureFixture[str], seconds: float | None, said: str
+) -> None:
+    e = LoadFailed("no such file")
+    e.retryable, e.retry_after = True, seconds
+    assert output.complain(e, as_json=False) == 1
+    assert capsys.readouterr().err == f"zoo: load failed: no such file (trying again {said}may help)\n"
+
+
+def test_a_table_is_the_same_in_any_terminal_and_locale(broker: Callable[..., Running]) -> None:
+    running = broker([toy(), toy("large", vram_mb=9000), toy("off", enabled=False)], vram_budget_gb=1.0)
+    plain = shell(running, "ls", "")
     bare = {"COLUMNS": "20", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TERM": "dumb"}
-    assert shell(shared_broker, "ls", "", **bare).stdout == plain.stdout
-    assert plain.stdout.count("\n") == 5
+    assert shell(running, "ls", "", **bare).stdout == plain.stdout
+    assert plain.stdout.count("\n") == 4
+    assert "the whole budget is 1024 MB" in plain.stdout, "a cell wider than the terminal is there in full"
     assert "\x1b" not in plain.stdout

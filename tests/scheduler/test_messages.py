@@ -146,7 +146,12 @@ def test_a_model_that_failed_to_load_says_why_and_when_the_next_try_is_possible(
     again = w.ask("a")
     text = "a failed to load (no such file); the next try is possible in 0.8 s"
     assert w.answer(again) == Refuse(again, "load_failed", text, True, 0.75)
-    w.now += 0.75
+    w.now += 0.75 - 2**-6
+    last = w.answer(w.ask("a"))
+    assert isinstance(last, Refuse)
+    assert last.message == "a failed to load (no such file); the next try is possible in 0.1 s", "not in 0.0 s"
+    assert w.s.trouble("a", w.now) == "the last load failed (no such file); the next try is possible in 1 s"
+    w.now += 2**-6
     assert (
         w.s.trouble("a", w.now) == "the last load failed (no such file); the next try is possible with the next request"
     )

@@ -70,7 +70,11 @@ def complain(e: ZooError, as_json: bool, what: str = "") -> int:
 
 
 def _hint(e: ZooError) -> str:
-    hints = [f"trying again{f' in {e.retry_after:.1f} s' if e.retry_after else ''} may help"] if e.retryable else []
+    hints = (
+        [f"trying again{f' in {max(e.retry_after, 0.1):.1f} s' if e.retry_after else ''} may help"]
+        if e.retryable
+        else []
+    )
     hints += [f"`zoo explain {e.request}` tells its story"] if e.request else []
     return f" ({'; '.join(hints)})" if hints else ""
 

@@ -142,7 +142,8 @@ class Admission:
             return no("deadline_exceeded", f"the request for {model.name} had no time left when it came in")
         wait = model.failures.retry_at - self._r.now
         if wait > 0 and not model.primary.alive:
-            text = f"{model.name} failed to load ({model.failures.cause}); the next try is possible in {wait:.1f} s"
+            then = f"the next try is possible in {max(wait, 0.1):.1f} s"
+            text = f"{model.name} failed to load ({model.failures.cause}); {then}"
             return no("load_failed", text, wait, for_good=model.failures.permanent)
         return None
 
@@ -211,7 +212,7 @@ class Admission:
             return self.too_large(model)
         if failures.cause:
             wait = failures.retry_at - now
-            then = f"in {wait:.0f} s" if wait > 0 else "with the next request"
+            then = f"in {max(wait, 1):.0f} s" if wait > 0 else "with the next request"
             lasting = ", though nothing but a change of the model or its files will help" if failures.permanent else ""
             return f"the last load failed ({failures.cause}); the next try is possible {then}{lasting}"
         return None
