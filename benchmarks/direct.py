@@ -205,7 +205,7 @@ class ResNet50(Torchvision):
         import torch
         from torchvision.models import resnet50
 
-        self.labels = (Path(path) / "classes.txt").read_text().split()
+        self.labels = (Path(path) / "classes.txt").read_text().splitlines()
         state = torch.load(Path(path) / "pytorch_model.bin", weights_only=True)
         super().__init__(resnet50(num_classes=len(self.labels)), state)
 

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from zoo.drawing.canvas import RAMP, Canvas, hue, shade
+from zoo.labels import folded
 
 SEEN = 0.3  # a keypoint below this score is a guess, and is not drawn
 CAPTION_LINES = 5
@@ -322,7 +323,7 @@ class Segmentation(TypedResult, tag="segmentation"):
         share = np.bincount(self.mask.reshape(-1), minlength=256) / self.mask.size
         names = dict(enumerate(self.labels))
         order = [int(i) for i in np.argsort(-share, kind="stable") if share[i] > 0]
-        present = [i for i in order if names.get(i, "").lower() != "background"]
+        present = [i for i in order if folded(names.get(i, "")) != "background"]
         return present, [f"{names.get(i, f'class {i}')} {share[i]:.0%}" for i in present]
 
 

@@ -140,6 +140,12 @@ MISTAKES = [
     (SECOND + 'for = ["cat"]\non = "frame"\nmodels = ["a"]', 11, "enrich.rules.models", "asks it otherwise"),
     (SECOND + 'for = ["cat"]\nmodels = ["a"]\noptions = { x = 1 }', 10, "enrich.rules.models", "asks it otherwise"),
     (SECOND + 'for = ["cat", "CAR"]\nmodels = ["a"]', 10, "enrich.rules.models", "for 'car' already"),
+    (
+        SECOND.replace('"car"', '"traffic_light"') + 'for = ["Traffic light"]\nmodels = ["a"]',
+        10,
+        "enrich.rules.models",
+        "for 'traffic light' already",
+    ),
     (SECOND + 'for = ["*"]\nmodels = ["a"]', 10, "enrich.rules.models", "for '*' already"),
     ('[[devices]]\nname = "a"\nkind = "cpu"\n[[devices]]\nname = "a"\nkind = "cpu"', 5, "devices.name", "twice"),
 ]

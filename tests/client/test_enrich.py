@@ -655,6 +655,15 @@ def test_everything_is_drawn_on_a_copy_of_the_frame() -> None:
         found.draw(frame[..., 0])
 
 
+@pytest.mark.parametrize("spelling", ["traffic light", "Traffic_Light", "TRAFFIC-LIGHT"])
+@pytest.mark.parametrize("ruled", ["traffic_light", "Traffic light"])
+def test_labels_of_rules_and_detections_are_compared_in_any_spelling(spelling: str, ruled: str) -> None:
+    rules = table(Rule(models=["a"], labels=[ruled]), Rule(models=["b"], labels=["light"]))
+    found, asked = enriched([(spelling, CAR[1])], rules=rules)
+    assert set(asked) == {"a"}
+    assert found.detections[0].label == spelling
+
+
 # ---------------------------------------------------------------- any table, any event
 
 NAMES, LABELS = "abcdef", ["person", "car", "dog", "*"]

@@ -60,7 +60,7 @@ def as_dict(found) -> dict[str, float]:
 
 def direct(folder: Path, frame: np.ndarray, *, side: int = 224, half: bool = False) -> dict[str, float]:
     """As the published model's card has it."""
-    labels = (folder / "classes.txt").read_text().split()
+    labels = (folder / "classes.txt").read_text().splitlines()
     network = torchvision_models.resnet50(num_classes=len(labels)).eval()
     network.load_state_dict(torch.load(folder / "pytorch_model.bin", weights_only=True))
     prepare = transforms.Compose(

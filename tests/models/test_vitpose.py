@@ -139,7 +139,7 @@ def test_names_are_the_checkpoints(folder, tmp_path, bus):
     path = tmp_path / "model"
     shutil.copytree(folder, path)
     config = json.loads((path / "config.json").read_text())
-    assert config["id2label"]["1"] == "L_Eye"
+    assert keypoints.spelled(config["id2label"]["1"]) == "left_eye"
     config["id2label"]["1"], config["id2label"]["2"] = "R_Eye", "third eye"
     (path / "config.json").write_text(json.dumps(config))
     (answer,) = ask(load(path), bus, PEOPLE[:1])

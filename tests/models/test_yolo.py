@@ -25,8 +25,6 @@ from zoo.wire.boxes import crop_box  # noqa: E402
 
 pytestmark = pytest.mark.models
 
-THREATS = ["knife", "pistol", "rifle", "threat_object"]
-
 
 @pytest.fixture(scope="module")
 def weights(standin, tmp_path_factory) -> dict[str, Path]:
@@ -90,10 +88,12 @@ def test_boxes_are_those_of_the_library(detector, weights, bus):
     assert (found.boxes.dtype, found.scores.dtype, found.class_ids.dtype) == (np.float32, np.float32, np.int32)
 
 
-def test_labels_come_from_the_checkpoint(detector, bus):
+def test_labels_come_from_the_checkpoint(detector, weights, bus):
     (found,) = ask(detector, bus, conf=0.01)
-    assert found.labels == [THREATS[i] for i in found.class_ids]
+    names = YOLO(str(weights["detect"])).names
+    assert found.labels == [names[i] for i in found.class_ids]
     assert len(set(found.labels)) > 1
+    assert detector.labels == [*names.values()]
 
 
 def test_masks_cover_the_frame(segmenter, weights, bus):
@@ -262,10 +262,10 @@ def test_options_default_to_the_configured_ones(weights, bus):
     model = load(weights["detect"], max_det=2, imgsz=320)
     assert len(ask(model, bus, conf=0.001)[0].boxes) == 2
     assert len(ask(model, bus, conf=0.001, max_det=4)[0].boxes) == 4
-    (knives,) = ask(model, bus, conf=0.001, classes=["knife"])
-    (zeros,) = ask(model, bus, conf=0.001, classes=[0])
-    assert set(knives.labels) == {"knife"}
-    same(knives, zeros)
+    (last,) = ask(model, bus, conf=0.001, classes=[3])
+    assert {*last.labels} == {model.labels[3]}
+    for spelling in ("Knife", "knife", "KNIFE"):
+        same(ask(model, bus, conf=0.001, classes=[spelling])[0], last)
     with pytest.raises(LoadFailed, match="cofn"):
         load(weights["detect"], cofn=1)
 
@@ -282,7 +282,7 @@ def test_options_default_to_the_configured_ones(weights, bus):
         ({"imgsz": [640, 640, 640]}, "imgsz"),
         ({"max_det": 0}, "max_det"),
         ({"max_batch": 0}, "max_batch"),
-        ({"classes": ["sword"]}, "sword"),
+        ({"classes": ["sword"]}, "'sword' is none of Gun, Explosive, GRENADE, Knife"),
         ({"classes": [17]}, "17"),
         ({"classes": "knife"}, "classes"),
         ({"threshold": 0.5}, "threshold"),
@@ -323,11 +323,11 @@ def renamed(weights, folder: Path, names: dict[int, str]) -> Path:
 
 
 def test_a_label_that_several_classes_have_asks_for_all_of_them(weights, tmp_path, bus):
-    model = load(renamed(weights, tmp_path, {0: "cat", 1: "dog", 2: "cat", 3: "cat"}), conf=0.0001)
+    model = load(renamed(weights, tmp_path, {0: "cat", 1: "dog", 2: "Cat", 3: "cat"}), conf=0.0001)
     (cats,) = ask(model, bus, classes=["cat"])
     (by_number,) = ask(model, bus, classes=[0, 2, 3])
     assert {*cats.class_ids.tolist()} == {0, 2, 3}
-    assert {*cats.labels} == {"cat"}
+    assert {*cats.labels} == {"cat", "Cat"}
     same(cats, by_number)
     (dogs,) = ask(model, bus, classes=["dog", 1])
     assert {*dogs.class_ids.tolist()} == {1}

@@ -22,6 +22,7 @@ from transformers.models.segformer.modeling_segformer import SegformerForSemanti
 from workers.models.base import AnyResult, Input, Spec, images, unservable
 from workers.models.shared import batches, folder
 from zoo.errors import InvalidInput
+from zoo.labels import folded
 from zoo.results import Segmentation
 
 WHAT = "a SegFormer segmentation model"
@@ -88,7 +89,7 @@ class Segmenter:
         found: dict[str, float] = {}
         for label, share in zip(self._labels, shares, strict=True):  # several classes may have one label
             found[label] = found.get(label, 0.0) + float(share)
-        things = [(label, share) for label, share in found.items() if label.lower() != "background"]
+        things = [(label, share) for label, share in found.items() if folded(label) != "background"]
         return {
             label: share for label, share in sorted(things, key=lambda thing: -thing[1]) if share > 0 and share >= least
         }

@@ -14,12 +14,12 @@ import numpy as np
 
 from workers.models.base import AnyResult, Input, Spec, configured, images, unservable
 from workers.models.shared import batches, keypoints, predictor
-from zoo.errors import InvalidInput
+from zoo.labels import Classes
 from zoo.results import Detections, Keypoints
 
 
 class DetectorOptions(predictor.YoloOptions, frozen=True, forbid_unknown_fields=True):
-    """`classes`: only these, by label or by number; None for all."""
+    """`classes`: only these, by label (see `zoo.labels`) or by number; None for all."""
 
     classes: tuple[int | str, ...] | None = None
 
@@ -43,30 +43,20 @@ class Detector:
             raise unservable(
                 spec, f"{spec.path} is a checkpoint for {task!r}; config.toml says category = {category!r}"
             )
-        self._numbers: dict[str, list[int]] = {}  # several where a checkpoint gives one label to several classes
-        for i, name in self._network.names.items():
-            self._numbers.setdefault(name, []).append(i)
+        self.labels = [*self._network.names.values()]
+        self._classes = Classes(self._network.names)
         self._keypoint_names = _keypoint_names(self._network.model)
         with configured(spec):
-            self._classes(options)
+            self._classes.numbers(options.classes)
         self._network.warm_up(options)
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """One call of the network for the inputs that agree in their options."""
         frames = images(inputs)
         asked = self._options.of(inputs)
-        classes = {options: self._classes(options) for options in asked}
+        classes = {options: self._classes.numbers(options.classes) for options in asked}
         found = batches.by_options(asked, frames, lambda options, some: self._network(some, options, classes[options]))
         return [self._result(one) for one in found]
-
-    def _classes(self, options: DetectorOptions) -> list[int] | None:
-        """Raises InvalidInput for one that the checkpoint does not have."""
-        if options.classes is None:
-            return None
-        names = self._network.names
-        if unknown := [c for c in options.classes if c not in names and c not in self._numbers]:
-            raise InvalidInput(f"options: classes: {unknown[0]!r} is none of {', '.join(names.values())}")
-        return [i for c in options.classes for i in ([c] if isinstance(c, int) else self._numbers[c])]
 
     def _result(self, found: Any) -> AnyResult:
         rows, order = predictor.rows_of(found)

@@ -43,6 +43,7 @@ from zoo.errors import (
     ProtocolMismatch,
     ZooError,
 )
+from zoo.labels import folded
 from zoo.wire.boxes import Box, crop_box, part_of
 
 EVENT = -1  # the subject that is no detection
@@ -138,7 +139,7 @@ class Plan:
         self._timings: dict[str, float] = {}
         self._findings: dict[int, Findings] = {EVENT: Findings(), **dict(enumerate(event.detections))}
         self._flaws = self._examine(table.min_score if event.min_score is None else event.min_score)
-        self._persons = sum(d.label.casefold() == PERSON for d in event.detections if not d.note)
+        self._persons = sum(folded(d.label) == PERSON for d in event.detections if not d.note)
 
         steps: dict[str, _Step] = {}
         for rule in table.rules:
@@ -340,8 +341,8 @@ class Plan:
 
 
 def _is_for(rule: rules.Rule, detection: Enriched) -> bool:
-    wanted = {label.casefold() for label in rule.labels or ()}
-    return not detection.note and (rules.ANYTHING in wanted or detection.label.casefold() in wanted)
+    wanted = {folded(label) for label in rule.labels or ()}
+    return not detection.note and (rules.ANYTHING in wanted or folded(detection.label) in wanted)
 
 
 def _copy(error: ZooError, before: str = "") -> ZooError:

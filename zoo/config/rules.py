@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from zoo.labels import folded
+
 ANYTHING = "*"
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -25,7 +27,7 @@ class Rule(msgspec.Struct, kw_only=True, frozen=True, rename={"labels": "for"}):
 
     Attributes:
         models: which ones to ask.
-        labels: `for` in the table: what a detection must be, in any case of letters; "*" is anything.
+        labels: `for` in the table: what a detection must be, in any spelling (see `zoo.labels`); "*" is anything.
         after: instead of `for`: a model of another rule, and these look at the best box that it found.
         on: "box" looks at each detection's box, "frame" at the whole frame, once per event, "video" at all frames of
             the event, once.
@@ -109,7 +111,7 @@ def _twice(model: str, first: Rule, second: Rule) -> str | None:
     """Why two rules cannot both name the model, for it is asked once per event."""
     if first.labels is None or second.labels is None or (first.on, first.options) != (second.on, second.options):
         return f"{model!r} is asked once per event, and another rule asks it otherwise (`after`, `on` or `options`)"
-    mine, others = ({label.casefold() for label in rule.labels or ()} for rule in (second, first))
+    mine, others = ({folded(label) for label in rule.labels or ()} for rule in (second, first))
     if both := mine | others if ANYTHING in mine | others else mine & others:
         return f"another rule asks {model!r} for {min(both)!r} already"
     return None

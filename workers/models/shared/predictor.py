@@ -235,7 +235,8 @@ def _open(spec: Spec) -> Any:
 
 def _names(spec: Spec, model: Any) -> dict[int, str]:
     given = getattr(model, "names", None) or {}
-    names = {int(i): str(name) for i, name in (given.items() if isinstance(given, dict) else enumerate(given))}
+    given = given.items() if isinstance(given, dict) else enumerate(given)
+    names = dict(sorted((int(i), str(name)) for i, name in given))
     if missing := [i for i in range(int(model.model[-1].nc)) if i not in names]:
         raise unservable(spec, f"the checkpoint has no label for class {missing[0]}")
     return names

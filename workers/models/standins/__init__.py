@@ -23,8 +23,8 @@ from workers.models.standins.common import Builder
 from zoo.errors import ZooError
 from zoo.weights import inventory
 
-# Paths are those of config.toml. Labels are the catalogue's description of the published models; their exact spelling
-# in the published checkpoints may differ, which is why no code anywhere may depend on it.
+# Paths are those of config.toml. Labels are those that users of the published checkpoints report, each in one of a few
+# spellings (`common.spelled`).
 STANDINS: dict[str, tuple[str, Builder]] = {
     **yolo.STANDINS,
     **classify.STANDINS,

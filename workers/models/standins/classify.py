@@ -53,12 +53,12 @@ def classifier(family: str, labels: Sequence[str], size: Mapping[str, Any] | Non
 
 
 STANDINS: dict[str, tuple[str, Builder]] = {
-    "pet-classifier": ("pet-classifier", classifier("resnet", ["cat", "dog"])),
+    "pet-classifier": ("pet-classifier", classifier("resnet", ["cats", "dogs"])),
     "vit-age-classifier": ("vit-age-classifier", classifier("vit", AGES)),
     "vit-gender-classifier": ("vit-gender-classifier", classifier("vit", ["female", "male"])),
     "violence-detection": ("violence-detection", classifier("vit", ["non-violent", "violent"])),
     "weather-classification": (
         "weather-classification",
-        classifier("siglip", ["cloudy", "foggy", "rainy", "snowy", "clear"]),
+        classifier("siglip", ["cloudy/overcast", "foggy/hazy", "rain/storm", "snow/frosty", "sun/clear"]),
     ),
 }

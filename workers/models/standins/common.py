@@ -40,9 +40,24 @@ def built(make: Callable[[], tuple[Any, Any]]) -> Builder:
     return build
 
 
+SPELLINGS: tuple[Callable[[str], str], ...] = (
+    str,
+    lambda label: label.replace("_", " ").capitalize(),
+    lambda label: label.replace("_", "-").upper(),
+)
+
+
+def spelled(labels: Sequence[str]) -> list[str]:
+    """The labels in several spellings, one after the other: published checkpoints differ so, and nothing may rely on
+    one.
+    """
+    return [SPELLINGS[i % len(SPELLINGS)](label) for i, label in enumerate(labels)]
+
+
 def named(labels: Sequence[str]) -> dict[str, Any]:
-    """The labels of a network, in the words of transformers' configurations."""
-    return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    """The labels of a network, `spelled`, in the words of transformers' configurations."""
+    names = spelled(labels)
+    return {"id2label": dict(enumerate(names)), "label2id": {label: i for i, label in enumerate(names)}}
 
 
 def photos() -> list[Any]:

@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from workers.models.standins.common import Builder, pieces, repeatable, settle
+from workers.models.standins.common import Builder, pieces, repeatable, settle, spelled
 
 PEOPLE = 1041  # classes of the classifier that published checkpoints bring along, not read here
 KINDS = [
@@ -43,7 +43,7 @@ def vehicle(target: Path, seed: int) -> None:
         settle(network, adapter.pictures.squeezed(pieces(), adapter.SIDE, adapter.SIDE, "cpu", torch.float32))
     target.mkdir(parents=True)
     torch.save(network.half().state_dict(), target / "pytorch_model.bin")
-    (target / "classes.txt").write_text("\n".join(KINDS) + "\n", encoding="utf-8")
+    (target / "classes.txt").write_text("\n".join(spelled(KINDS)) + "\n", encoding="utf-8")
 
 
 STANDINS: dict[str, tuple[str, Builder]] = {

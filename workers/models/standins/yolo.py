@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from workers.models.standins import clip
-from workers.models.standins.common import SMALL, Builder, photos, repeatable, settle
+from workers.models.standins.common import SMALL, Builder, photos, repeatable, settle, spelled
 from zoo.weights import inventory
 
 
 def yolo(architecture: str, labels: Sequence[str]) -> Builder:
-    """An ultralytics checkpoint with these labels, from one of the package's own architecture files."""
+    """An ultralytics checkpoint with these labels (`spelled`), from one of the package's own architecture files."""
 
     def build(target: Path, seed: int) -> None:
         # Through the adapter, which sets the environment that the library reads at import.
@@ -24,7 +24,7 @@ def yolo(architecture: str, labels: Sequence[str]) -> Builder:
             config = {**whole.model.yaml, "nc": len(labels)}
             config.pop("channels", None)
             model = type(whole.model)(config, verbose=False)
-            model.names = dict(enumerate(labels))
+            model.names = dict(enumerate(spelled(labels)))
             model.args, model.task = whole.model.args, whole.task
             _calibrate(model)
         whole.model = model
@@ -111,7 +111,7 @@ STANDINS: dict[str, tuple[str, Builder]] = {
     "yolo11-face": ("yolo11-face/model.pt", yolo("yolo11n.yaml", ["face"])),
     "threat-detection-yolov8n": (
         "threat-detection-yolov8n/weights/best.pt",
-        yolo("yolov8n.yaml", ["knife", "pistol", "rifle", "threat_object"]),
+        yolo("yolov8n.yaml", ["Gun", "Explosive", "Grenade", "Knife"]),
     ),
     "yolo11-license-plate": (
         "yolo11-license-plate/license-plate-finetune-v1n.pt",
