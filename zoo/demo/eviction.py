@@ -1,4 +1,4 @@
-"""The demo's first part: a budget that cannot hold what is asked for. It shows which model is evicted for which, and
+"""The demo's second part: a budget that cannot hold what is asked for. It shows which model is evicted for which, and
 why, and what a lease holds. PP-OCR and BRISQUE run with their real, published weights.
 """
 
@@ -61,7 +61,7 @@ def lease(stage: Stage) -> None:
     title("a lease: the model stays while it is held, whatever else is wanted")
     bus = photograph("bus.jpg")
     with stage.client.load("vit-age-classifier") as ages:
-        say(f"vit-age-classifier is leased; it says {brief(ages(photograph('zidane.jpg')))} (a stand-in's guess)")
+        say(f"vit-age-classifier is leased; it says {brief(ages(photograph('zidane.jpg')))}")
         try:
             stage.ask("pet-classifier", "bus.jpg", bus, timeout=1.0)
         except zoo.DeadlineExceeded as e:

@@ -1,4 +1,4 @@
-"""What the demo looks at: real photographs, and a drawn street with a license plate that can be read."""
+"""What the demo looks at: real photographs, one with a plate pasted in, and a drawn street with a plate on its car."""
 
 from __future__ import annotations
 
@@ -12,15 +12,36 @@ PLATE = "ZOO 4217"
 CAR = (420, 240, 880, 670)  # in the street
 PERSONS = [(48, 398, 246, 903), (222, 405, 346, 858), (668, 390, 810, 880)]  # in bus.jpg, as one sees them
 FACE = (370, 40, 620, 360)  # in zidane.jpg
+BUS = (20, 230, 808, 745)  # in bus.jpg
+PASTED, SPANISH = (545, 636, 657, 660), "4217 KZM"  # the plate in `bus_with_plate`, and its text
+PICTURES = (("ultralytics", "assets"), ("skimage", "data"))  # packages that carry photographs, and where
 
 
 def photograph(name: str) -> np.ndarray:
-    """One of the photographs that ultralytics carries. HxWx3 uint8 RGB."""
-    found = importlib.util.find_spec("ultralytics")
-    if found is None or not found.submodule_search_locations:
-        raise SystemExit("the demo needs the model libraries: pip install 'model-zoo[workers]'")
-    with Image.open(Path(found.submodule_search_locations[0]) / "assets" / name) as image:
-        return np.array(image.convert("RGB"))
+    """One of the photographs that ultralytics (bus.jpg, zidane.jpg) and scikit-image (astronaut.png, …) carry.
+
+    Returns:
+        HxWx3 uint8 RGB.
+    """
+    for package, inside in PICTURES:
+        found = importlib.util.find_spec(package)  # imports nothing
+        for folder in (found and found.submodule_search_locations) or ():
+            if (file := Path(folder) / inside / name).is_file():
+                with Image.open(file) as image:
+                    return np.array(image.convert("RGB"))
+    raise SystemExit("the demo needs the model libraries: pip install 'model-zoo[workers]'")
+
+
+def bus_with_plate(text: str = SPANISH) -> np.ndarray:
+    """bus.jpg with a rendered license plate pasted onto the bus at `PASTED`: no photograph here shows one."""
+    image = Image.fromarray(photograph("bus.jpg"))
+    x1, y1, x2, y2 = PASTED
+    plate = Image.new("RGB", (560, 120), (20, 20, 20))
+    draw = ImageDraw.Draw(plate)
+    draw.rounded_rectangle((5, 5, 554, 114), 12, fill=(240, 240, 236))
+    draw.text((280, 60), text, font=ImageFont.load_default(size=96), fill=(15, 15, 20), anchor="mm")
+    image.paste(plate.resize((x2 - x1, y2 - y1), Image.Resampling.LANCZOS), (x1, y1))
+    return np.array(image)
 
 
 def street_scene() -> tuple[np.ndarray, tuple[int, int, int, int]]:

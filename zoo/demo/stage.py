@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,20 +29,25 @@ def title(text: str) -> None:
     say(f"\n── {text} " + "─" * max(0, 92 - len(text)))
 
 
-def write_config(name: str, budget_gb: float) -> Path:
-    """The shipped configuration with the demo's own weights, and a budget."""
-    shipped = find_config()
-    assert shipped is not None, "no config.toml here"
-    text = shipped.read_text()
+def shipped() -> Path:
+    """The configuration that the zoo is shipped with."""
+    found = find_config()
+    assert found is not None, "no config.toml here"
+    return found
+
+
+def write_config(name: str, budget_gb: float, adapted: Callable[[str], str]) -> Path:
+    """The shipped configuration with the demo's own weights, and a budget; `adapted` may change more of its text."""
+    text = shipped().read_text()
     for old, new in (
         ("vram_budget_gb = 6.8", f"vram_budget_gb = {budget_gb}"),
         ('footprint = "measured"', 'footprint = "declared"'),  # small stand-ins would all fit
         ('weights_dir = "weights"', f'weights_dir = "{(WORK / "weights").resolve()}"'),
     ):
-        expect(old in text, f"{shipped} has no line {old!r}; run the demo with the shipped one")
+        expect(old in text, f"{shipped()} has no line {old!r}; run the demo with the shipped one")
         text = text.replace(old, new)
     path = WORK / f"{name}.toml"
-    path.write_text(text)
+    path.write_text(adapted(text))
     return path
 
 
@@ -87,10 +92,11 @@ class Stage:
 
     Attributes:
         client: for everything else. pids: of every worker that ran.
+        real: the models that are served with real weights.
     """
 
-    def __init__(self, endpoint: str, client: zoo.Client) -> None:
-        self.client = client
+    def __init__(self, endpoint: str, client: zoo.Client, real: Set[str]) -> None:
+        self.client, self.real = client, real
         self.pids: set[int] = set()
         self._endpoint = endpoint
 
@@ -101,8 +107,7 @@ class Stage:
         answer = self.client.infer(model, frame, **how)
         took = (time.perf_counter() - start) * 1000
         self.pids.update(row["pid"] for row in self.client.processes() if row["pid"])
-        stand_in = "   [STAND-IN]" if listed(answer)[0].stand_in else ""
-        say(f"{model:30} {what:23} {took:7.0f} ms  {note:16} {brief(answer)}{stand_in}")
+        say(f"{model:30} {what:23} {took:7.0f} ms  {note:16} {brief(answer)}")
         return answer
 
     def loaded(self) -> set[str]:
@@ -127,6 +132,8 @@ class Part(NamedTuple):
 
 
 def brief(answer: Any) -> str:
-    """An answer in a few words; of several, the first."""
-    (first, *more), *others = [typed(one).summary() for one in listed(answer)]
-    return first + (f" and {len(more)} more" if more else "") + (f"; and {len(others)} boxes more" if others else "")
+    """An answer in a few words; of several, the first. It says whether it is that of a stand-in."""
+    answers = listed(answer)
+    (first, *more), *others = [typed(one).summary() for one in answers]
+    said = first + (f" and {len(more)} more" if more else "") + (f"; and {len(others)} boxes more" if others else "")
+    return said + ("   [STAND-IN]" if answers[0].stand_in else "")
