@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = {
     "torch", "torchvision", "ultralytics", "transformers", "rapidocr", "onnxruntime", "cv2", "brisque", "open_clip",
 }  # fmt: skip
-PIXELS = {"numpy", "PIL", "zoo.drawing", "zoo.enrichment", "zoo.results", "zoo.wire.arrays", "zoo.wire.payload"}
+PIXELS = {"numpy", "PIL", "zoo.drawing", "zoo.enrichment", "zoo.results", "zoo.wire.arrays", "zoo.wire.formats",
+          "zoo.wire.payload"}  # fmt: skip
 IO = {
     "asyncio", "datetime", "logging", "multiprocessing", "os", "random", "select", "selectors", "signal", "socket",
     "subprocess", "threading", "time", "zmq",
@@ -42,6 +43,7 @@ DOORS: dict[str, set[str]] = {  # folder, or file → what it may import all the
     "zoo/broker.py": {"broker"},  # `python -m zoo.broker`
     "broker/scheduler": {"broker.scheduler"},
     "workers/models": LIBRARIES,
+    "workers/camera.py": {"cv2"},  # only when the first frame that is not RGB comes
 }
 COPIES = "workers/copies.py"  # the one file that may pickle: what a worker made comes back to its like, sealed
 

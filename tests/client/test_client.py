@@ -278,7 +278,9 @@ def test_a_large_result_that_was_not_read_yet_survives_its_worker(broker: Start)
     client, other = running.client(), running.client()
     client.get_model("toy")
     waiter, deadline = Waiter(), time.monotonic() + 5.0
-    request = run(driver(client).store(link(client), deadline)).request(FRAME + 3, None, "rgb", {"do": "large"})
+    request = run(driver(client).store(link(client), deadline)).request(
+        FRAME + 3, None, ("rgb", None, None, None), {"do": "large"}
+    )
     dealer = driver(client).ready()
     dealer.infer(waiter, "toy", deadline, request, 2)
     wait_until(lambda: other.processes()[0]["requests"] == 1)

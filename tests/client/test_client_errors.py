@@ -69,22 +69,23 @@ ODD: list[Any] = [
     0.5)], [{"label": 1, "box": None}], np.zeros(0), np.zeros((0, 4)), np.zeros((2, 4)), np.array(1),
     np.array(["x"]), np.array([object()]), np.zeros(3, "M8[s]"), np.zeros(3, [("a", "u1")]), np.zeros((1,) * 12),
     np.full((2, 4), np.nan), FRAME, FRAME[::2], np.ma.array([1]), np.dtype("u1"), "uint8", ">f4", "O", "V3", "S5",
-    (4, 4, 3), (-1,), (2**40,), (0, 2**62), (1,) * 40, (1.5,), ("a",), (True,),
+    "nv12", "gray", (4, 4), (4, 4, 3), (-1,), (2**40,), (0, 2**62), (1,) * 40, (1.5,), ("a",), (True,),
 ]  # fmt: skip
 anything = st.sampled_from(ODD)
 name = st.one_of(st.just("toy"), anything)
+LOOK = ("color", "size", "stride", "scale")
 
 CALLS: dict[str, Callable[[Any, Any], Any]] = {
     "infer": lambda zoo, a: zoo.infer(
-        a(name), a(st.one_of(st.just(FRAME), anything)), **few(a, "boxes", "color", "timeout", "priority", "do", "x")
+        a(name), a(st.one_of(st.just(FRAME), anything)), **few(a, "boxes", *LOOK, "timeout", "priority", "do", "x")
     ),
     "infer_many": lambda zoo, a: zoo.infer_many(
-        FRAME, a(st.one_of(st.just(["toy"]), anything)), **few(a, "boxes", "color", "priority", "x")
+        FRAME, a(st.one_of(st.just(["toy"]), anything)), **few(a, "boxes", *LOOK, "priority", "x")
     ),
     "enrich": lambda zoo, a: zoo.enrich(
         a(st.one_of(st.just(FRAME), anything)),
         a(anything),
-        **few(a, "suspicious", "color", "min_score", "timeout", "priority"),
+        **few(a, "suspicious", *LOOK, "min_score", "timeout", "priority"),
     ),
     "frame": lambda zoo, a: zoo.frame(a(anything), *([a(anything)] if a(st.booleans()) else [])),
     "load": lambda zoo, a: zoo.load(a(name), **few(a, "keep_alive", "timeout")),

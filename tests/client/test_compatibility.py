@@ -11,9 +11,11 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support import ROOT, Running, toy
+from zoo import Client, InvalidInput
 
 EARLIER = "f0f0692"  # before the skin was hardened
 TALK = """
@@ -86,6 +88,21 @@ def _talk(endpoint: str, code: Path, folder: Path) -> None:
 MODELS = [toy(), toy("toy2"), toy("broken", options={"load": "raise"})]
 
 
+def _refused_by_an_earlier_worker(client: Client) -> None:
+    """It knows colours by name and not the fields beside them, so none of these comes to it as rgb or bgr."""
+    yuv, wide = np.zeros((6, 4), np.uint8), np.zeros((4, 4, 3), np.uint16)
+    for frame, how in (
+        (yuv, {"color": "nv12"}),
+        (yuv, {"color": "i420", "size": (3, 3), "stride": 4}),
+        (yuv, {"color": "gray"}),
+        (wide, {"scale": (0, 9)}),
+        (wide, {"color": "bgr", "scale": (0, 9)}),
+        (wide[..., 0], {"scale": (0, 9)}),
+    ):
+        with pytest.raises(InvalidInput, match="color"):
+            client.infer("toy", frame, **how)
+
+
 def test_the_earlier_client_works_with_this_broker(earlier: Path, zoo_dir: Path) -> None:
     running = Running(zoo_dir, MODELS).start()
     try:
@@ -98,5 +115,6 @@ def test_this_client_works_with_the_earlier_broker(earlier: Path, zoo_dir: Path)
     running = Running(zoo_dir, MODELS, root=earlier).start()
     try:
         _talk(running.endpoint, ROOT, zoo_dir)
+        _refused_by_an_earlier_worker(running.client())
     finally:
         running.close()

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -138,6 +139,24 @@ def test_each_model_sees_its_part_of_the_frame_whatever_form_that_has(chain: Run
         assert slots(zoo) == 1  # the caller's own
 
 
+@pytest.mark.parametrize("kind", ["nv12", "padded", "gray", "film"])
+def test_a_camera_frame_is_enriched_like_any_other(chain: Running, kind: str) -> None:
+    """Boxes are pixels of the picture, which is not the shape of its array."""
+    y = street()[..., 0]
+    nv12 = np.concatenate([np.where(y == 255, 235, y), np.full((50, 240), 128, np.uint8)])
+    padded = np.pad(nv12, ((0, 0), (0, 16)))
+    frame = np.repeat(y[..., None], 3, axis=2) if kind == "gray" else cv2.cvtColor(nv12, cv2.COLOR_YUV2RGB_NV12)
+    sent, how = {
+        "nv12": (nv12, {"color": "nv12"}),
+        "padded": (padded, {"color": "nv12", "size": (240, 100), "stride": 256}),
+        "gray": (y, {"color": "gray"}),
+        "film": ([nv12, nv12], {"color": "nv12"}),
+    }[kind]
+    with Client(chain.endpoint, timeout=20.0) as zoo:
+        check_street(zoo.enrich(sent, [CAR, TRUCK], **how), frame)
+        assert slots(zoo) == 0
+
+
 def test_the_asynchronous_client_gives_the_same_answer(chain: Running) -> None:
     frames = [street(), street()]
 
@@ -208,6 +227,10 @@ def test_a_frame_that_cannot_be_sent_is_a_wrong_argument(chain: Running) -> None
     with Client(chain.endpoint, arena_mb=1, timeout=20.0) as zoo:
         with pytest.raises(InvalidInput, match="color"):
             zoo.enrich(street(), [CAR], color="yuv")
+        with pytest.raises(InvalidInput, match="size"):
+            zoo.enrich(street()[:99, :, 0], [CAR], color="i420", size=(240, 100))
+        with pytest.raises(InvalidInput, match="color: bytes"):
+            zoo.enrich(b"\xff\xd8\xff", [CAR], color="nv12")
         with pytest.raises(InvalidInput, match="arena_mb"):
             zoo.enrich(np.zeros((1000, 1000, 3), np.uint8), [CAR])
         with zoo.frame((8, 8, 3)) as frame:

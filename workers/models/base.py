@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 import numpy as np
 
+from workers.camera import Picture
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable
 from zoo.results import AnyResult
 
@@ -59,26 +60,49 @@ class Input:
         whole: the frame that `array` is cut from, for models that look around a box. One object for all boxes of a
             frame; `array` itself where the whole frame was asked for.
         box: (x1, y1, x2, y2), pixel bounds of `array` in `whole`; None where the whole frame was asked for.
+        sources: the frames as they came; one of a camera (NV12, grey, …) is converted when `array`, `frames` or `whole`
+            is first read, and only what is read of it.
 
     Answers are in coordinates of `array`, whatever the model looked at.
     """
 
-    __slots__ = ("array", "box", "frames", "options", "whole")
+    __slots__ = ("_array", "_frames", "box", "options", "sources")
 
     def __init__(
         self,
-        array: np.ndarray,
+        array: np.ndarray | Picture,
         options: dict[str, Any],
-        frames: list[np.ndarray] | None = None,
+        frames: Sequence[np.ndarray | Picture] | None = None,
         *,
-        whole: np.ndarray | None = None,
+        whole: np.ndarray | Picture | None = None,
         box: tuple[int, int, int, int] | None = None,
     ) -> None:
-        self.array = array
+        self._array = array
+        self._frames: list[np.ndarray] | None = None
         self.options = options
-        self.frames = [array] if frames is None else frames
-        self.whole = array if whole is None else whole
+        self.sources = frames or [array if whole is None else whole]
         self.box = box
+
+    @property
+    def array(self) -> np.ndarray:
+        found = self._array
+        if not isinstance(found, np.ndarray):
+            found = self._array = found.whole() if self.box is None else found.part(self.box)
+        return found
+
+    @property
+    def frames(self) -> list[np.ndarray]:
+        if self._frames is None:
+            self._frames = [self.array] if self.box is not None else [_converted(one) for one in self.sources]
+        return self._frames
+
+    @property
+    def whole(self) -> np.ndarray:
+        return _converted(self.sources[0])
+
+
+def _converted(source: np.ndarray | Picture) -> np.ndarray:
+    return source if isinstance(source, np.ndarray) else source.whole()
 
 
 class Adapter(Protocol):
@@ -224,5 +248,9 @@ def require_image(item: Input) -> np.ndarray:
         raise InvalidInput(f"frame: this model takes one image, got a video of {len(item.frames)} frames")
     array = item.array
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        raise InvalidInput(f"frame: this model takes HxWx3 uint8 images, got shape {array.shape} of {array.dtype}")
+        hint = "; 16-bit frames go with scale=(lo, hi)" if array.dtype == np.uint16 else ""
+        hint = '; HxW frames go with color="gray"' if array.ndim == 2 and array.dtype == np.uint8 else hint
+        raise InvalidInput(
+            f"frame: this model takes HxWx3 uint8 images, got shape {array.shape} of {array.dtype}{hint}"
+        )
     return array

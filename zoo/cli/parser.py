@@ -19,7 +19,8 @@ from zoo.cli import commands, output, pictures, weights
 LIST_S = 1.0  # `zoo ls`: without a broker config.toml answers
 LOOK_S = 3.0  # how long a question waits for an answer
 WORK_S = 30.0  # a load or an inference
-TAKEN = {"boxes", "color", "timeout", "priority", "model", "frame"}  # arguments of `Client.infer`, so no options
+# arguments of `Client.infer`, so no options
+TAKEN = {"boxes", "color", "size", "stride", "scale", "timeout", "priority", "model", "frame"}
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]  # what `ArgumentParser.add_argument` gets
 

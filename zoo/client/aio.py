@@ -98,6 +98,9 @@ class AsyncClient:
         *,
         boxes: Boxes | None = None,
         color: str = "rgb",
+        size: tuple[int, int] | None = None,
+        stride: int | None = None,
+        scale: tuple[float, float] | None = None,
         timeout: float | None = None,
         priority: int | str | None = None,
         **options: Any,
@@ -105,10 +108,14 @@ class AsyncClient:
         """One answer of one model; loads it if need be.
 
         Args:
-            frame: HxWx3 uint8 array, `Frame`, JPEG or PNG bytes, or a list of them (video).
+            frame: HxWx3 uint8 array (or as `color` says), `Frame`, JPEG or PNG bytes, or a list of them (video).
             boxes: (n, 4) xyxy in pixels; the worker crops, the answer is a list with one result per box, in
                 coordinates of the frame. Boxes are grown to whole pixels and clipped to the frame.
-            color: order of the array's channels, "rgb" or "bgr" (OpenCV).
+            color: "rgb" or "bgr" (OpenCV); "nv12" or "i420": (H*3/2, W); "gray": (H, W). The worker makes them RGB, of
+                YUV by BT.601 in limited range, as OpenCV does.
+            size, stride: width and height of the picture in pixels, and bytes in a row of Y or grey, where the shape of
+                the array does not say so: odd sizes, padded rows, arrays of one dimension (`zoo/wire/formats.py`).
+            scale: (lo, hi) of a uint16 frame, HxW or HxWx3: lo becomes 0, hi 255.
             timeout: seconds until `DeadlineExceeded`.
             priority: within the model's queue, CRITICAL (first) to LOW.
             options: for the adapter, JSON-like.
@@ -116,7 +123,9 @@ class AsyncClient:
         Raises:
             ZooError: see `zoo.errors`; `retryable` says whether the same call may succeed later.
         """
-        return await run(self._calls.infer(model, frame, (boxes, color, timeout, priority), options))
+        return await run(
+            self._calls.infer(model, frame, (boxes, (color, size, stride, scale), timeout, priority), options)
+        )
 
     async def infer_many(
         self,
@@ -125,12 +134,17 @@ class AsyncClient:
         *,
         boxes: Boxes | None = None,
         color: str = "rgb",
+        size: tuple[int, int] | None = None,
+        stride: int | None = None,
+        scale: tuple[float, float] | None = None,
         timeout: float | None = None,
         priority: int | str | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """The same frame to several models at once; it is written once. A failure is that model's value."""
-        return await run(self._calls.infer_many(frame, models, (boxes, color, timeout, priority), options))
+        return await run(
+            self._calls.infer_many(frame, models, (boxes, (color, size, stride, scale), timeout, priority), options)
+        )
 
     async def enrich(
         self,
@@ -139,6 +153,9 @@ class AsyncClient:
         *,
         suspicious: bool = False,
         color: str = "rgb",
+        size: tuple[int, int] | None = None,
+        stride: int | None = None,
+        scale: tuple[float, float] | None = None,
         min_score: float | None = None,
         timeout: float | None = None,
         priority: int | str | None = None,
@@ -155,13 +172,17 @@ class AsyncClient:
             suspicious: whether this event is, which some models wait for.
             min_score: detections below it are left alone; None takes the table's.
             timeout: seconds for the whole event; None takes the table's.
-            color, priority: as for `infer`.
+            color, size, stride, scale, priority: as for `infer`.
 
         Raises:
             InvalidInput: an argument is wrong. A box that makes no sense is not: it is missing its answers.
             BrokerUnreachable: no broker has answered at all. (AccessDenied, ProtocolMismatch: it refused us.)
         """
-        return await run(self._calls.enrich(frame, detections, suspicious, color, min_score, timeout, priority))
+        return await run(
+            self._calls.enrich(
+                frame, detections, suspicious, (color, size, stride, scale), min_score, timeout, priority
+            )
+        )
 
     def frame(self, shape: tuple[int, ...], dtype: str = "uint8") -> Opening[Frame]:
         """An empty frame in shared memory: fill `.array`, send it as often as you like, leave the `with` block."""

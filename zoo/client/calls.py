@@ -27,11 +27,11 @@ from zoo.client.exchange import Waiter
 from zoo.client.link import Link
 from zoo.enrichment import Enrichment
 from zoo.errors import BrokerUnreachable, DeadlineExceeded, InvalidInput, ZooError
-from zoo.wire import moments, protocol
+from zoo.wire import formats, moments, protocol
 
 T = TypeVar("T")
 Steps = Generator[Any, None, T]  # of a call, which gives a T at its end
-How = tuple[frames.Boxes | None, str, float | None, int | str | None]  # boxes, color, timeout, priority
+How = tuple[frames.Boxes | None, frames.Look, float | None, int | str | None]  # boxes, look, timeout, priority
 
 # ---------------------------------------------------------------- one message, one answer
 
@@ -210,12 +210,12 @@ class Calls:
     def _infer(
         self, names: list[str], frame: Any, how: How, options: dict[str, Any], value: Callable[[dict[str, Any]], T]
     ) -> Steps[T]:
-        boxes, color, timeout, priority = how
+        boxes, look, timeout, priority = how
         seconds = checks.check_timeout(timeout, self.timeout)
         rank = checks.check_priority(priority)
         deadline = time.monotonic() + seconds
         take = frames.Store.request
-        dealer, _, request = yield from self._place(deadline, seconds, take, frame, boxes, color, options)
+        dealer, _, request = yield from self._place(deadline, seconds, take, frame, boxes, look, options)
         try:
             return value((yield from self._collect(dealer, deadline, names, dealer.infer, request, rank)))
         finally:
@@ -268,14 +268,14 @@ class Calls:
         frame: Any,
         detections: Any,
         suspicious: bool,
-        color: str,
+        look: frames.Look,
         min_score: float | None,
         timeout: float | None,
         priority: int | str | None,
     ) -> Steps[Enrichment]:
         seconds = checks.check_timeout(timeout, self.timeout)
         rank = checks.check_priority(priority)
-        event = Event(frame, detections, suspicious, min_score)
+        event = Event(frame, detections, suspicious, min_score, formats.check_format(*look))
         started = time.monotonic()
         try:
             table = yield from self.ask(Call(protocol.Query(0, "enrich"), read_table, seconds))
@@ -284,18 +284,18 @@ class Calls:
         plan = Plan(table, event, started, None if timeout is None else seconds)
         try:
             if not plan.done:
-                yield from self._carry_out(plan, color, rank)
+                yield from self._carry_out(plan, look, rank)
         except InvalidInput:
             raise
         except ZooError as e:
             plan.fail(e, time.monotonic())
         return plan.result(time.monotonic())
 
-    def _carry_out(self, plan: Plan, color: str, rank: int) -> Steps[None]:
+    def _carry_out(self, plan: Plan, look: frames.Look, rank: int) -> Steps[None]:
         """Asks and answers until the plan is done. Whatever ends it before, what is under way is withdrawn."""
         deadline = plan.deadline
         dealer, store, placed = yield from self._place(
-            deadline, deadline - time.monotonic(), frames.Store.place, plan.frames, color
+            deadline, deadline - time.monotonic(), frames.Store.place, plan.frames, look
         )
         waiter = Waiter()
         try:
@@ -327,6 +327,7 @@ class Calls:
         """`infer`; takes the lease again if the broker that granted it is gone."""
         options = {"boxes": None, "color": "rgb", "timeout": None, "priority": None, **options}
         boxes, color, timeout, priority = map(options.pop, ("boxes", "color", "timeout", "priority"))
+        look = (color, options.pop("size", None), options.pop("stride", None), options.pop("scale", None))
         seconds = checks.check_timeout(timeout, self.timeout)
         deadline = time.monotonic() + seconds
         grant = held.grant
@@ -338,7 +339,7 @@ class Calls:
                     held.grant = again.grant
                 else:
                     yield from self.release(again)  # another caller has taken it again, or released it, meanwhile
-        return (yield from self.infer(held.model, frame, (boxes, color, _left(deadline), priority), options))
+        return (yield from self.infer(held.model, frame, (boxes, look, _left(deadline), priority), options))
 
     def release(self, held: Held) -> Steps[None]:
         """Again is harmless, and so is a broker that is gone: it kept no leases."""

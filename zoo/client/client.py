@@ -72,6 +72,9 @@ class Client:
         *,
         boxes: Boxes | None = None,
         color: str = "rgb",
+        size: tuple[int, int] | None = None,
+        stride: int | None = None,
+        scale: tuple[float, float] | None = None,
         timeout: float | None = None,
         priority: int | str | None = None,
         **options: Any,
@@ -79,10 +82,14 @@ class Client:
         """One answer of one model; loads it if need be.
 
         Args:
-            frame: HxWx3 uint8 array, `Frame`, JPEG or PNG bytes, or a list of them (video).
+            frame: HxWx3 uint8 array (or as `color` says), `Frame`, JPEG or PNG bytes, or a list of them (video).
             boxes: (n, 4) xyxy in pixels; the worker crops, the answer is a list with one result per box, in
                 coordinates of the frame. Boxes are grown to whole pixels and clipped to the frame.
-            color: order of the array's channels, "rgb" or "bgr" (OpenCV).
+            color: "rgb" or "bgr" (OpenCV); "nv12" or "i420": (H*3/2, W); "gray": (H, W). The worker makes them RGB, of
+                YUV by BT.601 in limited range, as OpenCV does.
+            size, stride: width and height of the picture in pixels, and bytes in a row of Y or grey, where the shape of
+                the array does not say so: odd sizes, padded rows, arrays of one dimension (`zoo/wire/formats.py`).
+            scale: (lo, hi) of a uint16 frame, HxW or HxWx3: lo becomes 0, hi 255.
             timeout: seconds until `DeadlineExceeded`.
             priority: within the model's queue, CRITICAL (first) to LOW.
             options: for the adapter, JSON-like.
@@ -90,7 +97,7 @@ class Client:
         Raises:
             ZooError: see `zoo.errors`; `retryable` says whether the same call may succeed later.
         """
-        return run(self._calls.infer(model, frame, (boxes, color, timeout, priority), options))
+        return run(self._calls.infer(model, frame, (boxes, (color, size, stride, scale), timeout, priority), options))
 
     def infer_many(
         self,
@@ -99,12 +106,17 @@ class Client:
         *,
         boxes: Boxes | None = None,
         color: str = "rgb",
+        size: tuple[int, int] | None = None,
+        stride: int | None = None,
+        scale: tuple[float, float] | None = None,
         timeout: float | None = None,
         priority: int | str | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """The same frame to several models at once; it is written once. A failure is that model's value."""
-        return run(self._calls.infer_many(frame, models, (boxes, color, timeout, priority), options))
+        return run(
+            self._calls.infer_many(frame, models, (boxes, (color, size, stride, scale), timeout, priority), options)
+        )
 
     def enrich(
         self,
@@ -113,6 +125,9 @@ class Client:
         *,
         suspicious: bool = False,
         color: str = "rgb",
+        size: tuple[int, int] | None = None,
+        stride: int | None = None,
+        scale: tuple[float, float] | None = None,
         min_score: float | None = None,
         timeout: float | None = None,
         priority: int | str | None = None,
@@ -129,13 +144,17 @@ class Client:
             suspicious: whether this event is, which some models wait for.
             min_score: detections below it are left alone; None takes the table's.
             timeout: seconds for the whole event; None takes the table's.
-            color, priority: as for `infer`.
+            color, size, stride, scale, priority: as for `infer`.
 
         Raises:
             InvalidInput: an argument is wrong. A box that makes no sense is not: it is missing its answers.
             BrokerUnreachable: no broker has answered at all. (AccessDenied, ProtocolMismatch: it refused us.)
         """
-        return run(self._calls.enrich(frame, detections, suspicious, color, min_score, timeout, priority))
+        return run(
+            self._calls.enrich(
+                frame, detections, suspicious, (color, size, stride, scale), min_score, timeout, priority
+            )
+        )
 
     def frame(self, shape: tuple[int, ...], dtype: str = "uint8") -> Frame:
         """An empty frame in shared memory: fill `.array`, send it as often as you like, leave the `with` block."""

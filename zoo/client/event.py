@@ -9,7 +9,7 @@ from zoo import results
 from zoo.drawing import picture
 from zoo.enrichment import Enriched
 from zoo.errors import InvalidInput
-from zoo.wire import arrays
+from zoo.wire import arrays, formats
 from zoo.wire.arrays import ODD, shown
 from zoo.wire.boxes import MAX_BOXES
 
@@ -24,16 +24,24 @@ class Event:
         detections: see `read_detections`.
         suspicious: some models look only at suspicious events.
         min_score: detections below it are left alone; None takes the table's.
+        how: what the caller says of the frame.
 
     Raises:
         InvalidInput: naming the argument that is wrong.
     """
 
-    def __init__(self, frame: Any, detections: Any, suspicious: bool = False, min_score: float | None = None) -> None:
+    def __init__(
+        self,
+        frame: Any,
+        detections: Any,
+        suspicious: bool = False,
+        min_score: float | None = None,
+        how: formats.PixelFormat = formats.RGB,
+    ) -> None:
         if min_score is not None and (not isinstance(min_score, int | float) or not 0 <= min_score <= 1):
             raise InvalidInput(f"min_score: {shown(min_score)} is not between 0 and 1")
         self.frames = arrays.check_frames(frame)
-        self.size = picture.size_of(self.frames[-1])
+        self.size = picture.size_of(self.frames[-1], how)
         self.detections = read_detections(detections)
         self.suspicious = suspicious
         self.min_score = min_score

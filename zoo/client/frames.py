@@ -11,10 +11,11 @@ import numpy as np
 
 from zoo.client.frame_arena import FrameArena
 from zoo.errors import InvalidInput, OutOfMemory, QueueFull
-from zoo.wire import arrays, payload, protocol
+from zoo.wire import arrays, formats, payload, protocol
 
 Boxes = Sequence[Sequence[float]] | np.ndarray
 Corners = tuple[tuple[float, float, float, float], ...]
+Look = tuple[Any, Any, Any, Any]  # color, size, stride, scale, as the caller gave them
 
 
 class Frame:
@@ -158,10 +159,10 @@ class RequestBody:
 
 
 class Placed(NamedTuple):
-    """A frame in its place, and how its bytes are to be read: "rgb", "bgr" or "encoded"."""
+    """A frame in its place, and how its bytes are to be read."""
 
     slot: Slot
-    color: str
+    how: formats.PixelFormat
 
 
 def drop(placed: Iterable[Placed]) -> None:
@@ -210,22 +211,24 @@ class Store:
             raise NoRoom
         return slot
 
-    def request(self, frame: Any, boxes: Boxes | None, color: str, options: dict[str, Any]) -> RequestBody:
+    def request(self, frame: Any, boxes: Boxes | None, look: Look, options: dict[str, Any]) -> RequestBody:
         """Everything a request carries, its frames in place.
 
         Raises:
             InvalidInput: naming the argument that is wrong. NoRoom: nothing was taken.
         """
         shared = self.shared
+        color, size, stride, scale = look
         plain = shared is not None and type(frame) is Frame and boxes is None and not options
-        if plain and shared is not None and type(color) is str:
+        plain = plain and type(color) is str and size is None and stride is None and scale is None
+        if plain and shared is not None:
             slot = frame.slot
             ready = slot.ready.get((color, shared.id)) if slot.arena is shared else None
             if ready is not None:
                 slot.keep()
                 return RequestBody(ready, [], [slot], shared)
         corners = check_boxes(boxes)
-        placed = self.place(frame, color)
+        placed = self.place(frame, look)
         try:
             made = self.compose(placed, corners, options)
         except BaseException:
@@ -236,16 +239,16 @@ class Store:
             slot.ready[color, slot.arena.id] = made.body
         return made
 
-    def place(self, frame: Any, color: str) -> list[Placed]:
+    def place(self, frame: Any, look: Look) -> list[Placed]:
         """A frame, or each of a list of them, where its readers will find it. The caller drops every slot.
 
         Raises:
             InvalidInput: naming the argument that is wrong. NoRoom: nothing was taken.
         """
-        color = arrays.check_color(color)
+        how = formats.check_format(*look)
         placed: list[Placed] = []
         try:
-            placed.extend(self._place(part, color) for part in arrays.check_frames(frame))
+            placed.extend(self._place(part, how) for part in arrays.check_frames(frame))
         except BaseException:
             drop(placed)
             raise
@@ -259,12 +262,12 @@ class Store:
         """
         described: list[payload.FrameRef] = []
         buffers: list[Any] = []
-        for slot, color in placed:
+        for slot, how in placed:
             if slot.arena is None:
-                described.append(payload.FrameRef(-1, len(buffers), slot.shape, slot.typestr, color))
+                described.append(payload.FrameRef(-1, len(buffers), slot.shape, slot.typestr, *how))
                 buffers.append(np.ascontiguousarray(slot.buffer).data)
             else:
-                described.append(payload.FrameRef(slot.arena.id, slot.offset, slot.shape, slot.typestr, color))
+                described.append(payload.FrameRef(slot.arena.id, slot.offset, slot.shape, slot.typestr, *how))
         body = payload.pack_request(payload.InferBody(tuple(described), boxes, options))
         size = len(body) + sum(buffer.nbytes for buffer in buffers)
         if size > protocol.MAX_MESSAGE_BYTES // 2:
@@ -275,14 +278,17 @@ class Store:
             )
         return RequestBody(body, buffers, [one.slot for one in placed], self.shared)
 
-    def _place(self, part: Any, color: str) -> Placed:
+    def _place(self, part: Any, how: formats.PixelFormat) -> Placed:
         if isinstance(part, Frame):
             slot = part.slot
             if slot.arena is not self.shared and slot.arena is not None:
                 raise InvalidInput("frame: it belongs to another client")
+            how = formats.sent(how, slot.shape, slot.typestr)
             slot.keep()
-            return Placed(slot, color)
+            return Placed(slot, how)
         value = arrays.check_frame(part)
+        encoded = isinstance(part, bytes | bytearray | memoryview)
+        how = formats.encoded(how) if encoded else formats.sent(how, value.shape, value.dtype.str)
         slot = self.empty(value.shape, value.dtype.str)
         try:
             np.copyto(slot.pixels(), value)
@@ -291,7 +297,7 @@ class Store:
             if isinstance(e, MemoryError):
                 raise OutOfMemory("this process has no memory left to place the frame with") from None
             raise
-        return Placed(slot, "encoded" if isinstance(part, bytes | bytearray | memoryview) else color)
+        return Placed(slot, how)
 
 
 def _new(shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:

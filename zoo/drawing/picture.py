@@ -10,7 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from zoo.errors import InvalidInput
-from zoo.wire import arrays
+from zoo.wire import arrays, formats
 
 TURNED = (5, 6, 7, 8)  # orientations of EXIF by which width and height change places; there are 1 to 8
 
@@ -34,14 +34,15 @@ def seen(frame: Any, color: str = "rgb") -> np.ndarray:
     return array[..., ::-1] if color == "bgr" else array
 
 
-def size_of(part: Any) -> tuple[float, float]:
+def size_of(part: Any, how: formats.PixelFormat = formats.RGB) -> tuple[float, float]:
     """Width and height of one frame in pixels, upright as a worker sees it; infinite where only a decoder can tell.
 
     Raises:
         InvalidInput: it is no picture.
     """
-    shape = arrays.check_frame(part).shape
+    array = arrays.check_frame(part)
     if isinstance(part, bytes | bytearray | memoryview):
+        formats.encoded(how)
         try:
             with Image.open(io.BytesIO(part)) as image:
                 # Of a TIFF, Pillow gives the size as it will be.
@@ -49,9 +50,12 @@ def size_of(part: Any) -> tuple[float, float]:
                 return (image.height, image.width) if turned else image.size
         except Exception:  # damaged data leads Pillow's plugins anywhere; what it means, the worker says
             return math.inf, math.inf
-    if len(shape) < 2:
-        raise InvalidInput(f"frame: nothing can be cut out of shape {shape}")
-    return shape[1], shape[0]
+    planes = formats.planes_of(formats.sent(how, array.shape, array.dtype.str), array.shape, array.dtype.str)
+    if planes is not None:
+        return planes.width, planes.height
+    if array.ndim < 2:
+        raise InvalidInput(f"frame: nothing can be cut out of shape {array.shape}")
+    return array.shape[1], array.shape[0]
 
 
 def _decoded(raw: bytes) -> np.ndarray:

@@ -29,7 +29,8 @@ class FrameRef(msgspec.Struct, array_like=True, frozen=True, gc=False):
         offset: byte offset in the arena (or number of the buffer).
         shape: of the array; (n,) for n bytes of an encoded image.
         dtype: numpy's short form, such as "|u1" or "<f4".
-        color: "rgb", "bgr", or "encoded" for JPEG and PNG bytes.
+        color: "rgb", "bgr", "encoded" for JPEG and PNG bytes, or one of `formats.CAMERA` and `formats.WIDE`.
+        size, stride, scale: see `formats.PixelFormat`.
     """
 
     arena: int
@@ -37,6 +38,9 @@ class FrameRef(msgspec.Struct, array_like=True, frozen=True, gc=False):
     shape: tuple[int, ...]
     dtype: str
     color: str = "rgb"
+    size: tuple[int, int] | None = None
+    stride: int | None = None
+    scale: tuple[float, float] | None = None
 
     @property
     def nbytes(self) -> int:
