@@ -24,7 +24,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from broker import descriptors, ending, heap, status
+from broker import descriptors, ending, heap, labels, status
 from broker.core import Core
 from broker.fleet.fleet import Fleet
 from broker.front import endpoint, front, intake, outgoing
@@ -115,9 +115,10 @@ class Service:
             self._metrics = Metrics(core.scheduler, copies, core.guard, config.broker.metrics)
             told_load = self._metrics.loaded
         self._learnt = learnt = footprints.Learnt(core)
-        self._fleet = fleet = Fleet(core, loop, handoff, self._meters, copies, told_load)
+        self._labels = known = labels.Labels(core)
+        self._fleet = fleet = Fleet(core, loop, handoff, self._meters, copies, known, told_load)
         self._clients = clients = Clients(core, self._front, handoff, fleet.arena_of)
-        views = status.Views(core.scheduler, fleet.usage.gauge, copies)
+        views = status.Views(core.scheduler, fleet.usage.gauge, copies, known)
         self._intake = intake.Intake(core, self._front, handoff, clients, fleet.workers, views, learnt, self.reload)
         handoff.roles = {"client": clients, "worker": fleet}
         self._resident = state.ResidentFile(config.state)
@@ -197,6 +198,7 @@ class Service:
             self._housekeeping_at = now + HOUSEKEEPING_S
             self._fleet.housekeeping(now)
             run("writing down footprints", self._learnt.write_down)
+            run("writing down labels", self._labels.write_down)
             run("noting what is loaded", self._note_resident)
             run("ending silent sessions", lambda: self._clients.end_silent(now, local=bool(self._place.front)))
             run("closing nameless lifelines", lambda: self._handoff.end_nameless(now))
@@ -255,6 +257,7 @@ class Service:
         """Leaves nothing behind, also when it is called in the middle of something."""
         closes = (
             self._learnt.write_down,
+            self._labels.write_down,
             *((self._metrics.close,) if self._metrics is not None else ()),
             self._fleet.close,
             self._handoff.shut,

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from broker import labels
 from broker.fleet.roster import WorkerProcess
 from broker.memory import host_cache, meters
 from broker.memory.gauge import Gauge
@@ -29,8 +30,9 @@ MOST_DIGITS, MOST_NAME = 20, 64
 class Views:
     """`config` comes with each question: a reload replaces it."""
 
-    def __init__(self, scheduler: Scheduler, gauge: Gauge, copies: host_cache.Copies) -> None:
+    def __init__(self, scheduler: Scheduler, gauge: Gauge, copies: host_cache.Copies, known: labels.Labels) -> None:
         self._scheduler = scheduler
+        self._labels = known
         self._copies = copies
         self._gauge = gauge
         self._wall = time.time() - time.monotonic()
@@ -62,8 +64,10 @@ class Views:
         }
         return status
 
-    def models(self, config: ZooConfig) -> list[dict[str, Any]]:
+    def models(self, config: ZooConfig, only: str | None = None) -> list[dict[str, Any]]:
+        """`only`: this one alone, with its labels however many they are."""
         now = time.monotonic()
+        chosen = self._scheduler.models.values() if only is None else [self._scheduler.models[only]]
         rows = [
             {
                 **catalogue.row(config, model.config),
@@ -72,9 +76,12 @@ class Views:
                 "available": model.config.available,
                 "pinned": model.pinned,
             }
-            for model in self._scheduler.models.values()
+            for model in chosen
         ]
         for row in rows:
+            row |= self._labels.of(row["name"], row["labels"])
+            if only is None and labels.is_long(row["labels"]):
+                row["labels"] = None
             row["problem"] = row["problem"] or self._scheduler.trouble(row["name"], now)
         return rows
 

@@ -9,6 +9,8 @@ import sys
 import time
 from typing import Any
 
+import msgspec
+
 from workers.models.base import Input, Spec
 from zoo.wire import lifeline, protocol
 from zoo.wire.protocol import Done, Loaded, LoadError, Outcome, Shortage
@@ -18,6 +20,14 @@ LOADS: dict[str, protocol.Message] = {  # instead of `Loaded`
     "max_batch huge": Loaded(0.1, 0.0, False, HUGE), "max_batch negative": Loaded(0.1, 0.0, False, -HUGE),
     "seconds nan": Loaded(NAN, NAN), "seconds infinite": Loaded(INF, INF), "seconds negative": Loaded(-1.0, -1e308),
 }  # fmt: skip
+LABELS: dict[str, tuple[bytes | protocol.Message, ...]] = {  # likewise, and none that a worker would say
+    "labels numbers": (Loaded(0.1), msgspec.msgpack.encode(["a", 7])),
+    "labels a map": (Loaded(0.1), msgspec.msgpack.encode({"0": "a"})),
+    "labels unreadable": (Loaded(0.1), b"\xc1"),
+    "labels too many": (Loaded(0.1), msgspec.msgpack.encode([""] * (protocol.MAX_LABELS + 1))),
+    "labels too long": (Loaded(0.1), msgspec.msgpack.encode(["x" * protocol.MAX_LABELS_BYTES])),
+    "labels twice": (Loaded(0.1), msgspec.msgpack.encode(["a"]), msgspec.msgpack.encode(["a"])),
+}
 NONSENSE: dict[str, tuple[bytes | protocol.Message, ...]] = {  # said while a request runs
     "nothing done": (Done(()),),
     "no body": (Done((Outcome(1),)),),
@@ -65,13 +75,13 @@ def odd_descriptor(kind: str) -> int:
 
 
 class Liar:
-    """Options of the model: loads (a key of LOADS). Of a request: says (a key of NONSENSE), offers, copies."""
+    """Options of the model: loads (a key of LOADS or LABELS). Of a request: says (of NONSENSE), offers, copies."""
 
     max_batch = 1
 
     def load(self, spec: Spec, device: str) -> None:
         if said := spec.options.get("loads"):
-            say(runtime()._channel.sock, LOADS[said])
+            say(runtime()._channel.sock, *(LABELS.get(said) or (LOADS[said],)))
             time.sleep(60.0)
 
     def predict(self, inputs: list[Input]) -> list[Any]:

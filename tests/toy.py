@@ -33,7 +33,7 @@ class Once:
 class Toy:
     """Answers what it saw.
 
-    Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag), max_batch. Of its copy:
+    Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag), max_batch, labels. Of its copy:
     uncopyable, unreadable. spare_mb: how much larger than at the beginning of its load the process can become; lifted:
     a file that ends this limit, made when memory has run out.
     """
@@ -42,6 +42,8 @@ class Toy:
         self.spec, self.device = spec, device
         o = spec.options
         self.max_batch = o.get("max_batch", 1)
+        if "labels" in o:
+            self.labels = o["labels"]
         time.sleep(o.get("load_seconds", 0.0))
         if "spare_mb" in o:
             self._limit(o["spare_mb"])

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from workers import copies, inputs, memory
-from workers.batch import MAX_CAUSE, cause
+from workers.batch import MAX_CAUSE, cause, sendable
 from workers.models.base import Adapter
 from zoo.config import adapters
 from zoo.errors import LoadFailed, ModelUnavailable, OutOfMemory, ZooError
@@ -35,10 +35,13 @@ YOUNG_S = 2.5  # a second, and what clocks of file systems may be late
 
 
 class LoadedModel(NamedTuple):
-    """`copied`: it came from a copy. `stand_in`: it runs on random weights. `seconds`: that the load took."""
+    """`labels`: of its classes, packed; None where it says nothing. `copied`: it came from a copy. `stand_in`: it runs
+    on random weights. `seconds`: that the load took.
+    """
 
     adapter: Adapter
     max_batch: int
+    labels: bytes | None
     copied: bool
     stand_in: bool
     seconds: float
@@ -64,7 +67,21 @@ def load(launch: Launch, take_copy: Callable[[], int | None]) -> LoadedModel:
     max_batch = getattr(model, "max_batch", 1)
     if not isinstance(max_batch, int) or max_batch < 1:
         raise LoadFailed(f"{launch.adapter}: max_batch is {max_batch!r}, not a number of requests", retryable=False)
-    return LoadedModel(model, max_batch, copied, stand_in, time.perf_counter() - started)
+    labels = _packed_labels(launch.model, model)
+    return LoadedModel(model, max_batch, labels, copied, stand_in, time.perf_counter() - started)
+
+
+def _packed_labels(name: str, model: Adapter) -> bytes | None:
+    """None also for what an adapter keeps under this name that is no list of texts, or one by number."""
+    said = getattr(model, "labels", None)
+    said = [*said.values()] if isinstance(said, dict) else said
+    if not said or not isinstance(said, list | tuple) or not all(isinstance(label, str) for label in said):
+        return None
+    packed = protocol.pack_labels([sendable(label) for label in said])
+    if len(said) <= protocol.MAX_LABELS and len(packed) <= protocol.MAX_LABELS_BYTES:
+        return packed
+    print(f"worker: {name}: its {len(said):,} labels are too much to be told", file=sys.stderr, flush=True)
+    return None
 
 
 def failure(error: BaseException, device: str) -> protocol.LoadError:

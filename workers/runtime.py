@@ -44,7 +44,8 @@ class Runtime:
         dispatches = Dispatches(launch, loaded, self._lifeline)
         copying = copies.CopyMaker(loaded.adapter, 0 if loaded.copied else launch.copy_bytes, self._lifeline)
         self._send(
-            protocol.Loaded(loaded.seconds, stand_in=loaded.stand_in, max_batch=loaded.max_batch, copied=loaded.copied)
+            protocol.Loaded(loaded.seconds, stand_in=loaded.stand_in, max_batch=loaded.max_batch, copied=loaded.copied),
+            *(() if loaded.labels is None else (loaded.labels,)),
         )
         while (parts := self._receive(copying)) is not None:
             self._channel.send(dispatches.answer(parts))
@@ -66,8 +67,8 @@ class Runtime:
             copying.make_piece()
         return self._channel.receive()
 
-    def _send(self, message: protocol.Message) -> None:
-        self._channel.send((protocol.pack(message),))
+    def _send(self, message: protocol.Message, *body: bytes) -> None:
+        self._channel.send((protocol.pack(message), *body))
 
 
 def main(seat: Seat) -> NoReturn:

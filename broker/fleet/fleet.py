@@ -33,6 +33,7 @@ from broker.fleet.reports import ToldLoad, WorkerReports
 from broker.fleet.roster import FORKS_MOST, Roster, WorkerProcess
 from broker.front.handoff import Handoff, LifelineEnd, Takes
 from broker.front.inline import part_bytes
+from broker.labels import Labels
 from broker.loop import Loop
 from broker.memory import container, host_cache, oom_killer, usage
 from broker.memory.meters import Meter
@@ -67,6 +68,7 @@ class Fleet:
     handoff: Handoff
     meters: dict[str, Meter]
     copies: host_cache.Copies
+    labels: Labels
     told_load: ToldLoad | None
 
     def __post_init__(self) -> None:
@@ -85,7 +87,7 @@ class Fleet:
         self.usage = usage.MemoryUsage(self.meters, core.measures)
         self._roster = Roster(core, self._pool, self.handoff)
         self._copying = copying.Copying(core, self.copies)
-        reports = WorkerReports(core, self.usage, self._roster, self._copying, self.told_load)
+        reports = WorkerReports(core, self.usage, self._roster, self._copying, self.labels, self.told_load)
         self._channels = channels.Channels(loop, config.broker.max_inline_mb, reports.take)
         self._takes: Takes = {
             protocol.LifelineArena: self._take_arena,

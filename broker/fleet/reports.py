@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from broker.core import Core
 from broker.fleet.copying import Copying
 from broker.fleet.roster import Roster, WorkerProcess
+from broker.labels import Labels
 from broker.memory.usage import MemoryUsage
 from broker.scheduler.events import Finished, MemoryShort, WorkerDone, WorkerLoadFailed, WorkerReady
 from broker.scheduler.state.peaks import known_mb
@@ -67,6 +68,7 @@ class WorkerReports:
     usage: MemoryUsage
     roster: Roster
     copying: Copying
+    labels: Labels
     told_load: ToldLoad | None
 
     def take(self, worker: WorkerProcess, parts: list[bytes], measured: bool) -> None:
@@ -84,7 +86,7 @@ class WorkerReports:
         elif worker.loaded:
             raise ProtocolMismatch("it says again how its load went")
         elif isinstance(message, protocol.Loaded):
-            self._loaded(worker, message)
+            self._loaded(worker, message, parts)
         elif isinstance(message, protocol.LoadError):
             self._load_failed(worker, message, parts, measured)
 
@@ -106,7 +108,10 @@ class WorkerReports:
         if self.roster.is_short and self.core.scheduler.is_idle():
             self.roster.refill()
 
-    def _loaded(self, worker: WorkerProcess, message: protocol.Loaded) -> None:
+    def _loaded(self, worker: WorkerProcess, message: protocol.Loaded, parts: list[bytes]) -> None:
+        if len(parts) > 2:
+            raise ProtocolMismatch("more than its labels")
+        self.labels.said(worker.model, protocol.unpack_labels(parts[1]) if parts[1:] else [])
         worker.loaded, worker.stand_in = True, message.stand_in
         self.usage.loaded(worker.number)
         self.copying.used(worker, message.copied)

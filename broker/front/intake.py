@@ -258,7 +258,7 @@ class Intake:
                 status = self.views.status(config, self._boot, len(self.clients.sessions))
                 return {**status, "internal_errors": self.core.guard.errors}
             case "models":
-                return self.views.models(config)
+                return self.views.models(config, None if m.model is None else self._known(m.model))
             case "ps":
                 return self.views.processes(self.workers)
             case "explain":

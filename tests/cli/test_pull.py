@@ -697,7 +697,10 @@ def test_pull_fetches_what_is_named_and_says_what_it_did(published: Server, zoo_
     configure(zoo_dir, repository(), toy("none"))
     status, out, err = run("pull", "thing")
     assert (status, err) == (0, "")
-    assert out == f"thing: fetched 2 of 2 files, 0.3 MB, commit {COMMIT}: {zoo_dir}/weights/thing\n"
+    assert out == (
+        f"thing: fetched 2 of 2 files, 0.3 MB, commit {COMMIT}: {zoo_dir}/weights/thing\n"
+        "thing: labels: known after its first load (`zoo load thing`, then `zoo ls --labels thing`)\n"
+    )
     assert run("pull", "thing")[1].startswith("thing: here and verified: 2 files")
     assert run("pull", "none")[:2] == (0, "none: no weights to fetch\n")
     assert run("pull", "nobody")[0] == 1
@@ -716,7 +719,7 @@ def test_one_failure_does_not_keep_the_others_and_is_one_line(published: Server,
     configure(zoo_dir, *models)
     status, out, err = run("pull", "--all")
     assert status == 1
-    assert [line.split(":")[0] for line in out.splitlines()] == ["file", "thing"]
+    assert [line.split(":")[0] for line in out.splitlines()] == ["file", "file", "thing", "thing"]
     assert [line.split(": ")[:3] for line in err.splitlines()] == [
         ["zoo", "not pulled", "by-hand"], ["zoo", "not pulled", "gone"],
     ]  # fmt: skip
@@ -729,6 +732,25 @@ def test_one_failure_does_not_keep_the_others_and_is_one_line(published: Server,
     assert "404" in gone["error"]
     assert (thing["weights"], thing["commit"], thing["fetched"]) == ("here", COMMIT, [])
     assert thing["files"]["model.safetensors"] == {"size": len(BODY), "sha256": sha256(BODY)}
+
+
+def test_pull_tells_the_labels_that_came(server: Server, zoo_dir: Path, run: Run) -> None:
+    labels = {str(i): f"label {i}" for i in range(300)}
+    for name, id2label in (("few", {"0": "sun/clear", "1": "Rain/Storm"}), ("many", labels)):
+        server.publish("config.json", json.dumps({"id2label": id2label}).encode(), large=False)
+        server.publish("model.safetensors", BODY)
+        configure(zoo_dir, repository(name), repository("vectors", category="embedding"))
+        status, out, err = run("pull", name)
+        assert (status, err) == (0, "")
+        told = out.splitlines()[1]
+        if name == "few":
+            assert told == "few: labels: sun/clear, Rain/Storm"
+        else:
+            assert told.startswith("many: labels: label 0, label 1, ")
+            assert told.endswith("more (`zoo ls --labels` lists them)")
+            assert len(told) < 300
+        assert json.loads(run("pull", name, "--json")[1])[0]["labels"] == [*id2label.values()]
+    assert len(run("pull", "vectors")[1].splitlines()) == 1  # it has none to tell
 
 
 def test_what_pin_prints_can_be_pasted(published: Server, zoo_dir: Path, run: Run) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from tests.support import ROOT, Running, toy
-from zoo import Client, InvalidInput
+from zoo import Client, InvalidInput, ModelNotFound
+from zoo.cli import main
 
 EARLIER = "f0f0692"  # before the skin was hardened
 TALK = """
@@ -111,10 +112,19 @@ def test_the_earlier_client_works_with_this_broker(earlier: Path, zoo_dir: Path)
         running.close()
 
 
-def test_this_client_works_with_the_earlier_broker(earlier: Path, zoo_dir: Path) -> None:
+def test_this_client_works_with_the_earlier_broker(
+    earlier: Path, zoo_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     running = Running(zoo_dir, MODELS, root=earlier).start()
     try:
         _talk(running.endpoint, ROOT, zoo_dir)
         _refused_by_an_earlier_worker(running.client())
+        client = running.client()
+        (row,) = client.models("toy2")  # that broker answers with all models
+        assert row["name"] == "toy2"
+        with pytest.raises(ModelNotFound):
+            client.models("nothing")
+        assert main.main(["--endpoint", running.endpoint, "ls", "--labels", "toy2"]) == 1
+        assert "earlier release, which does not tell the labels of toy2" in capsys.readouterr().err
     finally:
         running.close()

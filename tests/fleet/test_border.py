@@ -16,7 +16,7 @@ from broker.fleet import channels, reports
 from broker.scheduler.events import Finished
 from tests import liar, support
 from tests.support import Running, toy, wait_until
-from zoo import Client, WorkerCrashed
+from zoo import Client, LoadFailed, WorkerCrashed
 from zoo.errors import ProtocolMismatch
 from zoo.wire import protocol
 
@@ -29,7 +29,7 @@ def served() -> Iterator[tuple[Running, Client]]:
     """A broker with a good model that stays loaded, and liars."""
     folder = Path(tempfile.mkdtemp(prefix="zoo-t-", dir="/tmp"))
     models = [toy(), toy("liar", **LIAR), *(
-        toy(f"l{n}", **LIAR, options={"loads": key}) for n, key in enumerate(liar.LOADS)
+        toy(f"l{n}", **LIAR, options={"loads": key}) for n, key in enumerate([*liar.LOADS, *liar.LABELS])
     )]  # fmt: skip
     running = Running(folder, models, arguments=["--debug"], vram_budget_gb=2, host_cache_mb=1).start()
     try:
@@ -83,6 +83,14 @@ def test_a_load_is_not_harmed_by_figures_that_make_no_sense(good: Client, n: int
         assert 0.0 <= row["load_seconds"] < 60.0
         assert good.get_status()["leases"] == 1
     wait_until(lambda: good.unload(f"l{n}"))
+
+
+@pytest.mark.parametrize("n", range(len(liar.LOADS), len(liar.LOADS) + len(liar.LABELS)))
+def test_labels_that_are_none_end_their_worker(good: Client, n: int) -> None:
+    with pytest.raises(LoadFailed):
+        good.get_model(f"l{n}")
+    (row,) = good.models(f"l{n}")
+    assert (row["labels"], row["labels_from"], row["available"]) == (None, None, False)
 
 
 # ---------------------------------------------------------------- one by one

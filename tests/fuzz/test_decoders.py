@@ -62,6 +62,17 @@ def test_a_damaged_request_is_invalid_input() -> None:
     assert 0 < taken < CASES
 
 
+def test_damaged_labels_are_a_protocol_mismatch() -> None:
+    dice = random.Random(SEED)
+    whole = protocol.pack_labels(["glass_shatter", "Straße", *map(str, range(300))])
+    read = 0
+    for _ in range(CASES):
+        with contextlib.suppress(ProtocolMismatch):
+            assert all(isinstance(label, str) for label in protocol.unpack_labels(flipped(dice, whole)))
+            read += 1
+    assert 0 < read < CASES
+
+
 def test_a_damaged_result_is_a_protocol_mismatch() -> None:
     dice = random.Random(SEED)
     memory = bytes(4096)

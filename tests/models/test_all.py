@@ -15,6 +15,7 @@ from zoo import Client, load_config, results
 
 pytest.importorskip("workers.models.classify")
 from workers.models.standins import STANDINS
+from zoo.weights import labels
 
 pytestmark = pytest.mark.models
 
@@ -90,6 +91,20 @@ def test_a_stand_in_is_called_one_wherever_it_shows(name: str, served: dict[str,
     said = (answer.stand_in, answer.to_dict()["stand_in"], process["stand_in"], model["stand_in"])
     assert said == (name not in IN_PACKAGES,) * 4
     assert model["weights"] == ("in package" if name in IN_PACKAGES else "stand-in")
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_its_labels_are_those_of_its_answers_and_of_its_files(
+    name: str, served: dict[str, Served], whole_zoo: Running
+) -> None:
+    answer, _, told = served[name]
+    assert told["labels_from"] == "model"
+    assert {*getattr(answer, "labels", [])} <= {*told["labels"]}
+    config = load_config(whole_zoo.config_path)
+    (model,) = (model for model in config.models if model.name == name)
+    path = config.weights(model)
+    only_a_load_tells = model.category == "pose" or (path is not None and path.is_file() and bool(told["labels"]))
+    assert labels.described(model, path) == (None if only_a_load_tells else told["labels"])
 
 
 @pytest.mark.parametrize("name", PROMISED)

@@ -112,6 +112,9 @@ class Adapter(Protocol):
     it, 1: a batch is worth while only where several take hardly longer than one, for its first waits for its last.
     An attribute `max_frames` says how many frames of a video it takes; more are refused before they are decoded.
     Without it, as many as a request can have.
+    An attribute `labels`, set by `load`, says what its answers call the classes: texts in the order of the classes'
+    numbers, spelled as in the answers; for a model that is asked with prompts, those of config.toml. `zoo ls --labels`
+    and `Client.models` tell them. Without it, there are none to tell.
     """
 
     def load(self, spec: Spec, device: str) -> None:

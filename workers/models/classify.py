@@ -50,13 +50,13 @@ class ImageClassifier:
         if config.model_type == "vit" and (tensors := timm_vit.read(spec)) is not None:
             kind, config.layer_norm_eps = ViTForImageClassification, timm_vit.EPSILON
         self._vision = folder.Vision(spec, device, kind, WHAT, half=own.half, tensors=tensors, config=config)
-        self._labels = folder.labels_of(spec, self._vision.network.config, own.labels or ())
+        self.labels = folder.labels_of(spec, self._vision.network.config, own.labels or ())
         # Kernels are chosen while the load is being measured.
         require_numbers(spec, self._forward([np.zeros((224, 224, 3), np.uint8)]))
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""
-        return batches.classified(self._labels, self._options.of(inputs), images(inputs), self._forward)
+        return batches.classified(self.labels, self._options.of(inputs), images(inputs), self._forward)
 
     def _forward(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """(n, labels) float32 probabilities."""

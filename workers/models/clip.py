@@ -102,6 +102,7 @@ class PromptClassifier:
         self._options = Configured(spec, PromptOptions)
         options = self._options.own
         self.max_batch = options.max_batch
+        self.labels = [*(options.prompts or ())]
         form = openclip.OpenClip if openclip.is_open_clip(spec.path) else TransformersClip
         self._clip: DualEncoder = form(spec, device, half=options.half)
         texts = configured_features(spec, options, self._clip.text_features)

@@ -57,7 +57,7 @@ class Segmenter:
             spec, device, SegformerForSemanticSegmentation, WHAT, processor=SegformerImageProcessor,
             half=self._options.own.half, config=config,
         )  # fmt: skip
-        self._labels = folder.labels_of(spec, config)
+        self.labels = folder.labels_of(spec, config)
         self._forward([np.zeros((512, 512, 3), np.uint8)])  # kernels are chosen while the load is being measured
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
@@ -79,15 +79,15 @@ class Segmenter:
             raise InvalidInput(f"boxes: together they have {total} pixels; at most {MAX_MASKS} are taken at once")
         masks = batches.in_passes(asked, frames, self._forward)
         return [
-            Segmentation(mask=mask, labels=self._labels, coverage=self._coverage(mask, options.min_coverage))
+            Segmentation(mask=mask, labels=self.labels, coverage=self._coverage(mask, options.min_coverage))
             for mask, options in zip(masks, asked, strict=True)
         ]
 
     def _coverage(self, mask: np.ndarray, least: float) -> dict[str, float]:
         """The share of all pixels per label, the largest first, without the background: it is none of the things."""
-        shares = np.bincount(mask.reshape(-1), minlength=len(self._labels)) / mask.size
+        shares = np.bincount(mask.reshape(-1), minlength=len(self.labels)) / mask.size
         found: dict[str, float] = {}
-        for label, share in zip(self._labels, shares, strict=True):  # several classes may have one label
+        for label, share in zip(self.labels, shares, strict=True):  # several classes may have one label
             found[label] = found.get(label, 0.0) + float(share)
         things = [(label, share) for label, share in found.items() if folded(label) != "background"]
         return {

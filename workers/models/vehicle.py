@@ -47,7 +47,7 @@ class VehicleClassifier:
         if "fc.weight" not in tensors:
             raise unservable(spec, f"{file} has no fc.weight; it is not of a torchvision ResNet")
         outputs = len(tensors["fc.weight"])
-        self._labels = _read_labels(spec, outputs)
+        self.labels = _read_labels(spec, outputs)
         make, what = functools.partial(resnet50, num_classes=outputs), "a torchvision ResNet-50"
         self._network = state_dict.build(spec, make, tensors, what, device, half=self._options.own.half)
         # Kernels are chosen while the load is being measured.
@@ -55,7 +55,7 @@ class VehicleClassifier:
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""
-        return batches.classified(self._labels, self._options.of(inputs), images(inputs), self._forward)
+        return batches.classified(self.labels, self._options.of(inputs), images(inputs), self._forward)
 
     def _forward(self, frames: Any) -> np.ndarray:
         """(n, labels) float32 probabilities."""

@@ -60,7 +60,7 @@ class PoseEstimator:
         )  # fmt: skip
         self._has_experts = config.backbone_config.num_experts > 1
         unnamed = keypoints.unnamed(int(config.num_labels))
-        self._names = [keypoints.spelled(name) for name in folder.labels_of(spec, config, unnamed)]
+        self.labels = [keypoints.spelled(name) for name in folder.labels_of(spec, config, unnamed)]
         # Kernels are chosen while the load is being measured.
         ((_, scores),) = self._forward([(np.zeros((256, 192, 3), np.uint8), (0, 0, 192, 256))])
         require_numbers(spec, scores)
@@ -81,8 +81,8 @@ class PoseEstimator:
                     points=(points - np.array([x1, y1], np.float32))[None],
                     scores=scores[None],
                     boxes=np.array([[0, 0, x2 - x1, y2 - y1]], np.float32),
-                    names=self._names,
-                    postures=[posture.posture(points, scores, self._names, options.min_score)],
+                    names=self.labels,
+                    postures=[posture.posture(points, scores, self.labels, options.min_score)],
                 )
             )
         return out

@@ -54,6 +54,7 @@ class ActionRecognizer:
         self._options = batches.Configured(spec, ActionOptions)
         options = self._options.own
         self.max_batch = options.max_batch
+        self.labels = [*(options.prompts or ())]
         config = folder.open_config(spec, "xclip", WHAT)
         self._frames = int(config.vision_config.num_frames)
         self._vision = folder.Vision(spec, device, XCLIPModel, WHAT, half=options.half)

@@ -73,6 +73,7 @@ class OpenVocabularyDetector:
         if own is None or own.shape[1] != len(self._network.names):
             raise unservable(spec, f"{spec.path} is not a YOLO-World checkpoint")
         self._own = tuple(self._network.names[i] for i in range(own.shape[1]))
+        self.labels = [*(options.prompts or self._own)]
         self._own_features = own[0].to(device, torch.float32)
         self._features = _features(spec, options, dict(zip(self._own, self._own_features, strict=True)))
         with configured(spec):

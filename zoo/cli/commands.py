@@ -10,9 +10,16 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.cli import show
+from zoo.cli import output, show
 from zoo.cli.output import OK, REFUSED, remark, say
-from zoo.errors import BrokerUnreachable, ConfigError
+from zoo.errors import (
+    BrokerUnreachable,
+    ConfigError,
+    InvalidInput,
+    ModelNotFound,
+    ModelUnavailable,
+    ProtocolMismatch,
+)
 from zoo.system import program
 
 if TYPE_CHECKING:
@@ -81,22 +88,51 @@ def check(args: Namespace) -> int:
 
 
 def ls(args: Namespace, zoo: Client) -> int:
-    """List the models.
+    """List the models, or the labels of one.
 
-    Without a broker: those of config.toml.
+    Without a broker: those of config.toml. Labels are what the model's answers call its classes, in the order of their
+    numbers: as it said when it was loaded, until then as config.json or classes.txt of its weights say.
     """
     try:
-        rows, note = zoo.models(), ""
+        rows, note = zoo.models(args.labels), ""
     except BrokerUnreachable:
         from zoo.config.reading import load_config
         from zoo.weights import catalogue
 
-        rows = catalogue.rows(load_config(), {})
+        rows = _named(catalogue.rows(load_config(), {}), args.labels)
         note = "no broker runs (`zoo serve` starts one); this is what config.toml lists"
-    say(args, rows, show.models(rows))
+    if args.labels is None:
+        say(args, rows, show.models(rows))
+    else:
+        known = _labels(rows[0])
+        say(args, {"model": args.labels, "labels": known, "labels_from": rows[0]["labels_from"]}, known)
     if note and not args.json:
         remark(note)
     return OK
+
+
+def _named(rows: list[dict[str, Any]], name: str | None) -> list[dict[str, Any]]:
+    found = [row for row in rows if name in (None, row["name"])]
+    if name is not None and not found:
+        known = [row["name"] for row in rows]
+        raise ModelNotFound(output.unknown("model", name, known, "`zoo ls` lists the models"))
+    return found
+
+
+def _labels(row: dict[str, Any]) -> list[str]:
+    """Raises InvalidInput: there are none. ModelUnavailable: only a load can tell. ProtocolMismatch."""
+    name: str = row["name"]
+    if "labels" not in row:
+        raise ProtocolMismatch(f"the broker is of an earlier release, which does not tell the labels of {name}")
+    labels: list[str] | None = row["labels"]
+    if labels is None:
+        first = f"`zoo pull {name}`, " if row["weights"] == "missing" else ""
+        raise ModelUnavailable(
+            f"the labels of {name} are known after its first load: {first}`zoo load {name}`, then ask again"
+        )
+    if not labels:
+        raise InvalidInput(f"{name} has no labels of its own: its answers carry none, or the prompts of the request")
+    return labels
 
 
 def ps(args: Namespace, zoo: Client) -> int:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from zoo.cli import output
 from zoo.cli.output import OK, REFUSED, WrongUsage, say
 from zoo.errors import BrokerUnreachable, ConfigError, ModelNotFound, ModelUnavailable
+from zoo.labels import listed
 
 if TYPE_CHECKING:
     from zoo.config.schema import ModelConfig, ZooConfig
     from zoo.weights.transfer import Limits, Watch
 
 LOOK_S = 1.0  # for a broker to say where its config.toml is
+SHOWN = 200  # characters of the labels of a model
 
 
 def pull(args: Namespace) -> int:
@@ -42,7 +44,7 @@ def pull(args: Namespace) -> int:
         if isinstance(told, ModelUnavailable):
             output.complain(told, args.json, "not pulled")
         elif not args.json:
-            print(f"{model.name}: {told}", flush=True)
+            print(f"{model.name}: {told}", *(() if args.pin else _labels(row)), sep="\n", flush=True)
     say(args, rows, (line for row in rows if args.pin for line in _pins(row)))
     return REFUSED if any(row["error"] for row in rows) else OK
 
@@ -98,7 +100,7 @@ def _pull(
     config: ZooConfig, model: ModelConfig, force: bool, watch: Watch, limits: Limits
 ) -> tuple[dict[str, Any], str | ModelUnavailable]:
     """Pulls one model's weights. Gives the row for `--json`, and what to say."""
-    from zoo.weights import catalogue, inventory
+    from zoo.weights import catalogue, inventory, labels
     from zoo.weights.pull import Report, pull
 
     path, report, error = config.weights(model), Report({}, []), None
@@ -122,7 +124,17 @@ def _pull(
         "error": error and str(error),
         "retryable": error is not None and error.retryable,
         "weights": catalogue.weights(config, model),
+        "labels": labels.described(model, path),
     }, error or told
+
+
+def _labels(row: dict[str, Any]) -> Iterator[str]:
+    """A line about them, if the model may have any."""
+    name = row["name"]
+    if row["labels"]:
+        yield f"{name}: labels: {listed(row['labels'], SHOWN)}"
+    elif row["labels"] is None and row["path"]:
+        yield f"{name}: labels: known after its first load (`zoo load {name}`, then `zoo ls --labels {name}`)"
 
 
 def _pins(row: dict[str, Any]) -> Iterator[str]:

@@ -258,9 +258,17 @@ class AsyncClient:
         """
         return await self._ask(calls.get_status())
 
-    async def models(self) -> list[dict[str, Any]]:
-        """Every registered model, and what keeps it from being served, if anything."""
-        return await self._ask(calls.models())
+    async def models(self, model: str | None = None) -> list[dict[str, Any]]:
+        """Every registered model, or this one alone, and what keeps it from being served, if anything.
+
+        `labels` are the names of its classes in the order of their numbers, as the model says them once it was loaded,
+        until then as its files do. [] for one without; None while only a load can tell, and for more than
+        some 2,000 unless it is asked for alone. `docs/protocol.md` explains each field.
+
+        Raises:
+            ModelNotFound: with a suggestion.
+        """
+        return await self._ask(calls.models(model))
 
     async def processes(self) -> list[dict[str, Any]]:
         """One row per living worker: charged and used memory, process id, leases, queue. `last_used`: as above."""

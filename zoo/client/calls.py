@@ -26,7 +26,7 @@ from zoo.client.event import Event
 from zoo.client.exchange import Waiter
 from zoo.client.link import Link
 from zoo.enrichment import Enrichment
-from zoo.errors import BrokerUnreachable, DeadlineExceeded, InvalidInput, ZooError
+from zoo.errors import BrokerUnreachable, DeadlineExceeded, InvalidInput, ModelNotFound, ZooError
 from zoo.wire import formats, moments, protocol
 
 T = TypeVar("T")
@@ -82,8 +82,18 @@ def get_status() -> Call[dict[str, Any]]:
     return Call(protocol.Query(0, "status"), moments.readable_status)
 
 
-def models() -> Call[list[dict[str, Any]]]:
-    return Call(protocol.Query(0, "models"), list)
+def models(model: str | None) -> Call[list[dict[str, Any]]]:
+    if model is None:
+        return Call(protocol.Query(0, "models"), list)
+    name = checks.check_model(model)
+
+    def its_own(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A broker of an earlier release gives all of them, whatever it is asked."""
+        if not (found := [row for row in rows if row["name"] == name]):
+            raise ModelNotFound(f"there is no model {name!r}; `zoo ls` lists the models")
+        return found
+
+    return Call(protocol.Query(0, "models", name), its_own)
 
 
 def processes() -> Call[list[dict[str, Any]]]:

@@ -103,7 +103,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
         reserve_mb: of each device, left free beside what other programs use (with measured footprints).
         footprint: "measured" charges `vram_mb` until a model has been seen at work, then the most that it was seen to
             use, and counts what other programs use of the device. "declared" charges `vram_mb` and nothing else.
-        state_dir: where measured footprints are kept; "" is $XDG_STATE_HOME/zoo or ~/.local/state/zoo.
+        state_dir: where measured footprints and labels are kept; "" is $XDG_STATE_HOME/zoo or ~/.local/state/zoo.
         idle_seconds: models unused for this long are evicted.
         request_timeout: for requests that bring no deadline of their own, and the longest drain on SIGTERM is
             `drain_seconds`.

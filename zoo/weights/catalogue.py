@@ -1,6 +1,7 @@
 """What config.toml and the weights folder say of a model, the same with and without a broker.
 
-Looks at names and sizes, never into a checkpoint, so that the broker can afford it between two messages.
+Looks at names and sizes, and for labels into config.json, never into a checkpoint, so that the broker can afford it
+between two messages.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from zoo.config import adapters
 from zoo.config.schema import MB_PER_GB, ModelConfig, ZooConfig
 from zoo.system.files import shown
-from zoo.weights import inventory
+from zoo.weights import inventory, labels
 
 KEYS = ("name", "category", "priority", "vram_mb", "enabled", "adapter", "path", "source")  # as in config.toml
 
@@ -33,7 +34,10 @@ def rows(config: ZooConfig, wrong: Mapping[str, str]) -> list[dict[str, Any]]:
 def row(config: ZooConfig, model: ModelConfig) -> dict[str, Any]:
     """A model's line in `zoo ls`: what is the same whether a broker runs or not."""
     state = weights(config, model)
+    found = labels.described(model, config.weights(model))
     return {key: getattr(model, key) for key in KEYS} | {
+        "labels": found,
+        "labels_from": None if found is None else "files",
         "priority": model.priority.name,
         "weights": state,
         "stand_in": state == "stand-in",

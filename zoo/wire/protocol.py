@@ -28,6 +28,8 @@ MAX_PARTS = 2 + 64
 MAX_FRAMES = 64  # frames in one request (video)
 MAX_ARENAS = 16  # arenas of one process, and so of one request
 MAX_TEXT = 2000  # characters of an error's message
+MAX_LABELS = 1 << 16  # of a model; one that has more tells none
+MAX_LABELS_BYTES = 1 << 20  # of all of them, packed
 SESSION_BYTES = 8
 INLINE_RESULT_BYTES = 64 << 10  # larger arrays of a result travel through the worker's arena
 SESSION_TTL_S = 15.0  # a session without a lifeline that is silent for this long is over
@@ -103,7 +105,8 @@ class CleanupIdle(Message, tag=7):
 class Query(Message, tag=8):
     """Asks for `what`: "status", "models", "ps", "explain" or "enrich".
 
-    `model`: what to explain, a model's name or a request's number (`Error.request`); None: the last decisions.
+    `model`: what to explain, a model's name or a request's number (`Error.request`); None: the last decisions. Of
+    "models": the one model; None: all.
     """
 
     rid: Rid
@@ -230,7 +233,8 @@ class Dispatch(Message, tag=1):
 class Loaded(Message, tag=1):
     """The model is ready. `peak_mb`: the allocator's own peak, 0 where unknown. `stand_in`: its weights are one.
 
-    `max_batch`: how many requests may come in one `Dispatch`. `copied`: it was made from the copy that was given.
+    `max_batch`: how many requests may come in one `Dispatch`. `copied`: it was made from the copy that was given. The
+    body, where there is one, are the model's labels (`pack_labels`).
     """
 
     load_seconds: float
@@ -407,3 +411,21 @@ unpack_from_broker: Callable[[bytes], FromBroker] = _reader(_Decoder(FromBroker)
 unpack_from_worker: Callable[[bytes], FromWorker] = _reader(_Decoder(FromWorker))
 unpack_dispatch: Callable[[bytes], Dispatch] = _reader(_Decoder(Dispatch))
 unpack_lifeline: Callable[[bytes], LifelineMessage] = _reader(_Decoder(LifelineMessage))
+
+
+def pack_labels(labels: list[str]) -> bytes:
+    """The body of a `Loaded`."""
+    return _encode(labels)
+
+
+_labels: _Decoder[list[str]] = _Decoder(Annotated[list[str], msgspec.Meta(max_length=MAX_LABELS)])
+
+
+def unpack_labels(raw: bytes) -> list[str]:
+    """Raises ProtocolMismatch for what is no list of texts, or more than a model may have."""
+    if len(raw) > MAX_LABELS_BYTES:
+        raise errors.ProtocolMismatch(f"labels of {len(raw)} bytes; the limit is {MAX_LABELS_BYTES}")
+    try:
+        return _labels.decode(raw)
+    except (msgspec.DecodeError, msgspec.ValidationError, ValueError, RecursionError) as e:
+        raise errors.ProtocolMismatch(f"unreadable labels: {e}") from None
