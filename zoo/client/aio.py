@@ -123,8 +123,9 @@ class AsyncClient:
         Raises:
             ZooError: see `zoo.errors`; `retryable` says whether the same call may succeed later.
         """
-        how = boxes, (color, size, stride, scale), timeout, priority
-        return await run(self._calls.infer(model, frame, how, options))
+        return await run(
+            self._calls.infer(model, frame, (boxes, (color, size, stride, scale), timeout, priority), options)
+        )
 
     async def infer_many(
         self,
@@ -141,8 +142,9 @@ class AsyncClient:
         **options: Any,
     ) -> dict[str, Any]:
         """The same frame to several models at once; it is written once. A failure is that model's value."""
-        how = boxes, (color, size, stride, scale), timeout, priority
-        return await run(self._calls.infer_many(frame, models, how, options))
+        return await run(
+            self._calls.infer_many(frame, models, (boxes, (color, size, stride, scale), timeout, priority), options)
+        )
 
     async def enrich(
         self,
@@ -176,8 +178,11 @@ class AsyncClient:
             InvalidInput: an argument is wrong. A box that makes no sense is not: it is missing its answers.
             BrokerUnreachable: no broker has answered at all. (AccessDenied, ProtocolMismatch: it refused us.)
         """
-        form = color, size, stride, scale
-        return await run(self._calls.enrich(frame, detections, suspicious, form, min_score, timeout, priority))
+        return await run(
+            self._calls.enrich(
+                frame, detections, suspicious, (color, size, stride, scale), min_score, timeout, priority
+            )
+        )
 
     def frame(self, shape: tuple[int, ...], dtype: str = "uint8") -> Opening[Frame]:
         """An empty frame in shared memory: fill `.array`, send it as often as you like, leave the `with` block."""
@@ -256,7 +261,12 @@ class AsyncClient:
     async def models(self, model: str | None = None) -> list[dict[str, Any]]:
         """Every registered model, or this one alone, and what keeps it from being served, if anything.
 
-        `labels` name its classes, in order; None while only a load can tell. Very long lists come for one model alone.
+        `labels` are the names of its classes in the order of their numbers, as the model says them once it was loaded,
+        until then as its files do. [] for one without; None while only a load can tell, and for more than
+        some 2,000 unless it is asked for alone. `docs/protocol.md` explains each field.
+
+        Raises:
+            ModelNotFound: with a suggestion.
         """
         return await self._ask(calls.models(model))
 

@@ -27,7 +27,7 @@ from zoo.client.exchange import Waiter
 from zoo.client.link import Link
 from zoo.enrichment import Enrichment
 from zoo.errors import BrokerUnreachable, DeadlineExceeded, InvalidInput, ModelNotFound, ZooError
-from zoo.wire import formats, moments, protocol
+from zoo.wire import arrays, formats, moments, protocol
 
 T = TypeVar("T")
 Steps = Generator[Any, None, T]  # of a call, which gives a T at its end
@@ -221,6 +221,8 @@ class Calls:
         self, names: list[str], frame: Any, how: How, options: dict[str, Any], value: Callable[[dict[str, Any]], T]
     ) -> Steps[T]:
         boxes, look, timeout, priority = how
+        if isinstance(frame, dict):
+            frame, options = arrays.named(frame, options)
         seconds = checks.check_timeout(timeout, self.timeout)
         rank = checks.check_priority(priority)
         deadline = time.monotonic() + seconds

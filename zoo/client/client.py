@@ -82,7 +82,8 @@ class Client:
         """One answer of one model; loads it if need be.
 
         Args:
-            frame: HxWx3 uint8 array (or as `color` says), `Frame`, JPEG or PNG bytes, or a list of them (video).
+            frame: HxWx3 uint8 array (or as `color` says), `Frame`, JPEG or PNG bytes, or a list of them (video); for a
+                model of tensors, a dict of arrays by name.
             boxes: (n, 4) xyxy in pixels; the worker crops, the answer is a list with one result per box, in
                 coordinates of the frame. Boxes are grown to whole pixels and clipped to the frame.
             color: "rgb" or "bgr" (OpenCV); "nv12" or "i420": (H*3/2, W); "gray": (H, W). The worker makes them RGB, of
@@ -114,8 +115,9 @@ class Client:
         **options: Any,
     ) -> dict[str, Any]:
         """The same frame to several models at once; it is written once. A failure is that model's value."""
-        how = boxes, (color, size, stride, scale), timeout, priority
-        return run(self._calls.infer_many(frame, models, how, options))
+        return run(
+            self._calls.infer_many(frame, models, (boxes, (color, size, stride, scale), timeout, priority), options)
+        )
 
     def enrich(
         self,
@@ -149,8 +151,11 @@ class Client:
             InvalidInput: an argument is wrong. A box that makes no sense is not: it is missing its answers.
             BrokerUnreachable: no broker has answered at all. (AccessDenied, ProtocolMismatch: it refused us.)
         """
-        form = color, size, stride, scale
-        return run(self._calls.enrich(frame, detections, suspicious, form, min_score, timeout, priority))
+        return run(
+            self._calls.enrich(
+                frame, detections, suspicious, (color, size, stride, scale), min_score, timeout, priority
+            )
+        )
 
     def frame(self, shape: tuple[int, ...], dtype: str = "uint8") -> Frame:
         """An empty frame in shared memory: fill `.array`, send it as often as you like, leave the `with` block."""
@@ -226,7 +231,12 @@ class Client:
     def models(self, model: str | None = None) -> list[dict[str, Any]]:
         """Every registered model, or this one alone, and what keeps it from being served, if anything.
 
-        `labels` name its classes, in order; None while only a load can tell. Very long lists come for one model alone.
+        `labels` are the names of its classes in the order of their numbers, as the model says them once it was loaded,
+        until then as its files do. [] for one without; None while only a load can tell, and for more than
+        some 2,000 unless it is asked for alone. `docs/protocol.md` explains each field.
+
+        Raises:
+            ModelNotFound: with a suggestion.
         """
         return self._ask(calls.models(model))
 

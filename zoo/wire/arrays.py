@@ -87,6 +87,15 @@ def check_frames(frame: Any) -> list[Any]:
     return parts
 
 
+def named(frame: dict[Any, Any], options: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Arrays by name as the list that travels, and the options with their names, in its order, as `inputs`."""
+    if not all(isinstance(name, str) for name in frame):
+        raise InvalidInput("frame: the names of arrays in a dict are texts")
+    if "inputs" in options:
+        raise InvalidInput("options: inputs: the dict that is sent as frame has the names")
+    return list(frame.values()), {**options, "inputs": list(frame)}
+
+
 def check_frame(part: Any) -> np.ndarray:
     """One frame as the array that travels; of encoded bytes, the bytes."""
     if isinstance(part, bytes | bytearray | memoryview):
