@@ -95,7 +95,7 @@ def read(
         max_frames: that the model takes.
 
     Raises:
-        InvalidInput: naming the field; see `_frame`, `crop_box`, `encoded.Encoded` and `arrays.view`.
+        InvalidInput: naming the field; see `_frame`, `check_pixels`, `crop_box`, `encoded.Encoded` and `arrays.view`.
         Wait: to decode it takes more than that.
     """
     if not body.frames:
@@ -125,6 +125,7 @@ def _crops(found: Found, asked: tuple[boxes.Box, ...], options: dict[str, Any]) 
     items: list[Input] = []
     corners: list[tuple[float, float]] = []
     pixels = 0
+    boxes.check_pixels(asked, whole.shape[1], whole.shape[0])
     for i, box in enumerate(asked):
         x1, y1, x2, y2 = bounds = boxes.crop_box(box, whole.shape[1], whole.shape[0], i)
         pixels += (x2 - x1) * (y2 - y1)

@@ -204,6 +204,8 @@ def test_infer_sends_the_file_and_prints_the_answer(run: Run, here: Running, pic
     parts = json.loads(run("infer", "toy", picture, "--json", "--box", "0,0,10,20", "--box=5,5,6,6")[1])
     assert [part["shape"] for part in parts] == [[20, 10, 3], [1, 1, 3]]
     assert "array of (64, 48, 3) uint8" in run("infer", "toy", picture, "--option", "do=echo")[1]
+    status, _, err = run("infer", "toy", picture, "--box", "0.1,0.2,0.5,0.6")
+    assert (status, "multiply x by the width, 48, and y by the height, 64" in err) == (1, True)
     status, _, err = run("infer", "toy", picture, "--option", "do=sleep", "--option", "seconds=1", "--timeout", "0.5")
     assert (status, err.startswith("zoo: deadline exceeded: ")) == (1, True)
     assert run("infer", "toy", picture, "--option", "color=rgb")[0] == 2

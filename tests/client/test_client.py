@@ -109,6 +109,18 @@ def test_boxes_give_one_answer_each(zoo: Client) -> None:
     assert zoo.infer("toy", frame, boxes=[]) == []
 
 
+def test_boxes_in_shares_of_the_frame_are_refused_with_the_remedy(zoo: Client) -> None:
+    shares, frame = [(0.1, 0.2, 0.5, 0.6)], np.zeros((48, 64, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "PNG")
+    for given in (frame, [frame], file.getvalue()):
+        with pytest.raises(InvalidInput, match=r"toy: boxes: .*the width, 64, and y by the height, 48") as refused:
+            zoo.infer("toy", given, boxes=shares)
+        assert not refused.value.retryable
+    errors = zoo.infer_many(frame, ["toy", "toy2"], boxes=np.array(shares, np.float32))
+    assert all(isinstance(error, InvalidInput) and "multiply" in str(error) for error in errors.values())
+
+
 @pytest.mark.parametrize("boxes", [[(1, 2, 3)], [(5, 5, 5, 9)], [(0, 0, float("nan"), 3)], [(900, 900, 999, 999)], "x"])
 def test_a_box_that_makes_no_sense_is_refused_by_name(zoo: Client, boxes: object) -> None:
     with pytest.raises(InvalidInput, match="boxes"):

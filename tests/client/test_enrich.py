@@ -234,6 +234,19 @@ def test_a_plate_is_looked_for_a_little_around_the_vehicle() -> None:
     assert asked["vehicle-damage-detection"].boxes == ((60, 20, 160, 60),)
 
 
+def test_a_list_of_boxes_in_shares_of_the_frame_is_refused_with_the_remedy() -> None:
+    for shares in ([("car", (0.1, 0.2, 0.5, 0.6))], [{"label": "car", "box": [0, 0, 1, 1]}], (("car", (0, 0, 1, 1)),)):
+        for frame in (FRAME, [FRAME, FRAME]):
+            with pytest.raises(InvalidInput, match=r"detections: .*the width, 200, and y by the height, 100"):
+                Event(frame, shares)
+    assert Event(FRAME, [("car", (0.1, 0.2, 0.5, 0.6)), CAR]).detections[0].box == (0.1, 0.2, 0.5, 0.6)
+
+
+def test_what_a_detector_found_in_the_first_pixel_is_no_share() -> None:
+    found, _ = enriched(boxes((0.1, 0.2, 0.5, 0.6)))
+    assert [one.box for one in found.detections] == [pytest.approx((0.1, 0.2, 0.5, 0.6))]
+
+
 def test_a_crop_ends_at_the_frame() -> None:
     assert enriched([("car", (-20.5, 0, 199.2, 99.9))])[1]["yolo11-license-plate"].boxes == ((0, 0, 200, 100),)
 
@@ -706,7 +719,7 @@ FOUND = st.lists(
         st.sampled_from([0.2, 0.5, 1.0]),
     ),
     max_size=5,
-)
+).filter(lambda found: not found or any(not -0.1 <= value <= 1.1 for _, box, _ in found for value in box))  # pixels
 
 
 def expected(rules: list[Rule], detection: Any) -> set[str]:

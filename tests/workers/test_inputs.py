@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import warnings
 import zlib
@@ -63,6 +64,22 @@ def test_no_boxes_at_all_are_no_items():
 def test_a_box_that_holds_nothing_is_named(box):
     with pytest.raises(InvalidInput, match=r"boxes\[1\]"):
         read((0, 0, 9, 9), box)
+
+
+@pytest.mark.parametrize("boxes", [[(0.1, 0.2, 0.5, 0.6)], [(0, 0, 1, 1)], [(0.5, 0.5, 1.01, 1), (-0.05, 0, 0.3, 0.2)]])
+def test_boxes_in_shares_of_the_frame_are_refused_with_the_remedy(boxes):
+    with pytest.raises(InvalidInput, match=r"boxes: .*in pixels: multiply x by the width, 60, and y by the height, 40"):
+        read(*boxes)
+
+
+def test_boxes_in_pixels_are_not_taken_for_shares():
+    """One that reaches beyond the first pixel shows that all are in pixels, and so does a frame of a pixel or two."""
+    small = (0.1, 0.2, 0.5, 0.6)
+    assert [item.box for item in read(small, (0, 0, 1, 2)).items] == [(0, 0, 1, 1), (0, 0, 1, 2)]
+    for shape in ((2, 60, 3), (40, 2, 3), (1, 1, 3)):
+        frame = payload.FrameRef(-1, 0, shape, "|u1")
+        given = inputs.read(payload.InferBody((frame,), (small,)), [bytes(math.prod(shape))], no_arena)
+        assert given.items[0].box == (0, 0, 1, 1)
 
 
 def test_an_input_made_by_hand_is_a_whole_frame():

@@ -85,7 +85,8 @@ class Client:
             frame: HxWx3 uint8 array (or as `color` says), `Frame`, JPEG or PNG bytes, or a list of them (video); for a
                 model of tensors, a dict of arrays by name.
             boxes: (n, 4) xyxy in pixels; the worker crops, the answer is a list with one result per box, in
-                coordinates of the frame. Boxes are grown to whole pixels and clipped to the frame.
+                coordinates of the frame. They are grown to whole pixels and clipped to the frame; shares of it (0 to 1)
+                are refused.
             color: "rgb" or "bgr" (OpenCV); "nv12" or "i420": (H*3/2, W); "gray": (H, W). The worker makes them RGB, of
                 YUV by BT.601 in limited range, as OpenCV does.
             size, stride: width and height of the picture in pixels, and bytes in a row of Y or grey, where the shape of
@@ -148,7 +149,8 @@ class Client:
             color, size, stride, scale, priority: as for `infer`.
 
         Raises:
-            InvalidInput: an argument is wrong. A box that makes no sense is not: it is missing its answers.
+            InvalidInput: an argument is wrong, or all boxes of a list are shares of the frame (0 to 1). One box that
+                makes no sense is not: it is missing its answers.
             BrokerUnreachable: no broker has answered at all. (AccessDenied, ProtocolMismatch: it refused us.)
         """
         return run(

@@ -11,7 +11,7 @@ from zoo.enrichment import Enriched
 from zoo.errors import InvalidInput
 from zoo.wire import arrays, formats
 from zoo.wire.arrays import ODD, shown
-from zoo.wire.boxes import MAX_BOXES
+from zoo.wire.boxes import MAX_BOXES, check_pixels
 
 PERSON = "person"
 
@@ -27,7 +27,8 @@ class Event:
         how: what the caller says of the frame.
 
     Raises:
-        InvalidInput: naming the argument that is wrong.
+        InvalidInput: naming the argument that is wrong; boxes that were given as shares of the frame are. What is
+            wrong with one box is not: it is missing its answers.
     """
 
     def __init__(
@@ -43,6 +44,8 @@ class Event:
         self.frames = arrays.check_frames(frame)
         self.size = picture.size_of(self.frames[-1], how)
         self.detections = read_detections(detections)
+        if isinstance(detections, list | tuple):  # typed results are in pixels
+            check_pixels((one.box for one in self.detections), *self.size, "detections")
         self.suspicious = suspicious
         self.min_score = min_score
 
