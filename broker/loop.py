@@ -60,7 +60,8 @@ class Loop:
 
     def turn(self, due: float) -> None:
         """Waits until something is there, or until `due` (monotonic seconds), and does what follows."""
-        for source, _ in self._poller.poll(max(0, math.ceil((due - time.monotonic()) * 1000))):
+        wait = due - time.monotonic()
+        for source, _ in self._poller.poll(math.ceil(wait * 1000) if wait > 0 else 0):
             if source is self._sock:  # one message a turn: no client waits for another's burst
                 self._hear()
             else:

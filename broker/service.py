@@ -178,7 +178,9 @@ class Service:
         except Exception as e:  # what comes from descriptors, such as the word to stop, is heard all the same
             self._core.guard.failed("the scheduler's next turn", e)
             due = now + RETRY_S
-        soonest = min(self._housekeeping_at, self._fleet.due(now))
+        soonest = self._fleet.due(now)
+        if self._housekeeping_at < soonest:
+            soonest = self._housekeeping_at
         if due is not None and due < soonest:
             soonest = due
         if not self._front.outgoing.is_empty:

@@ -29,6 +29,7 @@ from zoo.wire import protocol
 
 log = logging.getLogger("zoo.broker")
 
+INFER = Kind.INFER
 NONSENSE_LOGGED = 100
 LONGEST_REQUEST_S = 24 * 3600.0
 LONGEST_NAME = 64
@@ -177,7 +178,7 @@ class Intake:
         else:
             size = 0
         payload = (m.arenas, session.line is None, parts[2:])
-        self._ask(identity, session, m, Kind.INFER, m.priority, payload, size=size)
+        self._ask(identity, session, m, INFER, m.priority, payload, size=size)
 
     def _load(self, identity: bytes, session: ClientSession, m: protocol.Load, _: Parts) -> None:
         if m.keep_alive is not None and not 0 <= m.keep_alive < math.inf:

@@ -23,7 +23,8 @@ from broker.scheduler.capacity.ledger import Device, Ledger
 from broker.scheduler.capacity.placement import Space, View
 from broker.scheduler.capacity.unread import Unread
 from broker.scheduler.events import Action
-from broker.scheduler.state import Due, Model, Move, Phase, Request, Session, Timers, Worker
+from broker.scheduler.state import Model, Move, Phase, Request, Session, Timers, Worker
+from broker.scheduler.state.timers import LOOK
 from broker.scheduler.story.journal import Journal
 from broker.scheduler.story.story import Story
 from zoo.config.schema import BrokerConfig, ModelConfig
@@ -133,7 +134,7 @@ class Registry:
         """A look for room is due then, at the latest."""
         if when < self.look_at:
             self.look_at = when
-            self.timers.add(when, Due.LOOK)
+            self.timers.add(when, LOOK)
 
     def named(self, name: str) -> Worker:
         """The worker that goes by the name of its model, or by "NAME#2"."""

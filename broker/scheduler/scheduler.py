@@ -91,12 +91,13 @@ class Scheduler:
         scaling = Scaling(r, lifecycle)
         allocator = Allocator(r, answers, lifecycle, admission)
         ending = WindingDown(r, answers)
-        self._wakeups = Wakeups(r, answers, holding, failures, dispatch)
+        wakeups = Wakeups(r, answers, holding, failures, dispatch)
         self._ending = ending
         self._for_each_model = (reload.retire, dispatch.attend, scaling.grow)
         self._for_room = (allocator.relieve, scaling.end_guesses, allocator.allocate)
         self._at_rest = (scaling.anticipate, ending.wind_down)
-        self._handlers = _handlers(admission, holding, reports, measurements, reload, self._wakeups, ending)
+        self._handlers = _handlers(admission, holding, reports, measurements, reload, wakeups, ending)
+        self.next_wakeup = wakeups.next
         self._ask(admission, holding, Overview(r))
 
     def _ask(self, admission: Admission, holding: Holding, overview: Overview) -> None:
@@ -178,10 +179,6 @@ class Scheduler:
         r = self.registry
         out, r.out = r.out, []
         return out
-
-    def next_wakeup(self) -> float | None:
-        """When a Tick is due at the latest, or None."""
-        return self._wakeups.next()
 
     def check(self) -> None:
         """Checks every invariant that the state shows, see `soundness.py`. Changes nothing; some 0.3 ms with 20 models.

@@ -370,18 +370,18 @@ def test_what_no_longer_holds_is_swept_out_once_there_is_a_lot_of_it() -> None:
     timers = Timers()
     for number in range(4096):
         timers.add(float(-number % 97), Due.DEADLINE, number)
-    timers.sweep(lambda entry: entry[2] >= 3000)
+    timers.next(lambda entry: entry[2] >= 3000)
     assert len(list(timers)) == 4096
     timers.add(1.0, Due.DEADLINE, 4096)
-    timers.sweep(lambda entry: entry[2] >= 3000)
+    timers.next(lambda entry: entry[2] >= 3000)
     assert len(list(timers)) == 3000
     assert not list(timers.faults())
     for number in range(3000):
         timers.add(500.0, Due.DEADLINE, 5000 + number)
-    timers.sweep(lambda entry: entry[2] >= 5000)
+    timers.next(lambda entry: entry[2] >= 5000)
     assert len(list(timers)) == 6000, "not before there are twice as many"
     timers.add(1.0, Due.DEADLINE, 9000)
-    timers.sweep(lambda entry: entry[2] >= 5000)
+    timers.next(lambda entry: entry[2] >= 5000)
     assert len(list(timers)) == 3000
     popped = [timers.pop_due(1000.0) for _ in range(3000)]
     assert popped == sorted(popped)  # type: ignore[type-var]

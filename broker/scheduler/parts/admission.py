@@ -25,6 +25,7 @@ from broker.scheduler.registry import Registry
 from broker.scheduler.state import Guess, Model, Phase, Request, State, peaks
 from zoo.errors import BY_CODE
 
+INFER, LEASE, UNLOAD, LOADED, NO_GUESS = Kind.INFER, Kind.LEASE, Kind.UNLOAD, State.LOADED, Guess.NONE
 RETRY_LEAST_S, RETRY_MOST_S = 0.1, 30.0
 NAME_MOST = 200  # characters of a model's name that an answer repeats
 
@@ -40,12 +41,12 @@ class Admission:
     _lifecycle: Lifecycle
 
     def asked(self, e: Asked) -> None:
-        r, now = self._r, self._r.now
+        r, now, kind = self._r, self._r.now, e.kind
         if e.request in r.requests:  # a number is never used twice; the first stands
             return
         model = r.models.get(e.model)
-        warm = model is not None and model.primary.state is State.LOADED and not model.queue.live and e.deadline > now
-        if not warm or r.stage or e.kind is Kind.LEASE or model is None or model.removed or not model.config.enabled:
+        warm = model is not None and model.primary.state is LOADED and not model.queue.live and e.deadline > now
+        if not warm or r.stage or kind is LEASE or model is None or model.removed or not model.config.enabled:
             refusal = self._why_not(e, model)
             if refusal is not None:
                 self._answers.turn_down(e.session, refusal, e.model)
@@ -56,18 +57,18 @@ class Admission:
             deadline, priority = peaks.moment(deadline, now), peaks.priority(priority)
             keep_alive = peaks.known_seconds(keep_alive)
         request = Request(
-            e.request, e.session, model, e.kind, deadline, priority, e.payload, keep_alive, next(r.seq), now,
+            e.request, e.session, model, kind, deadline, priority, e.payload, keep_alive, next(r.seq), now,
         )  # fmt: skip
-        if e.kind is Kind.UNLOAD:
+        if kind is UNLOAD:
             self._unload(request)
             return
-        model.guess = Guess.NONE
+        model.guess = NO_GUESS
         if r.habitual:
             r.habits.asked(model.name, now)
             r.asked_last = model.name if r.config.prefetch else ""
-        if model.primary.state is not State.LOADED:
+        if model.primary.state is not LOADED:
             self._wait(request)
-        elif e.kind is not Kind.INFER:
+        elif kind is not INFER:
             self._answers.grant(request)
             r.usage_changed()
         else:
@@ -81,7 +82,7 @@ class Admission:
         if model.quarantine.wary:
             request.alone = model.quarantine.suspects(now)
         if queue.live or model.config.max_delay_ms or (worker.inflight and place(model, request) is None):
-            request.found, request.behind = State.LOADED, queue.live
+            request.found, request.behind = LOADED, queue.live
         if not worker.inflight and not queue.live and worker.last_used > worker.loaded_at:
             model.came_back_after(now - worker.last_used)
         queue.push(request)

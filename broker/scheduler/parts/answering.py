@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 
 from broker.scheduler.events import Action, Answer, Kind, Refuse, Settled
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import Due, Model, Request, Session, State, Worker
+from broker.scheduler.state import Model, Request, Session, State, Worker
+from broker.scheduler.state.timers import DEADLINE
 from broker.scheduler.story.journal import Turned
 from zoo.errors import BY_CODE
+
+UNLOAD = Kind.UNLOAD
 
 
 @dataclass
@@ -37,7 +40,7 @@ class Answers:
         if session is None:
             session = r.sessions[request.session] = Session()
         session.requests.add(request.id)
-        r.timers.add(request.deadline, Due.DEADLINE, request.id)
+        r.timers.add(request.deadline, DEADLINE, request.id)
         r.touched[request.model] = None
 
     def turn_down(self, session: bytes, refusal: Refuse, name: str) -> None:
@@ -61,7 +64,7 @@ class Answers:
             short = model.primary.short
             if short:
                 model.primary.short = [other for other in short if other is not request]
-        elif request.kind is Kind.UNLOAD:
+        elif request.kind is UNLOAD:
             model.unloads.remove(request)
         request.running = False
         request.payload = None

@@ -31,8 +31,10 @@ from broker.scheduler.events import SendBatch
 from broker.scheduler.parts.answering import Answers
 from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import Due, Model, Phase, Request, State, Worker
+from broker.scheduler.state import Model, Phase, Request, State, Worker
+from broker.scheduler.state.timers import BATCH, IDLE
 
+SERVING, DRAINING = Phase.SERVING, Phase.DRAINING
 BATCH_S = 0.05  # a batch should take no longer than this, or one request: none waits long for those beside it
 WAIT_PART = 0.5  # of its time until the deadline: the most that a request waits for company
 RUN_TIMES = 2.0  # the time that the batch is expected to take must be left so often
@@ -63,7 +65,7 @@ def takes(worker: Worker, request: Request) -> bool:
     """The worker serves the model's queue, and is free, or has a place for the next batch. Of workers that drain, only
     the primary has to finish the queue.
     """
-    if worker.phase is not Phase.SERVING and not (worker.phase is Phase.DRAINING and worker.primary):
+    if worker.phase is not SERVING and not (worker.phase is DRAINING and worker.primary):
         return False
     running = worker.inflight
     return not worker.short and (not running or not (worker.ahead or running[0].alone or request.alone))
@@ -94,7 +96,7 @@ class Dispatcher:
         for worker in model.workers:
             if not worker.inflight and (not queue.live or worker is not primary) and worker.answers:
                 self._became_idle(worker)
-        if primary.phase is not Phase.SERVING or primary.short or model.name in self._r.demands:
+        if primary.phase is not SERVING or primary.short or model.name in self._r.demands:
             self._note_demand(model)
 
     def _serve(self, model: Model) -> None:
@@ -146,11 +148,11 @@ class Dispatcher:
     def _await_company(self, worker: Worker, until: float) -> None:
         if worker.leaves_at != until:
             worker.leaves_at = until
-            self._r.timers.add(until, Due.BATCH, worker.number)
+            self._r.timers.add(until, BATCH, worker.number)
 
     def _became_idle(self, worker: Worker) -> None:
         """Nothing runs and nothing waits; leases and pins may remain."""
-        if worker.state is State.DRAINING:
+        if worker.phase is DRAINING:
             self._lifecycle.evict(worker, "unload was asked for")
         elif worker.held:
             return
@@ -163,7 +165,7 @@ class Dispatcher:
         """It is looked at then, whether it has been idle for long enough."""
         if when < worker.idle_at:
             worker.idle_at = when
-            self._r.timers.add(when, Due.IDLE, worker.number)
+            self._r.timers.add(when, IDLE, worker.number)
 
     def _note_demand(self, model: Model) -> None:
         """A demand arises and ends with its reason."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from broker.scheduler.events import KillWorker, Kind, ShutDown, Stop
 from broker.scheduler.parts.answering import Answers
 from broker.scheduler.registry import Lifetime, Registry
-from broker.scheduler.state import Due, Move, Phase, peaks
+from broker.scheduler.state import Move, Phase, peaks
+from broker.scheduler.state.timers import GRACE
 
 
 @dataclass
@@ -41,7 +42,7 @@ class WindingDown:
 
     def _set_grace(self, grace: float) -> None:
         self.grace_ends = self._r.now + grace
-        self._r.timers.add(self.grace_ends, Due.GRACE)
+        self._r.timers.add(self.grace_ends, GRACE)
 
     def wind_down(self) -> None:
         """The rule of the end."""

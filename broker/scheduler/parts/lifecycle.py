@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from broker.scheduler.events import Answer, KillWorker, StartWorker
 from broker.scheduler.parts.answering import Answers
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import Due, Guess, Model, Move, Phase, State, Worker
+from broker.scheduler.state import Guess, Model, Move, Phase, State, Worker
+from broker.scheduler.state.timers import WATCH
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Lifecycle:
     def watch(self, worker: Worker, when: float) -> None:
         """Its load, or its batch, is looked at then."""
         worker.watch_at = when
-        self._r.timers.add(when, Due.WATCH, worker.number)
+        self._r.timers.add(when, WATCH, worker.number)
 
     # ------------------------------------------------------------ end
 

@@ -11,7 +11,8 @@ from broker.scheduler.parts.dispatch import Dispatcher
 from broker.scheduler.parts.failures import Failures
 from broker.scheduler.parts.holding import Holding
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import Due, Entry, Model
+from broker.scheduler.state import Entry, Model
+from broker.scheduler.state.timers import BATCH, DEADLINE, GRACE, LOOK, WATCH
 
 
 @dataclass
@@ -26,24 +27,17 @@ class Wakeups:
 
     def next(self) -> float | None:
         """When a Tick is due at the latest, or None."""
-        self._r.timers.sweep(self._stale)
         return self._r.timers.next(self._stale)
 
     def _stale(self, entry: Entry) -> bool:
         """What it was made for is over, or has got another moment."""
         when, due, key = entry
-        if due == Due.DEADLINE:
+        if due == DEADLINE:
             return key not in self._r.requests
-        if due == Due.LOOK:
-            return when != self._r.look_at
-        if due == Due.GRACE:
-            return False
         worker = self._r.workers.get(key)
-        if worker is None:
-            return True
-        return when != (
-            worker.watch_at if due == Due.WATCH else worker.idle_at if due == Due.IDLE else worker.leaves_at
-        )
+        if worker is not None:
+            return when != (worker.watch_at if due == WATCH else worker.leaves_at if due == BATCH else worker.idle_at)
+        return due != GRACE and (due != LOOK or when != self._r.look_at)  # else its worker is gone
 
     def tick(self, _: Tick) -> None:
         r = self._r
@@ -52,13 +46,13 @@ class Wakeups:
             if self._stale(entry):
                 continue
             _when, due, key = entry
-            if due == Due.DEADLINE:
+            if due == DEADLINE:
                 request = r.requests[key]
                 self._answers.expire(request)
                 lost[request.model] = None
-            elif due == Due.LOOK:
+            elif due == LOOK:
                 r.look_at = math.inf
-            elif due != Due.GRACE:
+            elif due != GRACE:
                 self._wake(due, key)
         for model in lost:
             self._holding.tell_unwanted(model)
@@ -66,10 +60,10 @@ class Wakeups:
     def _wake(self, due: int, number: int) -> None:
         """A worker's timer, which is armed no more."""
         worker = self._r.workers[number]
-        if due == Due.WATCH:
+        if due == WATCH:
             worker.watch_at = math.inf
             self._failures.watch(worker)
-        elif due == Due.BATCH:
+        elif due == BATCH:
             worker.leaves_at = math.inf
             self._r.touched[worker.model] = None
         else:

@@ -23,6 +23,7 @@ from broker.scheduler.state.queue import Queue
 from broker.scheduler.state.states import STATES, TRANSITIONS, Move, Phase, State
 from zoo.config.schema import ModelConfig
 
+GONE, ENDING, LOADED, DRAINING = Phase.GONE, Phase.ENDING, State.LOADED, State.DRAINING
 NEWEST = 0.2  # its weight in the averages of how long a request takes, and how soon the next one comes
 BATCHES_FIRST, BATCHES_MOST = 16, 1024  # before larger ones are tried: twice as many each time that memory ran out
 BACKOFF_FIRST_S, BACKOFF_MOST_S = 1.0, 300.0
@@ -177,7 +178,8 @@ class Worker:
     def took(self, seconds: float) -> None:
         """A request's share of the batch that is through."""
         self.service_s += (NEWEST if self.service_s else 1.0) * (seconds - self.service_s)
-        self.least_service_s = min(self.least_service_s or seconds, seconds)
+        if seconds < self.least_service_s or not self.least_service_s:
+            self.least_service_s = seconds
 
     @property
     def primary(self) -> bool:
@@ -186,12 +188,12 @@ class Worker:
     @property
     def alive(self) -> bool:
         """It may answer requests, now or when it is loaded."""
-        return self.phase is not Phase.GONE and self.phase is not Phase.ENDING
+        return self.phase is not GONE and self.phase is not ENDING
 
     @property
     def answers(self) -> bool:
         """It is loaded, and answers what it has."""
-        return self.state is State.LOADED or self.state is State.DRAINING
+        return self.state is LOADED or self.state is DRAINING
 
     @property
     def queued(self) -> int:

@@ -3,6 +3,9 @@
 Everything that changes the phase of a worker goes through `TRANSITIONS`: a move that is not in the table is a bug and
 raises KeyError. A model is in the state of its primary worker; without one it is UNLOADED, or FAILED after a load that
 failed.
+
+To look a member up on its class takes CPython 3.11 0.1 us, twenty times as long as a global: files on the path of every
+request do it once, at import.
 """
 
 from __future__ import annotations

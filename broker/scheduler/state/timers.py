@@ -16,6 +16,9 @@ class Due(enum.IntEnum):
     BATCH = 5  # key: worker, the primary of its model: the batching window ends
 
 
+DEADLINE, WATCH, IDLE, LOOK, GRACE, BATCH = Due  # see `states.py`
+
+
 Entry = tuple[float, int, int]
 
 
@@ -29,6 +32,8 @@ class Timers:
 
     def next(self, stale: Callable[[Entry], bool]) -> float | None:
         """When the first entry that still holds is due."""
+        if len(self._heap) > self._limit:
+            self._sweep(stale)
         heap = self._heap
         while heap and stale(heap[0]):
             heapq.heappop(heap)
@@ -39,12 +44,11 @@ class Timers:
             return heapq.heappop(self._heap)
         return None
 
-    def sweep(self, stale: Callable[[Entry], bool]) -> None:
+    def _sweep(self, stale: Callable[[Entry], bool]) -> None:
         """Drops what no longer holds, once there is a lot of it (deadlines of requests long answered)."""
-        if len(self._heap) > self._limit:
-            self._heap = [entry for entry in self._heap if not stale(entry)]
-            heapq.heapify(self._heap)
-            self._limit = max(4096, 2 * len(self._heap))
+        self._heap = [entry for entry in self._heap if not stale(entry)]
+        heapq.heapify(self._heap)
+        self._limit = max(4096, 2 * len(self._heap))
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._heap)
