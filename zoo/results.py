@@ -21,6 +21,7 @@ from zoo.drawing.canvas import RAMP, Canvas, hue, shade
 from zoo.labels import folded
 
 SEEN = 0.3  # a keypoint below this score is a guess, and is not drawn
+LIKELY = 0.5  # a label of several that may apply at once does from this score on
 CAPTION_LINES = 5
 LIMBS = (
     ("left_ankle", "left_knee"), ("left_knee", "left_hip"), ("right_ankle", "right_knee"),
@@ -202,7 +203,7 @@ class Keypoints(TypedResult, tag="keypoints"):
 
 
 class _Ranked(TypedResult):
-    """Labels with their probabilities, most probable first.
+    """Labels with their scores, the highest first.
 
     Attributes:
         labels: names, from the checkpoint. scores: (n,) float32.
@@ -223,13 +224,30 @@ class _Ranked(TypedResult):
         canvas.caption(_scored(self.labels, self.scores)[:CAPTION_LINES])
 
 
-class Classification(_Ranked, tag="classification"):
-    """What a picture shows: see `labels` and `scores`, most probable first."""
+class Classification(_Ranked, tag="classification", kw_only=True):
+    """What a picture shows: see `labels` and `scores`, most probable first.
+
+    Attributes:
+        multi_label: several labels may apply, or none: each score is that label's own probability. Otherwise one label
+            applies, and the scores of all of them sum to 1.
+    """
+
+    multi_label: bool = False  # after `stand_in` on the wire
 
     @property
     def label(self) -> str:
         """The most probable label."""
         return self.labels[0]
+
+    def likely(self, least: float = LIKELY) -> list[str]:
+        """The labels with a score of `least` or more: several, one or none."""
+        return [label for label, score in zip(self.labels, self.scores, strict=True) if score >= least]
+
+    def brief(self) -> str:
+        if not self.multi_label:
+            return super().brief()
+        likely = _scored(self.labels, self.scores)[: len(self.likely())]
+        return ", ".join(likely[:3]) or f"no label over {LIKELY}"
 
     @property
     def score(self) -> float:

@@ -56,6 +56,7 @@ def one_of_each(height: int, width: int) -> dict[str, results.AnyResult]:
             points=points, scores=np.ones((1, len(NAMES)), np.float32), boxes=box, names=NAMES, postures=["standing"]
         ),
         "classification": results.Classification(labels=["cat", "dog"], scores=floats(0.9, 0.1)),
+        "several labels": results.Classification(labels=["a", "b"], scores=floats(0.9, 0.6), multi_label=True),
         "action": results.Action(labels=["walking"], scores=floats(0.9)),
         "embedding": results.Embedding(vector=floats(0, 1)),
         "depth": results.DepthMap(depth=depth),

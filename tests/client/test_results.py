@@ -84,6 +84,19 @@ def test_every_result_has_a_summary() -> None:
     assert given[0].summary()[0] == "a  0.90  x 0 to 0, y 0 to 0 px"
 
 
+def test_of_labels_that_may_apply_together_all_are_said_that_do() -> None:
+    scores = np.array([0.9, 0.6, 0.2], np.float32)
+    several = results.Classification(labels=["rain", "night", "snow"], scores=scores, multi_label=True)
+    assert several.likely() == ["rain", "night"]
+    assert several.likely(0.7) == ["rain"]
+    assert several.brief() == "rain 0.90, night 0.60"
+    assert several.summary() == ["rain  0.900", "night  0.600", "snow  0.200"]
+    none = results.Classification(labels=["rain"], scores=scores[2:], multi_label=True)
+    assert (none.likely(), none.brief()) == ([], "no label over 0.5")
+    one = results.Classification(labels=["rain", "night", "snow"], scores=scores)
+    assert (one.multi_label, one.brief()) == (False, "rain 0.90")
+
+
 def test_a_plain_dict_is_a_result_like_the_others() -> None:
     answer = {"n": np.int64(3), "vector": np.ones(2), "stand_in": True}
     found = results.typed(answer)

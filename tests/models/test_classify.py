@@ -18,6 +18,7 @@ from transformers import (  # noqa: E402
     AutoModelForImageClassification,
     ConvNextImageProcessor,
     ViTImageProcessor,
+    pipeline,
 )
 
 from workers.models import standins  # noqa: E402
@@ -194,6 +195,59 @@ def test_names_of_the_configuration_do_not_replace_those_of_the_checkpoint(folde
     assert sorted(map(folded, ask(model, bus)[0].labels)) == ["cats", "dogs"]
     with pytest.raises(InvalidInput, match="labels is set in config"):
         ask(model, bus, labels=["day", "night"])
+
+
+def changed(folder: Path, target: Path, **config) -> Path:
+    """A copy of the folder, whose config.json says so."""
+    shutil.copytree(folder, target)
+    text = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(text | config))
+    return target
+
+
+def of_the_library(path: Path, frame: np.ndarray) -> dict[str, float]:
+    """What the library's own pipeline answers."""
+    answers = pipeline("image-classification", model=str(path), device=-1)(Image.fromarray(frame), top_k=100)
+    return {answer["label"]: answer["score"] for answer in answers}
+
+
+def test_labels_that_may_apply_together_score_each_for_itself_as_by_the_library(folders, tmp_path, bus, zidane):
+    path = changed(folders["vit-age-classifier"], tmp_path / "model", problem_type="multi_label_classification")
+    model = load(path)
+    for found, frame in zip(ask(model, bus, zidane), (bus, zidane), strict=True):
+        assert found.multi_label
+        assert as_dict(found) == pytest.approx(of_the_library(path, frame), abs=1e-5)
+        assert found.scores.sum() > 1.5
+        assert (np.diff(found.scores) <= 0).all()
+        assert found.likely() == [label for label, score in as_dict(found).items() if score >= 0.5]
+    assert len(ask(model, bus, top_k=2)[0].labels) == 2
+
+
+@pytest.mark.parametrize("problem", [None, "single_label_classification"])
+def test_labels_of_which_one_applies_share_a_sum_of_1_as_by_the_library(problem, folders, tmp_path, bus):
+    path = changed(folders["vit-age-classifier"], tmp_path / "model", problem_type=problem)
+    (found,) = ask(load(path), bus)
+    assert not found.multi_label
+    assert as_dict(found) == pytest.approx(of_the_library(path, bus), abs=1e-5)
+    assert found.scores.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_single_class_is_not_always_certain(folders, tmp_path, bus):
+    path = changed(folders["vit-age-classifier"], tmp_path / "model", id2label={"0": "smoke"}, label2id={"smoke": 0})
+    weights = load_file(path / "model.safetensors")
+    head = {name: value[:1].clone() for name, value in weights.items() if name.startswith("classifier.")}
+    save_file(weights | head, path / "model.safetensors", metadata={"format": "pt"})
+    (found,) = ask(load(path), bus)
+    assert (found.labels, found.multi_label) == (["smoke"], True)
+    assert found.score == pytest.approx(of_the_library(path, bus)["smoke"], abs=1e-5)
+    assert found.score < 0.999
+
+
+def test_a_checkpoint_that_gives_numbers_is_no_classifier(folders, tmp_path):
+    path = changed(folders["vit-age-classifier"], tmp_path / "model", problem_type="regression")
+    with pytest.raises(LoadFailed, match="regression") as refused:
+        load(path)
+    assert not refused.value.retryable
 
 
 # ---------------------------------------------------------------- weights under timm's names

@@ -7,6 +7,9 @@ have timm's names for its weights: see `timm_vit.py`.
 Options: `top_k`, how many labels to answer with, the most probable first, all of them without it; `max_batch`, most
 pictures in one forward pass. In config.toml alone: `half`, to run in half precision; `labels`, for a checkpoint that
 names none.
+
+Scores are those of the library's pipeline, by config.json's `problem_type`: of "multi_label_classification", and of a
+single class, each label's own probability (sigmoid); otherwise probabilities that sum to 1 (softmax).
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import transformers.models.vit.image_processing_vit
 import transformers.models.vit.modeling_vit  # noqa: F401
 from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification
 
-from workers.models.base import AnyResult, Input, Spec, images, require_numbers
+from workers.models.base import AnyResult, Input, Spec, images, require_numbers, unservable
 from workers.models.shared import batches, folder, timm_vit
 
 WHAT = "an image classifier"
@@ -46,6 +49,11 @@ class ImageClassifier:
         own = self._options.own
         self.max_batch = own.max_batch
         config = folder.open_processor(spec, AutoConfig, WHAT)
+        if config.problem_type == "regression":
+            raise unservable(
+                spec, f'{spec.path} says problem_type "regression": it gives numbers, and no label that would apply'
+            )
+        self._multi_label = config.problem_type == "multi_label_classification" or config.num_labels == 1
         kind, tensors = AutoModelForImageClassification, None
         if config.model_type == "vit" and (tensors := timm_vit.read(spec)) is not None:
             kind, config.layer_norm_eps = ViTForImageClassification, timm_vit.EPSILON
@@ -56,9 +64,11 @@ class ImageClassifier:
 
     def predict(self, inputs: list[Input]) -> list[AnyResult]:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""
-        return batches.classified(self.labels, self._options.of(inputs), images(inputs), self._forward)
+        asked = self._options.of(inputs)
+        return batches.classified(self.labels, asked, images(inputs), self._forward, multi_label=self._multi_label)
 
     def _forward(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """(n, labels) float32 probabilities."""
-        probabilities: np.ndarray = self._vision(frames).logits.float().softmax(-1).cpu().numpy()
+        logits = self._vision(frames).logits.float()
+        probabilities: np.ndarray = (logits.sigmoid() if self._multi_label else logits.softmax(-1)).cpu().numpy()
         return probabilities

@@ -72,11 +72,13 @@ def classified(
     asked: Sequence[RankOptions],
     frames: Sequence[np.ndarray],
     forward: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]],
+    *,
+    multi_label: bool = False,
 ) -> list[AnyResult]:
     """The `top_k` labels of each frame, of which `forward` gives a probability per label."""
     rows = in_passes(asked, frames, forward)
     found = [ranked(labels, row, options.top_k) for row, options in zip(rows, asked, strict=True)]
-    return [Classification(labels=names, scores=scores) for names, scores in found]
+    return [Classification(labels=names, scores=scores, multi_label=multi_label) for names, scores in found]
 
 
 def by_options(
