@@ -32,15 +32,16 @@ def photograph(name: str) -> np.ndarray:
     raise SystemExit("the demo needs the model libraries: pip install 'model-zoo[workers]'")
 
 
-def bus_with_plate(text: str = SPANISH) -> np.ndarray:
-    """bus.jpg with a rendered license plate pasted onto the bus at `PASTED`: no photograph here shows one."""
+def bus_with_plate(text: str = SPANISH, height: int = PASTED[3] - PASTED[1]) -> np.ndarray:
+    """bus.jpg with a rendered license plate pasted onto the bus, its upper left corner that of `PASTED`: no photograph
+    here shows one.
+    """
     image = Image.fromarray(photograph("bus.jpg"))
-    x1, y1, x2, y2 = PASTED
     plate = Image.new("RGB", (560, 120), (20, 20, 20))
     draw = ImageDraw.Draw(plate)
     draw.rounded_rectangle((5, 5, 554, 114), 12, fill=(240, 240, 236))
     draw.text((280, 60), text, font=ImageFont.load_default(size=96), fill=(15, 15, 20), anchor="mm")
-    image.paste(plate.resize((x2 - x1, y2 - y1), Image.Resampling.LANCZOS), (x1, y1))
+    image.paste(plate.resize((height * 14 // 3, height), Image.Resampling.LANCZOS), PASTED[:2])
     return np.array(image)
 
 
