@@ -175,7 +175,7 @@ class AsyncClient:
             color, size, stride, scale, priority: as for `infer`.
 
         Raises:
-            InvalidInput: an argument is wrong. A box that makes no sense is not: it is missing its answers.
+            InvalidInput: an argument is wrong, or all boxes are shares of the frame. One bad box only misses its answers.
             BrokerUnreachable: no broker has answered at all. (AccessDenied, ProtocolMismatch: it refused us.)
         """
         return await run(

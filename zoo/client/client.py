@@ -149,8 +149,7 @@ class Client:
             color, size, stride, scale, priority: as for `infer`.
 
         Raises:
-            InvalidInput: an argument is wrong, or all boxes of a list are shares of the frame (0 to 1). One box that
-                makes no sense is not: it is missing its answers.
+            InvalidInput: an argument is wrong, or all boxes are shares of the frame. One bad box only misses its answers.
             BrokerUnreachable: no broker has answered at all. (AccessDenied, ProtocolMismatch: it refused us.)
         """
         return run(

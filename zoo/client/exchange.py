@@ -21,15 +21,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from zoo.errors import ZooError
 from zoo.wire import protocol
 
 
-@dataclass(slots=True, eq=False)
-class Waiter:
+class Waiter(msgspec.Struct, eq=False):
     """A caller that waits for the answers to its requests.
 
     Attributes:
@@ -37,12 +37,11 @@ class Waiter:
         error: no more answers come, for this reason.
     """
 
-    came: list[tuple[str, Any]] = field(default_factory=list)
+    came: list[tuple[str, Any]] = []
     error: ZooError | None = None
 
 
-@dataclass(slots=True, eq=False)
-class Pending:
+class Pending(msgspec.Struct, eq=False):
     """A request without an answer, or a held one.
 
     Attributes:

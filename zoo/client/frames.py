@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
+import msgspec
 import numpy as np
 
 from zoo.client.frame_arena import FrameArena
@@ -122,8 +122,7 @@ class _Lent:
         self.__array_interface__ = {**pixels.__array_interface__, "shape": slot.shape, "version": 3}
 
 
-@dataclass(slots=True, eq=False)
-class RequestBody:
+class RequestBody(msgspec.Struct, eq=False):
     """A request's body and everything that must stay in place until it is settled."""
 
     body: bytes
@@ -192,7 +191,7 @@ class Store:
             InvalidInput: no such array, or it is larger than the whole arena. NoRoom.
         """
         kind = arrays.check_dtype(dtype)
-        if len(shape) > arrays.MAX_NDIM or any(not 0 <= n < 1 << 63 for n in shape):
+        if not arrays.is_shape(shape):
             raise InvalidInput(f"shape: {arrays.shown(shape)} is not one an array can have")
         nbytes = math.prod(shape) * kind.itemsize
         if self.shared is None or self.shared.is_interrupted():
@@ -206,7 +205,7 @@ class Store:
             )
         if 0 in shape:
             _new(shape, kind)  # a side that numpy cannot count
-        slot = Slot(self.shared, shape, kind.str)
+        slot = Slot(self.shared, shape, dtype if dtype in arrays.KNOWN else kind.str)
         if not self.shared.place(slot, nbytes):
             raise NoRoom
         return slot
@@ -269,7 +268,7 @@ class Store:
             else:
                 described.append(payload.FrameRef(slot.arena.id, slot.offset, slot.shape, slot.typestr, *how))
         body = payload.pack_request(payload.InferBody(tuple(described), boxes, options))
-        size = len(body) + sum(buffer.nbytes for buffer in buffers)
+        size = len(body) + (sum(buffer.nbytes for buffer in buffers) if buffers else 0)
         if size > protocol.MAX_MESSAGE_BYTES // 2:
             what = "options" if size < 2 * len(body) else "frame"
             raise InvalidInput(
@@ -288,8 +287,9 @@ class Store:
             return Placed(slot, how)
         value = arrays.check_frame(part)
         encoded = isinstance(part, bytes | bytearray | memoryview)
-        how = formats.encoded(how) if encoded else formats.sent(how, value.shape, value.dtype.str)
-        slot = self.empty(value.shape, value.dtype.str)
+        shape, dtype = value.shape, value.dtype.str
+        how = formats.encoded(how) if encoded else formats.sent(how, shape, dtype)
+        slot = self.empty(shape, dtype)
         try:
             np.copyto(slot.pixels(), value)
         except BaseException as e:
