@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Generic, Self, TypeVar
 
 from zoo.client import calls, checks
 from zoo.client.frames import Boxes, Frame
-from zoo.client.tasks import Tasks
+from zoo.client.tasks import Tasks, run
 from zoo.enrichment import Enrichment
 
 T = TypeVar("T")
-
-
-@types.coroutine
-def run(steps: calls.Steps[T]) -> calls.Steps[T]:
-    """A call's steps, to be awaited."""
-    return (yield from steps)
 
 
 class Opening(Generic[T]):
@@ -108,9 +101,11 @@ class AsyncClient:
         """One answer of one model; loads it if need be.
 
         Args:
-            frame: HxWx3 uint8 array (or as `color` says), `Frame`, JPEG or PNG bytes, or a list of them (video).
+            frame: HxWx3 uint8 array (or as `color` says), `Frame`, JPEG or PNG bytes, or a list of them (video); for a
+                model of tensors, a dict of arrays by name.
             boxes: (n, 4) xyxy in pixels; the worker crops, the answer is a list with one result per box, in
-                coordinates of the frame. Boxes are grown to whole pixels and clipped to the frame.
+                coordinates of the frame. They are grown to whole pixels and clipped to the frame; shares of it (0 to 1)
+                are refused.
             color: "rgb" or "bgr" (OpenCV); "nv12" or "i420": (H*3/2, W); "gray": (H, W). The worker makes them RGB, of
                 YUV by BT.601 in limited range, as OpenCV does.
             size, stride: width and height of the picture in pixels, and bytes in a row of Y or grey, where the shape of
@@ -123,9 +118,8 @@ class AsyncClient:
         Raises:
             ZooError: see `zoo.errors`; `retryable` says whether the same call may succeed later.
         """
-        return await run(
-            self._calls.infer(model, frame, (boxes, (color, size, stride, scale), timeout, priority), options)
-        )
+        how = boxes, (color, size, stride, scale), timeout, priority
+        return await run(self._calls.infer(model, frame, how, options))
 
     async def infer_many(
         self,
@@ -142,9 +136,8 @@ class AsyncClient:
         **options: Any,
     ) -> dict[str, Any]:
         """The same frame to several models at once; it is written once. A failure is that model's value."""
-        return await run(
-            self._calls.infer_many(frame, models, (boxes, (color, size, stride, scale), timeout, priority), options)
-        )
+        how = boxes, (color, size, stride, scale), timeout, priority
+        return await run(self._calls.infer_many(frame, models, how, options))
 
     async def enrich(
         self,
@@ -175,7 +168,7 @@ class AsyncClient:
             color, size, stride, scale, priority: as for `infer`.
 
         Raises:
-            InvalidInput: an argument is wrong, or all boxes are shares of the frame. One bad box only misses its answers.
+            InvalidInput: an argument is wrong, or all boxes are shares of the frame. One bad box misses its answers.
             BrokerUnreachable: no broker has answered at all. (AccessDenied, ProtocolMismatch: it refused us.)
         """
         return await run(

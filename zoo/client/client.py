@@ -99,7 +99,8 @@ class Client:
         Raises:
             ZooError: see `zoo.errors`; `retryable` says whether the same call may succeed later.
         """
-        return run(self._calls.infer(model, frame, (boxes, (color, size, stride, scale), timeout, priority), options))
+        how = boxes, (color, size, stride, scale), timeout, priority
+        return run(self._calls.infer(model, frame, how, options))
 
     def infer_many(
         self,
@@ -116,9 +117,8 @@ class Client:
         **options: Any,
     ) -> dict[str, Any]:
         """The same frame to several models at once; it is written once. A failure is that model's value."""
-        return run(
-            self._calls.infer_many(frame, models, (boxes, (color, size, stride, scale), timeout, priority), options)
-        )
+        how = boxes, (color, size, stride, scale), timeout, priority
+        return run(self._calls.infer_many(frame, models, how, options))
 
     def enrich(
         self,
@@ -149,7 +149,7 @@ class Client:
             color, size, stride, scale, priority: as for `infer`.
 
         Raises:
-            InvalidInput: an argument is wrong, or all boxes are shares of the frame. One bad box only misses its answers.
+            InvalidInput: an argument is wrong, or all boxes are shares of the frame. One bad box misses its answers.
             BrokerUnreachable: no broker has answered at all. (AccessDenied, ProtocolMismatch: it refused us.)
         """
         return run(

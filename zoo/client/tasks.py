@@ -15,6 +15,7 @@ import contextlib
 import os
 import sys
 import time
+import types
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
@@ -44,6 +45,12 @@ def awaits(wait: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Steps[T]]:
         return (yield from wait(*args, **kwargs).__await__())
 
     return steps
+
+
+@types.coroutine
+def run(steps: Steps[T]) -> Steps[T]:
+    """A call's steps, to be awaited."""
+    return (yield from steps)
 
 
 class LoopWatch:
