@@ -317,6 +317,7 @@ def test_values_of_the_wrong_type_are_told_by_key(values: dict[str, Any]) -> Non
 # ---------------------------------------------------------------- what is shipped
 
 EXPECTED = {
+    "coco-detector": ("detection", 500, "HIGH"),
     "yolo11-license-plate": ("detection", 300, "MEDIUM"),
     "yolo11-face": ("detection", 200, "MEDIUM"),
     "paddleocr": ("ocr", 100, "MEDIUM"),

@@ -1,4 +1,4 @@
-"""What the tests of models share: photographs, stand-ins, and a broker that has all 21 models.
+"""What the tests of models share: photographs, stand-ins, and a broker that has all models of the catalogue.
 
 The photographs are real ones, HxWx3 RGB uint8 and read-only: those inside the ultralytics package.
 """

@@ -1,4 +1,4 @@
-"""All 21 models of the shipped config.toml, through one broker that has room for a fifth of them."""
+"""All models of the shipped config.toml, through one broker that has room for a fifth of them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from zoo.weights import labels
 pytestmark = pytest.mark.models
 
 PROMISED: dict[str, type[results.TypedResult]] = {
+    "coco-detector": results.Detections,
     "yolo11-license-plate": results.Detections,
     "yolo11-face": results.Detections,
     "paddleocr": results.OcrText,

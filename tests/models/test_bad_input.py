@@ -62,6 +62,8 @@ class Target:
             self.options = {"mode": "line", "min_score": 0.0}
         elif name.startswith(("yolo", "threat", "vehicle-damage")):
             self.options = {"conf": 0.001, "max_det": 3, "imgsz": 320}
+        elif name == "coco-detector":
+            self.options = {"conf": 0.05, "max_det": 3}
         self.answer = self.ask(person)
         self.pid = self.process()["pid"]
 

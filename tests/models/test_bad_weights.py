@@ -28,8 +28,8 @@ pytestmark = [pytest.mark.models, pytest.mark.slow]
 CONFIGURED = {model.name: model for model in load_config(ROOT / "config.toml").models}
 CLASSIFIERS = ["vit-age-classifier", "weather-classification", "pet-classifier"]  # ViT, SigLIP, ResNet
 FOLDERS = [
-    *CLASSIFIERS, "clip-vit-l", "fashion-clip", "xclip-base", "vitpose-small", "depth-anything-v2-small",
-    "segformer-b2-clothes", "vehicle-segment-classification",
+    *CLASSIFIERS, "coco-detector", "clip-vit-l", "fashion-clip", "xclip-base", "vitpose-small",
+    "depth-anything-v2-small", "segformer-b2-clothes", "vehicle-segment-classification",
 ]  # fmt: skip
 YOLOS = ["yolo11-face", "yolov8n-pose", "vehicle-damage-detection", "yolo-world-s"]
 FILES = ["osnet-x0-25", *YOLOS]
@@ -157,7 +157,7 @@ def test_weights_of_another_architecture(
         fails(name, path)
 
 
-@pytest.mark.parametrize("name", [*CLASSIFIERS, "segformer-b2-clothes", "vitpose-small"])
+@pytest.mark.parametrize("name", [*CLASSIFIERS, "coco-detector", "segformer-b2-clothes", "vitpose-small"])
 def test_no_labels(name: str, copied: Callable[[str], Path]) -> None:
     path = copied(name)
     config = json.loads((path / "config.json").read_text())
@@ -168,7 +168,7 @@ def test_no_labels(name: str, copied: Callable[[str], Path]) -> None:
         fails(name, path)
 
 
-@pytest.mark.parametrize("name", [*FOLDERS[:8], "vehicle-segment-classification", "osnet-x0-25"])
+@pytest.mark.parametrize("name", [*FOLDERS[:9], "vehicle-segment-classification", "osnet-x0-25"])
 def test_weights_that_are_not_numbers(name: str, copied: Callable[[str], Path]) -> None:
     path = copied(name)
     file = weights_of(path)

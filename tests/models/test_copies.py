@@ -21,7 +21,7 @@ pytestmark = pytest.mark.models
 
 KINDS = [
     "yolo11-face", "vehicle-damage-detection", "yolo-world-s", "fashion-clip", "vitpose-small", "segformer-b2-clothes",
-    "xclip-base", "pet-classifier", "osnet-x0-25",
+    "xclip-base", "pet-classifier", "osnet-x0-25", "coco-detector",
 ]  # fmt: skip
 UNCOPYABLE = ["paddleocr", "brisque-quality"]
 FEW = {"yolo11-face", "fashion-clip", "brisque-quality"}

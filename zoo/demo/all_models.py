@@ -12,7 +12,13 @@ from zoo.demo import real
 from zoo.demo.scenes import CAR, FACE, PERSONS, photograph, street_scene
 from zoo.demo.stage import Part, Stage, brief, expect, keep, listed, say, title
 
-DRAWN = ("vitpose-small", "depth-anything-v2-small", "segformer-b2-clothes", "vehicle-damage-detection")
+DRAWN = (
+    "coco-detector",
+    "vitpose-small",
+    "depth-anything-v2-small",
+    "segformer-b2-clothes",
+    "vehicle-damage-detection",
+)
 
 
 def questions() -> list[tuple[str, str, Any, dict[str, Any]]]:
@@ -22,6 +28,7 @@ def questions() -> list[tuple[str, str, Any, dict[str, Any]]]:
     people: dict[str, Any] = {"boxes": PERSONS}
     walk = [np.ascontiguousarray(bus[:, 4 * i : 600 + 4 * i]) for i in range(8)]  # the camera moves past
     return [
+        ("coco-detector", "bus.jpg", bus, {}),
         ("yolov8n-pose", "zidane.jpg", zidane, {}),
         ("threat-detection-yolov8n", "bus.jpg", bus, {}),
         ("fashion-clip", "3 people of bus.jpg", bus, people),

@@ -18,7 +18,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from workers.models.standins import classify, clip, dense, state_dicts, yolo
+from workers.models.standins import classify, clip, dense, detr, state_dicts, yolo
 from workers.models.standins.common import Builder
 from zoo.errors import ZooError
 from zoo.weights import inventory
@@ -30,6 +30,7 @@ STANDINS: dict[str, tuple[str, Builder]] = {
     **classify.STANDINS,
     **clip.STANDINS,
     **dense.STANDINS,
+    **detr.STANDINS,
     **state_dicts.STANDINS,
 }
 

@@ -61,21 +61,20 @@ def named(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def photos() -> list[Any]:
-    """The photographs inside the ultralytics package as (1, 3, h, w) in 0..1, scaled by its own code.
-
-    By its own, because a random network is sensitive to fine grain, and libraries smooth differently.
-    """
+    """Two of the photographs inside the scikit-image package as (1, 3, h, w) in 0..1, 640 pixels at their longest."""
     import numpy as np
     import torch
     from PIL import Image
-    from ultralytics.data.augment import LetterBox
-    from ultralytics.utils import ASSETS
 
-    photos = []
-    for name in ("bus.jpg", "zidane.jpg"):
-        scaled = LetterBox((640, 640), auto=True, stride=32)(image=np.array(Image.open(ASSETS / name).convert("RGB")))
-        photos.append(torch.from_numpy(scaled).permute(2, 0, 1)[None].float() / 255)
-    return photos
+    from zoo.demo.scenes import photograph
+
+    found = []
+    for name in ("astronaut.png", "motorcycle_left.png"):
+        picture = Image.fromarray(photograph(name))
+        scale = 640 / max(picture.size)
+        scaled = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BILINEAR)
+        found.append(torch.from_numpy(np.array(scaled)).permute(2, 0, 1)[None].float() / 255)
+    return found
 
 
 def pieces() -> list[Any]:
@@ -87,6 +86,15 @@ def pieces() -> list[Any]:
         corners = [(y * height, x * width) for y in range(3) for x in range(3)]
         found += [frame, *(frame[y : y + height, x : x + width] for y, x in corners)]
     return found
+
+
+def lively(model: Any) -> None:
+    """Larger weights than a fresh network has, so that pictures still differ at its end."""
+    import torch
+
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            torch.nn.init.kaiming_normal_(layer.weight)
 
 
 def settle(network: Any, batch: Any) -> None:

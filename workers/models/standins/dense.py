@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from workers.models.standins.common import Builder, built, named, photos
+from workers.models.standins.common import Builder, built, lively, named, photos
 
 KEYPOINTS = [
     "Nose", "L_Eye", "R_Eye", "L_Ear", "R_Ear", "L_Shoulder", "R_Shoulder", "L_Elbow", "R_Elbow", "L_Wrist", "R_Wrist",
@@ -46,7 +46,7 @@ def vitpose(backbone: Mapping[str, Any] = SMALL_VITPOSE) -> Builder:
         )
         processor = adapter.VitPoseImageProcessor()
         model = adapter.VitPoseForPoseEstimation(config).eval()
-        _lively(model.backbone)
+        lively(model.backbone)
         _smooth(model.head.deconv1)
         _smooth(model.head.deconv2)
         # Each keypoint gets a map whose best place scores about 0.9 and whose ordinary place scores nothing, as of
@@ -78,7 +78,7 @@ def depth_anything(backbone: Mapping[str, Any] = SMALL_DINOV2, head: Mapping[str
             size={"height": 518, "width": 518}, keep_aspect_ratio=True, ensure_multiple_of=14, **IMAGENET
         )
         model = adapter.DepthAnythingForDepthEstimation(config).eval()
-        _lively(model)
+        lively(model)
         # What is nearest is at about 10, and hardly anything infinitely far away (0, below which the network cuts).
         last = model.head.conv3
         seen: list[Any] = []
@@ -104,7 +104,7 @@ def segformer(size: Mapping[str, Any] = SMALL_SEGFORMER) -> Builder:
         config = transformers.SegformerConfig(**size, **named(CLOTHES))
         processor = adapter.SegformerImageProcessor()
         model = adapter.SegformerForSemanticSegmentation(config).eval()
-        _lively(model)
+        lively(model)
         # Every label is about as likely as every other.
         pictures = [picture[0] for picture in photos()]
         logits = model(**processor(pictures, do_rescale=False, return_tensors="pt")).logits
@@ -112,15 +112,6 @@ def segformer(size: Mapping[str, Any] = SMALL_SEGFORMER) -> Builder:
         return model, processor
 
     return built(make)
-
-
-def _lively(model: Any) -> None:
-    """Larger weights than a fresh network has, so that pictures still differ at its end."""
-    import torch
-
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d):
-            torch.nn.init.kaiming_normal_(layer.weight)
 
 
 def _smooth(layer: Any) -> None:

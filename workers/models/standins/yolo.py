@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workers.models.standins import clip
-from workers.models.standins.common import SMALL, Builder, photos, repeatable, settle, spelled
+from workers.models.standins.common import SMALL, Builder, repeatable, settle, spelled
 from zoo.weights import inventory
 
 
@@ -63,6 +63,24 @@ def world(architecture: str) -> Builder:
     return build
 
 
+def _photos() -> list[Any]:
+    """The photographs inside the ultralytics package as (1, 3, h, w) in 0..1, scaled by its own code.
+
+    By its own, because a random network is sensitive to fine grain, and libraries smooth differently.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+    from ultralytics.data.augment import LetterBox
+    from ultralytics.utils import ASSETS
+
+    photos = []
+    for name in ("bus.jpg", "zidane.jpg"):
+        scaled = LetterBox((640, 640), auto=True, stride=32)(image=np.array(Image.open(ASSETS / name).convert("RGB")))
+        photos.append(torch.from_numpy(scaled).permute(2, 0, 1)[None].float() / 255)
+    return photos
+
+
 def _calibrate(model: Any) -> None:
     """Makes a random network answer a few boxes of ordinary scores instead of thousands of equal ones.
 
@@ -74,7 +92,7 @@ def _calibrate(model: Any) -> None:
     import torch
     from torch.nn.functional import pad
 
-    pictures = photos()
+    pictures = _photos()
     settle(model, torch.cat([pad(p, (0, 640 - p.shape[3], 0, 640 - p.shape[2]), value=114 / 255) for p in pictures]))
     head = model.model[-1]
     by_text = hasattr(head, "cv4") and hasattr(head.cv4[0], "logit_scale")
