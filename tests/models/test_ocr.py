@@ -63,6 +63,27 @@ def test_a_plate_is_read(reader, text, ground):
     assert line.scores.dtype == np.float32
 
 
+@pytest.mark.parametrize("height", [14, 16, 24])
+def test_small_plates_are_read_whole_tight_or_in_two_lines(reader, zidane, height):
+    """The library alone finds nothing in most of them, for it scales a crop of any size up to 736 pixels."""
+    one, upper, lower = plate("AB12 CDE", 96), plate("XY34", 96), plate("5678", 96)
+    around = zidane[100 : 100 + round(1.7 * len(one)), 40 : 40 + round(1.1 * one.shape[1])].copy()
+    around[round(0.35 * len(one)) :, 30:][: len(one), : one.shape[1]] = one
+    width = min(upper.shape[1], lower.shape[1])
+    two = np.concatenate([upper[:, :width], lower[:, :width]])
+    for picture, text, lines in ((one, "AB12CDE", 1), (around, "AB12CDE", 1), (two, "XY345678", 2)):
+        scale = height * lines / (len(picture) if lines == 2 else len(one))
+        size = round(picture.shape[1] * scale), round(picture.shape[0] * scale)
+        small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX)) * 0.85 + 20
+        small = (small + np.random.default_rng(height).normal(0, 4, small.shape)).clip(0, 255).astype(np.uint8)
+        (found,) = ask(reader, small)
+        assert found.text == text
+        assert found.score > 0.8
+        assert (found.boxes >= 0).all()
+        assert (found.boxes <= np.array(size) - 1).all()
+    assert ask(reader, small, mode="line")[0].text != text, "two lines are not one"
+
+
 def test_plates_in_a_photograph_are_read_in_order(reader, street):
     (found,) = ask(reader, street)
     assert found.text == "AB12CDEXY34ZABKLM5678"
