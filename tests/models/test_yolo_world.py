@@ -146,6 +146,15 @@ def test_without_vectors_only_the_classes_of_the_checkpoint_can_be_asked_for(alo
         load(alone, prompts=["a red bus"])
 
 
+def test_the_classes_of_the_checkpoint_can_be_asked_for_in_any_spelling(alone, bus):
+    model = load(alone)
+    (found,) = ask(model, bus, prompts=["Bus", "TRAFFIC_LIGHT", "car"], **LOW)
+    (own,) = ask(model, bus, prompts=["bus", "traffic light", "car"], **LOW)
+    np.testing.assert_array_equal(found.boxes, own.boxes)
+    assert len({*found.labels}) > 1
+    assert {*found.labels} <= {"Bus", "TRAFFIC_LIGHT", "car"}  # as it was asked
+
+
 def test_prompts_of_the_configuration(weights, bus):
     model = load(weights, prompts=PROMPTS, conf=0.01)
     assert set(ask(model, bus)[0].labels) <= set(PROMPTS)

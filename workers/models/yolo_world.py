@@ -32,6 +32,7 @@ from workers.models.base import AnyResult, Input, Spec, configured, images, unse
 from workers.models.shared import batches, folder, predictor
 from workers.models.shared.prompts import Kept, Prompts, TextEncoder
 from zoo.errors import InvalidInput, ModelUnavailable
+from zoo.labels import folded
 from zoo.results import Detections
 from zoo.weights import inventory
 
@@ -172,11 +173,13 @@ def _read_embeddings(spec: Spec, file: Path, width: int, device: Any) -> dict[st
 
 
 def _look_up(known: dict[str, Any], beside: Path, prompts: tuple[str, ...]) -> Any:
-    if missing := [prompt for prompt in prompts if prompt not in known]:
+    alike = {folded(name): name for name in reversed(known)}
+    names = [prompt if prompt in known else alike.get(folded(prompt), "") for prompt in prompts]
+    if missing := [prompt for prompt, name in zip(prompts, names, strict=True) if not name]:
         more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
         raise InvalidInput(
             f"options: prompts: no vector is known for {', '.join(map(repr, missing[:5]))} ({len(missing)} in all); "
             f"put {WHAT} into {beside / FOLDER}, or vectors into {beside / FILE}, as docs/models.md says; "
             f"known are {', '.join([*known][:SHOWN])}{more}"
         )
-    return torch.stack([known[prompt] for prompt in prompts])
+    return torch.stack([known[name] for name in names])

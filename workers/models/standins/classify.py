@@ -9,6 +9,7 @@ from typing import Any
 from workers.models.standins.common import SMALL, Builder, built, named
 
 AGES = ["0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70"]
+WEATHER = ["cloudy/overcast", "foggy/hazy", "rain/storm", "snow/frosty", "sun/clear"]
 SMALL_RESNET = {"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [2, 2, 2, 2], "layer_type": "basic"}
 
 
@@ -57,8 +58,5 @@ STANDINS: dict[str, tuple[str, Builder]] = {
     "vit-age-classifier": ("vit-age-classifier", classifier("vit", AGES)),
     "vit-gender-classifier": ("vit-gender-classifier", classifier("vit", ["female", "male"])),
     "violence-detection": ("violence-detection", classifier("vit", ["non-violent", "violent"])),
-    "weather-classification": (
-        "weather-classification",
-        classifier("siglip", ["cloudy/overcast", "foggy/hazy", "rain/storm", "snow/frosty", "sun/clear"]),
-    ),
+    "weather-classification": ("weather-classification", classifier("siglip", WEATHER)),
 }
