@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests import support
-from tests.support import Running, toy
+from tests.support import Running, toy, wait_until
 from zoo import AsyncClient, Client, ModelNotFound
 from zoo.cli import main
 
@@ -200,4 +200,16 @@ def test_labels_are_kept_over_a_restart_until_weights_or_options_change(zoo_dir:
     assert known(zoo, "pets") == (PETS, "model")  # of what runs, whatever lies there now
     zoo.unload("pets")
     assert known(zoo, "pets") == (None, None)
+    running.close()
+
+
+def test_a_model_that_is_made_of_its_copy_tells_them_too(zoo_dir: Path) -> None:
+    running = Running(zoo_dir, [toy("pets", options={"labels": PETS})], host_cache_mb=100).start()
+    zoo = running.client()
+    zoo.get_model("pets")
+    wait_until(lambda: zoo.get_status()["host_cache"]["models"])
+    zoo.unload("pets")
+    zoo.get_model("pets")
+    assert "pets: made of its copy" in running.log()
+    assert known(zoo, "pets") == (PETS, "model")
     running.close()
