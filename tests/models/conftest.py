@@ -1,4 +1,4 @@
-"""What the tests of models share: photographs, stand-ins, and a broker that has all models of the catalogue.
+"""What the tests of models share: photographs, stand-ins, and a broker that has all models.
 
 The photographs are real ones, HxWx3 RGB uint8 and read-only: those inside the ultralytics package.
 """
@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from tests import support
+from tests.models import graphs, served
 from tests.support import Running
 from zoo.weights import inventory
 
-CONFIG = (support.ROOT / "config.toml").read_text()
 ROOMY = {"vram_budget_gb": 2.75, "dispatch_timeout": 60, "host_cache_mb": 4000}
 
 
@@ -51,29 +51,33 @@ def weights_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def standin(weights_dir: Path) -> Callable[[str], Path]:
-    """`standin(name)` is the path of the catalogue's stand-in of that name, made once for all tests. Copy it to change
-    it.
-    """
+    """`standin(name)` is the path of the stand-in of that name, made once for all tests. Copy it to change it."""
     from workers.models import standins
 
     def make(name: str) -> Path:
         with open(weights_dir.with_name(f"standin-{name}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
-            target = weights_dir / standins.STANDINS[name][0]
-            return standins.make(name, weights_dir) if inventory.is_missing(target) else target
+            target = weights_dir / {**standins.STANDINS, **graphs.STANDINS}[name][0]
+            if not inventory.is_missing(target):
+                return target
+            if name not in graphs.STANDINS:
+                return standins.make(name, weights_dir)
+            return standins.place(lambda path, _: graphs.STANDINS[name][1](path, find), target, name)
 
-    return functools.cache(make)
+    find = functools.cache(make)
+    return find
 
 
 @pytest.fixture(scope="session")
 def whole_zoo(standin: Callable[[str], Path], weights_dir: Path) -> Iterator[Running]:
-    """A broker with all models of the shipped config.toml, on stand-ins, and room for a fifth of them at a time."""
+    """A broker with all models of the shipped config.toml, and of docs/models.md, on stand-ins, and room for a fifth of
+    them at a time.
+    """
     from workers.models.standins import STANDINS
 
     folder = Path(tempfile.mkdtemp(prefix="zoo-t-", dir="/tmp"))
-    models = CONFIG[CONFIG.index("[[models]]") :]
-    running = Running(folder, models, weights_dir=weights_dir, **ROOMY).start()
-    for name in STANDINS:  # while the nursery imports
+    running = Running(folder, served.TABLES, weights_dir=weights_dir, **ROOMY).start()
+    for name in (*STANDINS, *graphs.STANDINS):  # while the nursery imports
         standin(name)
     yield running
     try:

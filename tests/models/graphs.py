@@ -6,7 +6,7 @@ import contextlib
 import io
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,17 @@ def linear(path: Path) -> Path:
     inputs = {"left": (TensorProto.FLOAT, ("n", 3)), "right": (TensorProto.FLOAT, (3, 2))}
     outputs = {"total": (TensorProto.FLOAT, ("n", 2)), "same": (TensorProto.FLOAT, ("n", 3))}
     return save(path, nodes, inputs, outputs)
+
+
+# Those of docs/models.md: where, and what makes them, which may ask for another stand-in.
+STANDINS: dict[str, tuple[str, Callable[[Path, Callable[[str], Path]], Path]]] = {
+    "onnx-detector": (
+        "onnx-detector/model.onnx",
+        lambda path, standin: exported(standin("threat-detection-yolov8n"), path, dynamic=True),
+    ),
+    "onnx-classifier": ("onnx-classifier/model.onnx", lambda path, _: classifier(path)),
+    "onnx-tensors": ("onnx-tensors/model.onnx", lambda path, _: linear(path)),
+}
 
 
 def with_weights_in(path: Path, location: str, offset: str = "0", length: str = "16") -> Path:

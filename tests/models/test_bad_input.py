@@ -19,20 +19,28 @@ import pytest
 from PIL import Image
 
 from broker.scheduler.story.journal import KEEP
-from tests.support import ROOT, Running, wait_until
-from zoo import Client, load_config
+from tests.models.served import NAMES
+from tests.support import Running, wait_until
+from zoo import Client, results
 from zoo.errors import InvalidInput
 
 pytest.importorskip("workers.models.classify")
 
 pytestmark = pytest.mark.models
 
-NAMES = [model.name for model in load_config(ROOT / "config.toml").models]
 TWINS = {  # of another model here, but for their labels
     "yolo11-license-plate", "threat-detection-yolov8n", "violence-detection", "vit-gender-classifier"
 }  # fmt: skip
 FAMILIES = [name for name in NAMES if name not in TWINS]
-SOONER = {"yolo11-face", "pet-classifier", "clip-vit-l", "xclip-base", "paddleocr", "brisque-quality"}  # not slow
+SOONER = {
+    "yolo11-face",
+    "pet-classifier",
+    "clip-vit-l",
+    "xclip-base",
+    "paddleocr",
+    "brisque-quality",
+    "onnx-detector",
+}  # not slow
 LOOKS_AROUND = {"vitpose-small", "depth-anything-v2-small"}  # the frame around a box counts
 VIDEO = {"xclip-base"}
 LEAST_SIDE = {"brisque-quality"}  # 32 pixels
@@ -60,7 +68,7 @@ class Target:
         self.options: dict[str, Any] = {}
         if name == "paddleocr":
             self.options = {"mode": "line", "min_score": 0.0}
-        elif name.startswith(("yolo", "threat", "vehicle-damage")):
+        elif name.startswith(("yolo", "threat", "vehicle-damage", "onnx-detector")):
             self.options = {"conf": 0.001, "max_det": 3, "imgsz": 320}
         elif name == "coco-detector":
             self.options = {"conf": 0.05, "max_det": 3}
@@ -72,7 +80,8 @@ class Target:
         return row
 
     def ask(self, frame: Any, **how: Any) -> Any:
-        return self.client.infer(self.name, frame, **{**self.options, **how})
+        answer = self.client.infer(self.name, frame, **{**self.options, **how})
+        return [*map(results.typed, answer)] if isinstance(answer, list) else results.typed(answer)
 
     def refused(self, frame: Any, field: str, **how: Any) -> str:
         """The message of the InvalidInput that it must get, from the field on: before it a worker says the model."""
@@ -95,8 +104,11 @@ def same(one: Any, other: Any) -> None:
         for a, b in zip(one, other, strict=True):
             same(a, b)
         return
-    for field in one.__struct_fields__:
-        a, b = getattr(one, field), getattr(other, field)
+    if isinstance(one, results.PlainAnswer):
+        assert one.values.keys() == other.values.keys()
+    parts = one.values if isinstance(one, results.PlainAnswer) else {n: getattr(one, n) for n in one.__struct_fields__}
+    for field, a in parts.items():
+        b = other.values[field] if isinstance(one, results.PlainAnswer) else getattr(other, field)
         if isinstance(a, np.ndarray):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=field)
         else:

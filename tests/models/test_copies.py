@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.support import Running, wait_until
-from zoo import Client
+from zoo import Client, results
 
 pytest.importorskip("workers.models.classify")
 
@@ -23,7 +23,7 @@ KINDS = [
     "yolo11-face", "vehicle-damage-detection", "yolo-world-s", "fashion-clip", "vitpose-small", "segformer-b2-clothes",
     "xclip-base", "pet-classifier", "osnet-x0-25", "coco-detector",
 ]  # fmt: skip
-UNCOPYABLE = ["paddleocr", "brisque-quality"]
+UNCOPYABLE = ["paddleocr", "brisque-quality", "onnx-detector", "onnx-classifier"]
 FEW = {"yolo11-face", "fashion-clip", "brisque-quality"}
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
@@ -31,7 +31,7 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 def said(client: Client, name: str, frame: np.ndarray) -> tuple[str, list[float]]:
     """The answer as text with its numbers left out, and its numbers."""
     options = {"max_det": 2} if name == "vehicle-damage-detection" else {}
-    text = json.dumps(client.infer(name, frame, **options).to_dict())
+    text = json.dumps(results.typed(client.infer(name, frame, **options)).to_dict())
     return NUMBER.sub("#", text), [float(number) for number in NUMBER.findall(text)]
 
 

@@ -19,15 +19,14 @@ import torch  # noqa: E402
 import ultralytics.nn.tasks  # noqa: E402
 import ultralytics.utils.downloads  # noqa: E402
 
+from tests.models import graphs, served  # noqa: E402
 from tests.support import ROOT  # noqa: E402
 from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
-from zoo import load_config  # noqa: E402
 from zoo.errors import LoadFailed  # noqa: E402
 
 pytestmark = pytest.mark.models
 
-ALL = [model.name for model in load_config(ROOT / "config.toml").models]
 NAMES = [
     "yolov5s.pt", "yolov3.pt", "a'b #?.pt", " blanks .pt", "%2e%2e%2fyolo11n.pt", "rtsp:x.pt", "https:github.com.pt",
     os.fsdecode(b"caf\xe9.pt"), "yolo11n.pt", "weights.checkpoint",
@@ -38,16 +37,15 @@ NAMES = [
 def test_no_model_of_the_catalogue_reaches_for_the_network(
     standin: Callable[[str], Path], weights_dir: Path, tmp_path: Path
 ) -> None:
-    for name in standins.STANDINS:
+    for name in (*standins.STANDINS, *graphs.STANDINS):
         standin(name)
-    names = [name for name in ALL if name in standins.STANDINS or name in ("paddleocr", "brisque-quality")]
-    assert len(names) == len(ALL)
+    assert {*served.NAMES} - {*standins.STANDINS, *graphs.STANDINS} == {"paddleocr", "brisque-quality"}
     env = {
         "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "YOLO_CONFIG_DIR": str(tmp_path),
         "YOLO_OFFLINE": "false", "YOLO_AUTOINSTALL": "true",
     }  # fmt: skip
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("trapped.py")), str(weights_dir), *names],
+        [sys.executable, str(Path(__file__).with_name("trapped.py")), str(weights_dir), *served.NAMES],
         env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
+from tests.models.served import MODELS, NAMES
 from tests.support import ROOT
-from zoo import load_config
 
 pytest.importorskip("workers.models.classify")
 from workers.models import standins
@@ -38,8 +38,9 @@ print(*(set(sys.modules) - before))
 
 
 def test_a_load_imports_nothing_more(standin, tmp_path):
-    configured = load_config(ROOT / "config.toml").models
-    models = [(m.adapter, str(standin(m.name)) if m.name in standins.STANDINS else None, m.options) for m in configured]
+    configured = [model for model in MODELS if model.name in NAMES]
+    carried = ("paddleocr", "brisque-quality")
+    models = [(m.adapter, None if m.name in carried else str(standin(m.name)), m.options) for m in configured]
     (fashion,) = (m for m in configured if m.name == "fashion-clip")  # may come in two forms
     other = standins.place(standins.clip.open_clip, tmp_path / "marqo", fashion.name)
     models.append((fashion.adapter, str(other), fashion.options))

@@ -51,10 +51,10 @@ def main(weights_dir: Path, names: list[str]) -> None:
     set_traps()
     import numpy as np
 
+    from tests.models.served import MODELS
     from workers.models.base import Input, Spec
-    from zoo import load_config
 
-    models = {model.name: model for model in load_config(Path(__file__).parents[2] / "config.toml").models}
+    models = {model.name: model for model in MODELS}
     frame = np.arange(240 * 320 * 3, dtype=np.uint32).astype(np.uint8).reshape(240, 320, 3)
     for name in names:
         model = models[name]
