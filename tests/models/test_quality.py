@@ -8,6 +8,7 @@ from PIL import Image, ImageFilter
 
 quality = pytest.importorskip("workers.models.quality")
 from brisque import BRISQUE  # noqa: E402
+from skimage import data  # noqa: E402
 from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers.models.base import Input, Spec  # noqa: E402
@@ -52,9 +53,28 @@ def ask(model, *frames, **options):
 def test_scores_are_those_of_the_package(judge, bus, blurred, noisy):
     package = Untouched(url=False)
     odd = bus[3:300:1, 5:212:1]  # an odd height and an odd width
-    for frame in (bus, blurred, noisy, odd, np.asarray(Image.open(ASSETS / "zidane.jpg"))):
+    others = data.coffee()[:200, :301], data.chelsea()
+    for frame in (bus, blurred, noisy, odd, np.asarray(Image.open(ASSETS / "zidane.jpg")), *others):
         expected = min(100.0, max(0.0, package.score(frame)))
         assert ask(judge, frame)[0].score == pytest.approx(expected, abs=0.1)
+
+
+def test_the_picture_is_halved_by_the_kernel_that_the_regressor_was_trained_with(judge, bus, monkeypatch):
+    """Two pixels to the left and right of each, a = -0.75, as in OpenCV 2: no other kernel gives these scores."""
+    weights = np.array([-3, 19, 19, -3]) / 32  # at the middle between two pixels
+    halved = []
+
+    def half(picture, size, fx, fy, interpolation):
+        padded = np.pad(picture, 1, "edge")
+        rows = sum(w * padded[i : i + picture.shape[0] - 1 : 2] for i, w in enumerate(weights))
+        halved.append(sum(w * rows[:, i : i + picture.shape[1] - 1 : 2] for i, w in enumerate(weights)))
+        return halved[-1]
+
+    (expected,) = ask(judge, bus)
+    monkeypatch.setattr(quality.cv2, "resize", half)
+    (found,) = ask(judge, bus)
+    assert halved[0].shape == (bus.shape[0] // 2, bus.shape[1] // 2)
+    assert found.score == pytest.approx(expected.score, abs=0.01)
 
 
 def test_sharp_is_better_than_blurred_is_better_than_noisy(judge, bus, blurred, noisy):
