@@ -26,6 +26,7 @@ def test_by_default_no_request_waits_for_company() -> None:
 def test_the_first_waits_for_others_as_long_as_it_was_told_to() -> None:
     w = waiting(100.0)
     asked = [w.ask("a")]
+    assert w.s.next_wakeup() == pytest.approx(w.now + 0.1, abs=1e-6)
     w.wait(0.05)
     asked.append(w.ask("a"))
     w.wait(0.049)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.scheduler.events import Forgotten, Remembered
+from broker.scheduler.events import Forgotten, Measured, Remembered
 from broker.scheduler.state import Peak, State
 from tests.scheduler.world import World, model
 from zoo.config.schema import ModelConfig
@@ -35,6 +35,14 @@ def test_the_declaration_counts_until_a_request_has_run() -> None:
     assert charged(w, "a") == 300
     work(w, "a", 150.2)
     assert charged(w, "a") == 151
+
+
+def test_a_figure_of_a_process_that_is_not_said_to_have_worked_is_that_of_a_load() -> None:
+    w = world([model("a", 300)], 1000)
+    w.load("a")
+    w.emit(Measured(w.process("a").worker, 120.0))
+    assert charged(w, "a") == 300
+    assert [found["worked"] for found in w.s.footprints("a")] == [False]
 
 
 def test_what_a_load_takes_beyond_the_declaration_is_charged_at_once() -> None:
@@ -234,6 +242,8 @@ def test_a_request_that_takes_more_than_the_whole_budget_makes_no_model_too_larg
     assert w.state("b") is State.LOADED, "and no other goes for it"
     assert any("has grown to 1264 MB, more than the whole budget" in line for line in w.story("a"))
     w.settle()
+    told = {line.kind for line in w.s.decisions()}
+    assert not told & {"overdrawn", "fits again"}, "what goes suffices, so nothing is short"
     assert w.s.models["a"].need_mb("gpu0") == 250
     again = w.ask("a")
     w.settle()

@@ -207,6 +207,35 @@ def test_a_limit_learnt_from_one_process_stays_with_it_when_the_primary_ends(lea
     assert w.worker("hot").batch_limit.most == (2 if learnt_by == "hot#2" else 0)
 
 
+def test_larger_batches_are_told_once_when_they_are_tried_again_and_never_where_there_was_no_limit() -> None:
+    w = World([model("a")], 512, max_batch=4)
+    w.load("a")
+
+    def batch(size: int, *, halved: bool = False) -> int:
+        """So many requests gather behind one at work and one ahead; how many of them are then sent at once."""
+        for _ in range(size + 2):
+            w.ask("a")
+        w.done("a")
+        w.done("a")
+        sent = len(w.batches()[-1])
+        w.emit_done(w.process("a"), halved=halved)
+        w.settle()
+        return sent
+
+    def told() -> list[str]:
+        return [line.kind for line in w.s.decisions() if line.kind in ("smaller batches", "larger batches")]
+
+    assert batch(4) == 4
+    assert told() == []
+    batch(4, halved=True)
+    assert told() == ["smaller batches"]
+    while "larger batches" not in told():
+        assert batch(2) == 2
+        assert len(w.questions) < 500
+    assert told() == ["smaller batches", "larger batches"]
+    assert batch(4) == 4
+
+
 def test_an_input_that_killed_two_processes_is_refused_by_all_workers() -> None:
     w = grown()
     w.settle()

@@ -277,6 +277,21 @@ def test_a_changed_model_ends_all_of_its_workers() -> None:
     assert not w.processes
 
 
+def test_a_further_worker_of_a_changed_model_goes_although_a_lease_holds_the_primary_one() -> None:
+    w = World([model("a", 100, max_instances=2)], 512, 512)
+    w.load("a")
+    w.scale_out("a", 4)
+    w.ready("a#2")
+    lease = w.lease("a")
+    w.settle()
+    w.reconfigure([model("a", 100, max_instances=2, options={"x": 1})], restart={"a"})
+    w.settle()
+    assert [worker.state for worker in w.model("a").workers] == [State.LOADED]
+    w.release(w.granted(lease))
+    w.settle()
+    assert not w.processes
+
+
 def test_a_model_that_was_added_is_known_from_the_reload_on_and_not_charged_before_it_is_asked_for() -> None:
     w = World([model("a")], 512)
     w.reconfigure([model("a"), model("b", 100)])

@@ -386,3 +386,17 @@ def test_who_waits_for_company_leaves_twice_the_time_that_all_of_the_batch_takes
     assert w.s.next_wakeup() == pytest.approx(begun + 0.25)
     w.ask("a", timeout=0.1)
     assert w.s.next_wakeup() == pytest.approx(begun + 0.1 - 2 * 3 * w.worker("a").service_s)
+
+
+def test_room_that_a_critical_model_made_is_not_taken_by_one_that_could_not_have_made_it() -> None:
+    models = [model("going", 300), model("kept", 100, "CRITICAL"), model("large", 500), model("small", 100)]
+    w = World([*models, model("needed", 100, "CRITICAL")], 612)
+    w.load("going", "kept")
+    first = w.ask("large")
+    assert w.state("going") is State.EVICTING
+    waits = w.ask("small")
+    assert "kept 100 MB (CRITICAL, idle)" in w.story("small")[-1]
+    w.ask("needed")
+    assert w.starts()[2:] == ["needed"]
+    w.settle()
+    assert w.code(first) == w.code(waits) == "ok"
