@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/python -m zoo.demo
 
-# As many processes as cores, at most four; the tests of a file share one. In one process: `pytest -m "not slow"`.
+# One process more than cores, at most four; the tests of a file share one. In one process: `pytest -m "not slow"`.
 test: $(READY) lint
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow"
 

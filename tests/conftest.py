@@ -22,6 +22,12 @@ if os.environ.get("CI"):
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: for almost half of its time a test of processes waits for them."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With `--dist loadfile` the files that use `whole_zoo` share a process: one broker, libraries read once."""
     if config.getoption("dist") != "loadfile":
