@@ -21,8 +21,10 @@ from ultralytics import YOLO  # noqa: E402
 from ultralytics.utils.nms import non_max_suppression  # noqa: E402
 
 from tests.models import graphs  # noqa: E402
+from tests.support import ROOT  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
 from workers.models.graphs import heads, session  # noqa: E402
+from zoo.demo import scenes, wheels  # noqa: E402
 from zoo.errors import InferenceFailed, InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
 from zoo.results import Detections  # noqa: E402
 
@@ -33,6 +35,11 @@ HOW: dict[str, dict[str, Any]] = {
     "dynamic": {"imgsz": 320, "dynamic": True},
     "nms inside": {"imgsz": 320, "nms": True},
 }
+NUDENET = wheels.Carried(  # the licence file in the wheel is the AGPL's, its metadata say MIT: for this test alone
+    "nudenet", "3.4.2", "5937dbd84e5d8e5de038f08ffea5a1bb50a08475776bf2b4795914ce0eaf0331",
+    "nudenet/320n.onnx", "c15d8273adad2d0a92f014cc69ab2d6c311a06777a55545f2c4eb46f51911f0f", "AGPL-3.0",
+)  # fmt: skip
+PICTURES = ("bus.jpg", "zidane.jpg", "astronaut.png", "chelsea.png", "coffee.png")
 BLANK = np.zeros((64, 96, 3), np.uint8)
 
 
@@ -130,6 +137,33 @@ def test_classes_by_label_in_any_spelling_or_by_number(exported: Callable[[str],
     with pytest.raises(InvalidInput, match=f"'car' is none of {', '.join(model.labels)}"):
         ask(model, bus, classes=["car"])
     assert "'car' is none of" in fails(exported("fixed"), classes=["car"])
+
+
+@pytest.fixture(scope="module")
+def real() -> Path:
+    """A detector of body parts that a package carries: YOLOv8n as ultralytics 8.2 exported it."""
+    pytest.importorskip("pip", reason="no pip here, which fetches the wheel")
+    try:
+        return wheels.fetch(NUDENET, ROOT / ".demo" / "wheels")
+    except ModelUnavailable as e:
+        if not e.retryable:
+            raise
+        pytest.skip(str(e))
+
+
+@pytest.mark.slow
+def test_real_weights_see_faces_and_answer_as_the_library_does(real: Path) -> None:
+    model, library = load(real), YOLO(real, task="detect")
+    faces = {}
+    for name in PICTURES:
+        frame = scenes.photograph(name)
+        for options in ({"conf": 0.25}, {"conf": 0.01, "iou": 0.5, "imgsz": 320}, {"conf": 0.05, "classes": [1, 12]}):
+            (found,) = ask(model, frame, **options)
+            (expected,) = library.predict(np.ascontiguousarray(frame[..., ::-1]), verbose=False, **options)
+            same(found, expected.boxes.data.numpy())
+            assert found.labels == [expected.names[i] for i in found.class_ids]
+        faces[name] = len(ask(model, frame, classes=["face male", "Face-Female"])[0].boxes)
+    assert faces == {"bus.jpg": 2, "zidane.jpg": 1, "astronaut.png": 1, "chelsea.png": 0, "coffee.png": 0}
 
 
 # ---------------------------------------------------------------- layouts

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests import support
-from tests.models.conftest import CONFIG
+from tests.models.served import CONFIG
 from tests.support import Running
 from zoo import Client
 from zoo.demo import real, scenes, wheels

@@ -49,7 +49,8 @@ class Port(NamedTuple):
         return np.dtype(TYPES[self.kind]) if self.kind in TYPES else None
 
     def __str__(self) -> str:
-        return f"{self.name} {TYPES.get(self.kind, self.kind)} ({', '.join(str(n or '?') for n in self.shape)})"
+        sides = (str(n) if isinstance(n, int) or (n and n.isidentifier()) else "?" for n in self.shape)
+        return f"{self.name} {TYPES.get(self.kind, self.kind)} ({', '.join(sides)})"
 
 
 class Graph:
