@@ -44,6 +44,7 @@ mutants: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.camera
 	$(BIN)/python -m benchmarks.swap
 	$(BIN)/python -m benchmarks.warm
 	$(BIN)/python -m benchmarks.models

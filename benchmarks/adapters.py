@@ -21,6 +21,26 @@ class Peek:
         return [{"value": int(item.array[540, 960, 0])} for item in inputs]
 
 
+class Blind:
+    """Looks at nothing, so that nothing is converted for it either."""
+
+    def load(self, spec: Spec, device: str) -> None:
+        pass
+
+    def predict(self, inputs: list[Input]) -> list[AnyResult]:
+        return [{"value": 0} for _ in inputs]
+
+
+class Corner:
+    """Looks at one pixel of whatever it gets, a frame or a crop."""
+
+    def load(self, spec: Spec, device: str) -> None:
+        pass
+
+    def predict(self, inputs: list[Input]) -> list[AnyResult]:
+        return [{"value": int(item.array[0, 0, 0])} for item in inputs]
+
+
 class SlowToLoad:
     """Its load takes option `seconds`."""
 

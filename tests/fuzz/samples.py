@@ -62,6 +62,10 @@ REQUESTS = [
         (payload.FrameRef(-1, 0, (4, 4, 3), "|u1", "bgr"),), ((0.0, 0.0, 2.0, 2.0), (1.0, 1.0, 4.0, 4.0))
     ),
     payload.InferBody((payload.FrameRef(1, 64, (2, 2), "<f4"), payload.FrameRef(-1, 1, (48,), "|u1", "encoded"))),
+    payload.InferBody((payload.FrameRef(-1, 1, (6, 8), "|u1", "nv12", (7, 3)),), ((1.0, 0.0, 6.5, 3.0),)),
+    payload.InferBody((payload.FrameRef(1, 32, (47,), "|u1", "i420", (5, 5), 5),)),
+    payload.InferBody((payload.FrameRef(1, 8, (60,), "<u2", "gray16", (4, 5), 24, (10.0, 4095.0)),), ((0, 0, 2, 2),)),
+    payload.InferBody((payload.FrameRef(1, 8, (2, 4, 3), ">u2", "bgr16", None, None, (0.0, 99.0)),)),
 ]
 RESULTS = [
     payload.ResultBody([{"a": 1, "map": np.ones((3, 4), np.float32)}]),

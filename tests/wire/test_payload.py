@@ -71,7 +71,15 @@ bodies = st.builds(
     InferBody,
     st.lists(
         st.builds(
-            FrameRef, st.integers(-1, 9), wire_ints, st.lists(wire_ints, max_size=4).map(tuple), st.text(), st.text()
+            FrameRef,
+            st.integers(-1, 9),
+            wire_ints,
+            st.lists(wire_ints, max_size=4).map(tuple),
+            st.text(),
+            st.text(),
+            st.none() | st.tuples(wire_ints, wire_ints),
+            st.none() | wire_ints,
+            st.none() | st.tuples(*[st.floats(allow_nan=False)] * 2),
         ),
         max_size=3,
     ).map(tuple),

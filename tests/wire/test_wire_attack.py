@@ -10,6 +10,7 @@ import array
 import contextlib
 import fcntl
 import functools
+import math
 import os
 import random
 import resource
@@ -582,6 +583,20 @@ def test_frames_that_lie_about_where_they_are(target: Target) -> None:
         assert ask(FrameRef(own.id, offset, shape, dtype)).split(":")[0] in ("frame", "shape", "dtype")
     for color in ("", "cmyk", "RGB", "x" * 10_000):
         assert ask(FrameRef(own.id, 0, (4, 4, 3), "|u1", color)).startswith("color")
+    for color, shape, dtype, *more in (
+        ("nv12", (6, 4), "|u1", (5, 4)), ("nv12", (6, 4), "|u1", (4, 5)), ("nv12", (6, 4), "|u1", (0, 0)),
+        ("nv12", (6, 4), "|u1", (-big, -big)), ("nv12", (6, 4), "|u1", (big, big)), ("nv12", (24,), "|u1", None),
+        ("nv12", (6, 4), "|u1", None, 4), ("nv12", (6, 4), "|u1", (4, 4), big), ("nv12", (6, 4), "|u1", (4, 4), -4),
+        ("i420", (24,), "|u1", (4, 4), 1), ("i420", (24,), "|u1", (4, 4), 0), ("i420", (24,), "|u1", (big, big), big),
+        ("nv12", (size // 4, 6), "|u1", (5, 3), 5), ("gray", (4, 4), "|u1", (4, big)), ("gray", (4, 4, 3), "|u1"),
+        ("gray", (4, 4), "<u2"), ("gray16", (4, 4), "<u2"), ("gray16", (4, 4), "|u1", None, None, (0.0, 9.0)),
+        ("gray16", (4, 4), "<u2", None, None, (9.0, 9.0)), ("gray16", (4, 4), "<u2", None, None, (0.0, math.inf)),
+        ("gray16", (4, 4), "<u2", None, None, (math.nan, 9.0)), ("rgb16", (4, 4, 3), "<u2", (4, 4), None, (0.0, 9.0)),
+        ("rgb", (4, 4, 3), "|u1", (4, 4)), ("rgb", (4, 4, 3), "|u1", None, 12), ("rgb", (4, 4, 3), "<u2", None, None,
+        (0.0, 9.0)), ("encoded", (24,), "|u1", (4, 4)), ("gray", (1, 16385), "|u1"), ("gray", (4, 0), "|u1"),
+    ):  # fmt: skip
+        refused = ask(FrameRef(own.id, 0, shape, dtype, color, *more)).split(":")[0]
+        assert refused in ("frame", "color", "size", "stride", "scale"), (color, shape, more, refused)
     for number in (-1, 1, 64, big):
         assert "buffers" in ask(FrameRef(-1, number, (1,), "|u1"))
     assert "none" in ask()
