@@ -9,19 +9,50 @@ round(255 (v - lo) / (hi - lo)), cut off at 0 and 255.
 
 Nothing is converted before an adapter looks at it: some look at crops only, and some at the frame around them. What was
 converted is kept until the request is answered, and no longer: the next one has new pixels in the same place.
+
+Whole frames are written into memory that was written before: beside a network, whose own memory makes the allocator
+give pages back to the system after each request, a conversion of 1080p took 2 ms more in new ones, and 0.7 ms in these.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
+import sys
 from typing import Any
 
 import numpy as np
 
 from zoo.errors import InvalidInput
-from zoo.wire.formats import PixelFormat, Planes, planes_of
+from zoo.wire.formats import PLANAR, PixelFormat, Planes, planes_of
 
 Bounds = tuple[int, int, int, int]
+ALONE = 2  # references that `sys.getrefcount` counts of what only a list holds
+
+
+class Buffers:
+    """Memory for converted frames, given again when nothing refers to it any more, not even an adapter's own list."""
+
+    MOST_BYTES = 32 << 20  # that is kept: one 4K frame, or five of 1080p
+
+    def __init__(self) -> None:
+        self._kept: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        size = math.prod(shape)
+        free = [i for i in range(len(self._kept)) if sys.getrefcount(self._kept[i]) == ALONE]
+        fitting = next((i for i in free if self._kept[i].size == size), None)
+        if fitting is None:
+            for i in reversed(free):
+                del self._kept[i]  # of another size: a camera that is no more
+            made = np.empty(size, np.uint8)
+            if sum(kept.nbytes for kept in self._kept) + size <= self.MOST_BYTES:
+                self._kept.append(made)
+            return made.reshape(shape)
+        return self._kept[fitting].reshape(shape)
+
+
+BUFFERS = Buffers()  # of this process, which converts one frame at a time
 
 
 class CameraFrame:
@@ -41,30 +72,37 @@ class CameraFrame:
     def convert(self, bounds: Bounds | None = None) -> np.ndarray:
         """The pixels inside of (x1, y1, x2, y2), or all of them, read-only."""
         x1, y1, x2, y2 = bounds or (0, 0, self.shape[1], self.shape[0])
-        if self._how.scale is not None:
-            found = self._from_wide(self._parts[0][y1:y2, x1:x2])
-        elif self._how.color == "gray":
-            found = self._cv2.cvtColor(self._parts[0][y1:y2, x1:x2], self._cv2.COLOR_GRAY2RGB)
+        yuv = self._how.color in PLANAR
+        left, top, right, bottom = (x1 - x1 % 2, y1 - y1 % 2, x2 + x2 % 2, y2 + y2 % 2) if yuv else (x1, y1, x2, y2)
+        out = BUFFERS.take((bottom - top, right - left, 3)) if bounds is None else None
+        if yuv:
+            found = self._from_yuv(left, top, right, bottom, out)[y1 - top : y2 - top, x1 - left : x2 - left]
+        elif self._how.scale is not None:
+            found = self._from_wide(self._parts[0][y1:y2, x1:x2], out)
         else:
-            found = self._from_yuv(x1, y1, x2, y2)
+            found = self._cv2.cvtColor(self._parts[0][y1:y2, x1:x2], self._cv2.COLOR_GRAY2RGB, dst=out)
         found.flags.writeable = False
         return found
 
-    def _from_yuv(self, x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
-        left, top, right, bottom = x1 - x1 % 2, y1 - y1 % 2, x2 + x2 % 2, y2 + y2 % 2
+    def _from_yuv(self, left: int, top: int, right: int, bottom: int, out: np.ndarray | None) -> np.ndarray:
         luma, *chroma = self._parts
         halves = [plane[top // 2 : bottom // 2, left // 2 : right // 2] for plane in chroma]
         both = halves[0] if len(halves) == 1 else self._cv2.merge(halves)
-        found: np.ndarray = self._cv2.cvtColorTwoPlane(luma[top:bottom, left:right], both, self._cv2.COLOR_YUV2RGB_NV12)
-        return found[y1 - top : y2 - top, x1 - left : x2 - left]
+        found: np.ndarray = self._cv2.cvtColorTwoPlane(
+            luma[top:bottom, left:right], both, self._cv2.COLOR_YUV2RGB_NV12, dst=out
+        )
+        return found
 
-    def _from_wide(self, part: np.ndarray) -> np.ndarray:
+    def _from_wide(self, part: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         lo, hi = self._how.scale or (0.0, 1.0)
         by = 255 / (hi - lo)
         part = part.astype(np.uint16, copy=False)  # of the other byte order
-        found: np.ndarray = self._cv2.addWeighted(part, by, part, 0.0, -lo * by, dtype=self._cv2.CV_8U)
-        if self._how.color == "gray16":
-            found = self._cv2.cvtColor(found, self._cv2.COLOR_GRAY2RGB)
+        grey = self._how.color == "gray16"
+        found: np.ndarray = self._cv2.addWeighted(
+            part, by, part, 0.0, -lo * by, dst=None if grey else out, dtype=self._cv2.CV_8U
+        )
+        if grey:
+            found = self._cv2.cvtColor(found, self._cv2.COLOR_GRAY2RGB, dst=out)
         return found[..., ::-1] if self._how.color == "bgr16" else found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import cv2
@@ -10,11 +12,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from workers import inputs
+from workers import camera, inputs
 from zoo.errors import InvalidInput
 from zoo.wire import formats, payload
 
 CODES = {"nv12": cv2.COLOR_YUV2RGB_NV12, "i420": cv2.COLOR_YUV2RGB_I420}
+NV12, PLANES = formats.PixelFormat("nv12"), formats.Planes(32, 24, 32, 24)
 sides = st.integers(1, 70)
 
 
@@ -160,6 +163,35 @@ def test_only_what_is_looked_at_is_converted() -> None:
     assert np.shares_memory(many.items[0].array, many.items[1].array)
     assert many.items[0].whole is many.items[1].whole
     assert np.shares_memory(many.items[0].whole, many.items[0].array)
+
+
+def test_memory_is_used_again_when_nothing_refers_to_it() -> None:
+    """Of an adapter that keeps a frame, or a part of it, it stays as it was."""
+    first, second = noise(36, 32), noise(36, 32, seed=1)
+    kept = read(first, color="nv12").items[0].array[:2, :2]
+    before = kept.copy()
+    at = read(second, color="nv12").items[0].array.ctypes.data  # its input is gone
+    (item,) = read(first, color="i420").items
+    assert item.array.ctypes.data == at
+    assert not np.shares_memory(item.array, kept)
+    np.testing.assert_array_equal(kept, before)
+    film = [camera.Picture(camera.CameraFrame(one, NV12, PLANES)) for one in (first, second)]
+    one, other = (picture.whole() for picture in film)
+    assert not np.shares_memory(one, other)
+    near(one, cv2.cvtColor(first, cv2.COLOR_YUV2RGB_NV12))
+
+
+def test_little_memory_is_kept() -> None:
+    """Of eight full HD frames, and none of them once frames have another size."""
+    buffers = camera.Buffers()
+    held = [buffers.take((1080, 1920, 3)) for _ in range(8)]
+    assert len({array.ctypes.data for array in held}) == 8
+    memory = [weakref.ref(array.base) for array in held]
+    held.clear()
+    gc.collect()
+    assert 0 < sum(1080 * 1920 * 3 for one in memory if one() is not None) <= camera.Buffers.MOST_BYTES
+    assert buffers.take((2, 2, 3)).shape == (2, 2, 3)
+    assert all(one() is None for one in memory)
 
 
 def test_the_same_request_is_converted_anew_each_time() -> None:
