@@ -109,6 +109,21 @@ def test_boxes_give_one_answer_each(zoo: Client) -> None:
     assert zoo.infer("toy", frame, boxes=[]) == []
 
 
+@pytest.mark.parametrize(
+    ("boxes", "got"),
+    [
+        ((1, 2, 3, 4), r"got shape \(4,\); of a single box too, a list"),
+        ([(1, 2, 3, 4), (1, 2, 3)], r"got \[\(1, 2, 3, 4\), \(1, 2, 3\)\]"),
+        ([{"x1": 1}], r"got \[{'x1': 1}\]"),
+        ([None], "got shape"),
+        ([(0, 0, 10**400, 5)], "got "),
+    ],
+)
+def test_boxes_of_another_form_are_shown(zoo: Client, boxes: object, got: str) -> None:
+    with pytest.raises(InvalidInput, match=rf"^boxes: expected a list of \(x1, y1, x2, y2\), \(n, 4\) numbers, {got}"):
+        zoo.infer("toy", FRAME, boxes=boxes)  # type: ignore[arg-type]
+
+
 def test_boxes_in_shares_of_the_frame_are_refused_with_the_remedy(zoo: Client) -> None:
     shares, frame = [(0.1, 0.2, 0.5, 0.6)], np.zeros((48, 64, 3), np.uint8)
     file = io.BytesIO()

@@ -14,9 +14,10 @@ from it: the zoo knows it (`workers/memory.py`), halves the batch, has memory fr
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 import msgspec
 import numpy as np
@@ -152,12 +153,25 @@ def read_options(
     try:
         options = msgspec.convert(values, kind)
     except msgspec.ValidationError as e:
-        raise InvalidInput(f"options: {e}; this model takes {', '.join(kind.__struct_fields__)}") from None
+        takes = ", ".join(name for name in kind.__struct_fields__ if name not in fixed)
+        raise InvalidInput(f"options: {_wrong(e, kind)}" + (f"; this model takes {takes}" if takes else "")) from None
     if "max_batch" in asked:
         asked_for, most = (msgspec.structs.asdict(o)["max_batch"] for o in (options, msgspec.convert(configured, kind)))
         if asked_for > most:
             raise InvalidInput(f"options: max_batch: {asked_for} is more than the {most} that config.toml allows")
     return options
+
+
+def _wrong(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> str:
+    """What is wrong with which option, the option first; of one that names a choice, what there is to choose from."""
+    said, _, place = str(error).partition(" - at `$.")
+    if not place:
+        unknown = re.fullmatch(r"Object contains unknown field `(.*)`", said, re.DOTALL)
+        return f"{unknown[1]:.100} is no option of this model" if unknown else said
+    option = place.removesuffix("`")
+    choices = get_args(get_type_hints(kind).get(option)) if said.startswith("Invalid enum value") else ()
+    said = said[0].lower() + said[1:].replace("`", "")
+    return f"{option}: {said}" + (f"; it is one of {', '.join(map(str, choices))}" if choices else "")
 
 
 def load_options(spec: Spec, kind: type[OptionsT]) -> OptionsT:
@@ -241,6 +255,15 @@ def chunks(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
         yield items[start : start + size]
 
 
+_HINTS: dict[tuple[str, tuple[int, ...] | None], str] = {  # by type and what comes after height and width
+    ("uint8", ()): '; HxW frames go with color="gray"',
+    ("uint8", (4,)): "; of four channels, send frame[..., :3]",
+    ("uint16", None): "; 16-bit frames go with scale=(lo, hi)",
+    ("float32", None): "; of 0 to 1, send (frame * 255).astype(numpy.uint8)",
+    ("float64", None): "; of 0 to 1, send (frame * 255).astype(numpy.uint8)",
+}
+
+
 def require_image(item: Input) -> np.ndarray:
     """`item.array` if it is an HxWx3 uint8 image, and all that was sent.
 
@@ -251,8 +274,8 @@ def require_image(item: Input) -> np.ndarray:
         raise InvalidInput(f"frame: this model takes one image, got a video of {len(item.frames)} frames")
     array = item.array
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        hint = "; 16-bit frames go with scale=(lo, hi)" if array.dtype == np.uint16 else ""
-        hint = '; HxW frames go with color="gray"' if array.ndim == 2 and array.dtype == np.uint8 else hint
+        name, channels = array.dtype.name, array.shape[2:] if array.ndim > 1 else None
+        hint = _HINTS.get((name, channels), _HINTS.get((name, None), ""))
         raise InvalidInput(
             f"frame: this model takes HxWx3 uint8 images, got shape {array.shape} of {array.dtype}{hint}"
         )

@@ -311,12 +311,14 @@ def check_boxes(boxes: Boxes | None) -> Corners | None:
     """(n, 4) numbers as tuples. Whether they are finite and in the frame, the worker says."""
     if boxes is None:
         return None
+    expected = "boxes: expected a list of (x1, y1, x2, y2), (n, 4) numbers"
     try:
         array = np.asarray(boxes, dtype=np.float64)
-    except arrays.ODD as e:
-        raise InvalidInput(f"boxes: {e!s:.200}") from None
+    except arrays.ODD:
+        raise InvalidInput(f"{expected}, got {arrays.shown(boxes)}") from None
     if array.size == 0:
         return ()
     if array.ndim != 2 or array.shape[1] != 4:
-        raise InvalidInput(f"boxes: expected (n, 4) numbers (x1, y1, x2, y2), got shape {array.shape}")
+        hint = "; of a single box too, a list" if array.shape == (4,) else ""
+        raise InvalidInput(f"{expected}, got shape {array.shape}{hint}")
     return tuple(tuple(row) for row in array.tolist())

@@ -64,14 +64,23 @@ class ResultBody(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 # ---------------------------------------------------------------- requests
 
+
+def _scalar(value: Any) -> Any:
+    """A number of numpy's, as a threshold may be that was computed."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no JSON-like value")
+
+
 _encode_plain = msgspec.msgpack.Encoder().encode
+_encode_request = msgspec.msgpack.Encoder(enc_hook=_scalar).encode
 _request = msgspec.msgpack.Decoder(InferBody)
 
 
 def pack_request(body: InferBody) -> bytes:
     """Raises InvalidInput when an option is not a JSON-like value."""
     try:
-        return _encode_plain(body)
+        return _encode_request(body)
     except ODD as e:  # ValueError: a lone surrogate too
         raise InvalidInput(f"options: {e!s:.200}; options are JSON-like values (lists, numbers, strings)") from None
 
