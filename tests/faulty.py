@@ -27,6 +27,7 @@ from broker.front.clients import Clients
 from broker.front.front import Front
 from broker.front.handoff import Handoff, LifelineEnd
 from broker.front.intake import Intake
+from broker.labels import Labels
 from broker.loop import Loop
 from broker.memory.footprints import Learnt
 from broker.scheduler import events as vocabulary
@@ -35,6 +36,7 @@ from broker.scheduler.parts.dispatch import Dispatcher
 from broker.scheduler.parts.ending import WindingDown
 from broker.scheduler.parts.reload import Reconfiguration
 from broker.scheduler.parts.scaling import Scaling
+from broker.scheduler.parts.wakeups import Wakeups
 from broker.scheduler.scheduler import Scheduler
 from broker.service import Service
 from zoo import broker
@@ -44,7 +46,7 @@ FAULT = "fault"
 CONTRADICTION = "contradiction"  # instead of a function's name: the scheduler miscounts what runs
 FOR_EVER = " for ever"
 PARTS = (
-    Service, Core, Loop, Learnt, Front, Handoff, LifelineEnd, Clients, Intake,
+    Service, Core, Loop, Learnt, Labels, Front, Handoff, LifelineEnd, Clients, Intake,
     Fleet, Channels, WorkerReports, Copying, Roster, WorkerProcess,
 )  # fmt: skip
 KEEPS_ITSELF_ALIVE = {  # what the guard is made of, and what is over before it begins or after it ends
@@ -71,7 +73,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     "lifeline.send": (lifeline, "send"),
     "wire.send": (multipart, "send"),
     "wire.take": (multipart, "take"),
-    "next_wakeup": (Scheduler, "next_wakeup"),
+    "next_wakeup": (Wakeups, "next"),
 }
 
 _remove, _access, _read, _open, _shut = os.unlink, os.access, os.read, os.open, os.close
