@@ -89,6 +89,7 @@ class Running:
         self._module = broker_keys.pop("module", "zoo.broker")
         self._root: Path = broker_keys.pop("root", ROOT)  # whose code it runs
         self._arguments: list[str] = broker_keys.pop("arguments", [])
+        self._python: str = broker_keys.pop("python", sys.executable)
         self.before: list[str] = broker_keys.pop("before", [])  # of the command: see `as_user`
         self._environment: dict[str, str] = broker_keys.pop("environment", {})
         keys = {
@@ -121,7 +122,7 @@ class Running:
             self.process = subprocess.Popen(
                 [
                     *self.before,
-                    sys.executable,
+                    self._python,
                     "-m",
                     self._module,
                     "--config",

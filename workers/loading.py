@@ -131,6 +131,8 @@ def _import_adapter(adapter: str) -> Any:
         raise
     except Exception as e:  # a library that is not there, a mistake in the adapter: no retry mends it
         why = str(e) if isinstance(e, ImportError) else cause(e)
+        if isinstance(e, ModuleNotFoundError) and adapter.startswith(adapters.OURS):
+            why = f"{why}; {adapters.remedy(adapter)}"
         raise LoadFailed(f"adapter {adapter!r} cannot be imported: {why}", retryable=False) from e
     if not hasattr(found, name):
         raise LoadFailed(f"adapter {adapter!r}: the module {module!r} has no {name!r}", retryable=False)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from zoo.config import adapters
 from zoo.config.schema import ZooConfig
 from zoo.system.program import ROOT
 
@@ -36,14 +37,16 @@ def unimportable(config: ZooConfig) -> dict[str, str]:
             adapter, why = json.loads(line)
             left.remove(adapter)
             if why is not None:
-                wrong[adapter] = "; ".join(why.splitlines()) + _hint(adapter)
+                wrong[adapter] = "; ".join(why.splitlines()) + _hint(adapter, why)
         if left:
             wrong[left.pop(0)] = ended
     return wrong
 
 
-def _hint(adapter: str) -> str:
+def _hint(adapter: str, why: str) -> str:
     first = adapter.partition(":")[0].split(".")[0]
-    if first not in OURS or adapter.startswith("workers.models."):
+    if adapter.startswith(adapters.OURS):
+        return f"; {adapters.remedy(adapter)}" if why.startswith("ModuleNotFoundError") else ""
+    if first not in OURS:
         return ""
     return f" ({first} is a package of the zoo's own: give your module another name)"

@@ -10,8 +10,23 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
 
 OURS = "workers.models."  # these change with a release, and then the broker is another one as well
+
+# What each of these imports, of what an installation may be without, and the extra of pyproject.toml that brings it.
+LIBRARIES: dict[str, tuple[tuple[str, ...], str]] = {
+    "workers.models.yolo": (("torch", "ultralytics"), "yolo"),
+    "workers.models.yolo_world": (("torch", "transformers", "ultralytics"), "workers"),
+    "workers.models.clip": (("torch", "transformers", "open_clip"), "models"),
+    "workers.models.ocr": (("rapidocr", "onnxruntime"), "models"),
+    "workers.models.onnx": (("onnxruntime",), "models"),
+    "workers.models.quality": (("brisque",), "models"),
+    "workers.models.osnet": (("torch",), "models"),
+    "workers.models.vehicle": (("torch",), "models"),
+}
+OTHERS = (("torch", "transformers"), "models")
+_seen: set[str] = set()  # libraries that were found, and so are looked for no more
 
 Find = Callable[[str, Sequence[str] | None], ModuleSpec | None]  # a module's name and where to look → what is known
 
@@ -47,6 +62,28 @@ def missing(adapter: str, base: str) -> str | None:
         return next((name for name, spec in _path_to(adapter, find) if spec is None), None)
     except (ImportError, ValueError, OSError):
         return None
+
+
+def lacks_library(adapter: str) -> str | None:
+    """What one of the zoo's own adapters imports and is not installed, and what to type; None when nothing is known."""
+    if not adapter.startswith(OURS):
+        return None
+    libraries, _ = LIBRARIES.get(adapter.partition(":")[0], OTHERS)
+    try:
+        for name in libraries:
+            if name not in _seen:
+                if find_spec(name) is None:
+                    return f"there is no module {name}; {remedy(adapter)}"
+                _seen.add(name)
+    except (ImportError, ValueError, OSError):
+        pass
+    return None
+
+
+def remedy(adapter: str) -> str:
+    """What to type where one of the zoo's own adapters cannot be imported for want of a library."""
+    _, extra = LIBRARIES.get(adapter.partition(":")[0], OTHERS)
+    return f"what it needs comes with: pip install 'model-zoo[{extra}]'"
 
 
 def _path_to(adapter: str, find: Find) -> Iterator[tuple[str, ModuleSpec | None]]:

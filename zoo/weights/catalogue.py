@@ -81,6 +81,8 @@ def _trouble(config: ZooConfig, model: ModelConfig) -> str | None:
     found = problem(config, model)
     if found is None and (lacks := adapters.missing(model.adapter, str(config.base))) is not None:
         return f"the adapter {model.adapter} cannot be imported: there is no module {lacks}"
+    if found is None and (lacks := adapters.lacks_library(model.adapter)) is not None:
+        return f"the adapter {model.adapter} cannot be imported: {lacks}"
     if found or path is None or model.trust_pickle or not model.adapter.startswith(adapters.OURS):
         return found
     try:
