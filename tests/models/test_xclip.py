@@ -174,7 +174,7 @@ def test_top_k(models, film):
     ("options", "field"),
     [
         ({"prompts": []}, "prompts"),
-        ({"prompts": ["a"] * 10_000}, r"length <= 256.*\$\.prompts"),
+        ({"prompts": ["a"] * 10_000}, r"prompts.*length <= 256"),
         ({"prompts": [1]}, "prompts"),
         ({"prompts": ["a" * 76]}, r"prompts\[0\].*77 tokens"),
         ({"template": "{}{}"}, "template"),

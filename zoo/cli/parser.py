@@ -147,7 +147,8 @@ INFERRED = (
     _argument("image", metavar="IMAGE", help="a JPEG or PNG file; - reads standard input"),
     _drawn("the image with the answer"),
     _argument("--box", action="append", type=_box, metavar="X1,Y1,X2,Y2",
-              help="only this part, in pixels; may be repeated, one answer each"),
+              help="only this part, in pixels (--box=-5,0,9,9 if it begins with a minus); may be repeated, "
+                   "one answer each"),
     _options("--option"),
 )  # fmt: skip
 ENRICHED = (
