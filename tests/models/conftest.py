@@ -1,6 +1,7 @@
 """What the tests of models share: photographs, stand-ins, and a broker that has all models.
 
-The photographs are real ones, HxWx3 RGB uint8 and read-only: those inside the ultralytics package.
+The photographs are real ones, HxWx3 RGB uint8 and read-only: those inside the ultralytics package, which is not
+imported for them.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests import support
 from tests.models import graphs, served
 from tests.support import Running
+from zoo.demo import scenes
 from zoo.weights import inventory
 
 ROOMY = {"vram_budget_gb": 2.75, "dispatch_timeout": 60, "host_cache_mb": 4000}
 
 
 def photograph(name: str) -> np.ndarray:
-    from ultralytics.utils import ASSETS
-
-    return np.asarray(Image.open(ASSETS / name).convert("RGB"))
+    found = scenes.photograph(name)
+    found.flags.writeable = False
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 pytest.importorskip("workers.models.vitpose")
 import torch
 from safetensors.torch import load_file, save_file
-from ultralytics.utils import ASSETS
 
 from workers.models import standins
 from workers.models.base import Input, Spec
 from zoo import load_config
+from zoo.demo.scenes import photograph
 from zoo.errors import InvalidInput, LoadFailed
 from zoo.weights import inventory
 
@@ -50,7 +49,7 @@ def models(folders):
 
 @pytest.fixture(scope="module")
 def crop() -> np.ndarray:
-    return np.asarray(Image.open(ASSETS / "bus.jpg").convert("RGB"))[395:905, 50:245]
+    return photograph("bus.jpg")[395:905, 50:245]
 
 
 @pytest.fixture

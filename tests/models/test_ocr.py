@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 ocr = pytest.importorskip("workers.models.ocr")
 import rapidocr  # noqa: E402
-from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers.models.base import Input, Spec  # noqa: E402
+from zoo.demo.scenes import photograph  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
 
 pytestmark = pytest.mark.models
@@ -43,7 +43,7 @@ def reader():
 @pytest.fixture(scope="module")
 def street() -> np.ndarray:
     """A photograph with two plates in it, one above the other on the right, and one on the left."""
-    frame = np.array(Image.open(ASSETS / "zidane.jpg").convert("RGB"))
+    frame = photograph("zidane.jpg")
     for text, x, y in (("XY34 ZAB", 850, 60), ("KLM 5678", 860, 600), ("AB12 CDE", 60, 66)):
         pixels = plate(text)
         frame[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels

@@ -11,10 +11,10 @@ from PIL import Image
 osnet = pytest.importorskip("workers.models.osnet")
 import torch  # noqa: E402
 from torchvision import transforms  # noqa: E402
-from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers.models.base import Input, Spec  # noqa: E402
 from workers.models.shared.osnet_network import osnet_x0_25  # noqa: E402
+from zoo.demo.scenes import photograph  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
 from zoo.results import Embedding  # noqa: E402
 
@@ -45,7 +45,7 @@ def embedder(weights):
 @pytest.fixture(scope="module")
 def people() -> list[np.ndarray]:
     """Crops of the persons in two photographs."""
-    bus, zidane = (np.asarray(Image.open(ASSETS / name).convert("RGB")) for name in ("bus.jpg", "zidane.jpg"))
+    bus, zidane = (photograph(name) for name in ("bus.jpg", "zidane.jpg"))
     return [bus[400:900, 50:250], bus[400:860, 220:345], bus[380:880, 670:810], zidane[40:710, 740:1150]]
 
 

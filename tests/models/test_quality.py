@@ -9,9 +9,9 @@ from PIL import Image, ImageFilter
 quality = pytest.importorskip("workers.models.quality")
 from brisque import BRISQUE  # noqa: E402
 from skimage import data  # noqa: E402
-from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers.models.base import Input, Spec  # noqa: E402
+from zoo.demo.scenes import photograph  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed  # noqa: E402
 
 pytestmark = pytest.mark.models
@@ -54,7 +54,7 @@ def test_scores_are_those_of_the_package(judge, bus, blurred, noisy):
     package = Untouched(url=False)
     odd = bus[3:300:1, 5:212:1]  # an odd height and an odd width
     others = data.coffee()[:200, :301], data.chelsea()
-    for frame in (bus, blurred, noisy, odd, np.asarray(Image.open(ASSETS / "zidane.jpg")), *others):
+    for frame in (bus, blurred, noisy, odd, photograph("zidane.jpg"), *others):
         expected = min(100.0, max(0.0, package.score(frame)))
         assert ask(judge, frame)[0].score == pytest.approx(expected, abs=0.1)
 

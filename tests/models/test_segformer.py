@@ -13,10 +13,10 @@ from PIL import Image
 segformer = pytest.importorskip("workers.models.segformer")
 import torch  # noqa: E402
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation  # noqa: E402
-from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers import inputs  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
+from zoo.demo.scenes import photograph  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed  # noqa: E402
 from zoo.wire import payload  # noqa: E402
 
@@ -125,7 +125,7 @@ def test_crops_say_where_they_were(segmenter, folder, bus):
 
 
 def test_a_batch_answers_as_its_members_alone(segmenter, bus):
-    zidane = np.asarray(Image.open(ASSETS / "zidane.jpg").convert("RGB"))
+    zidane = photograph("zidane.jpg")
     frames = [bus, zidane, bus[::-1], bus[10:60, 20:50]]
     alone = [ask(segmenter, frame)[0] for frame in frames]
     for how in ({}, {"max_batch": 3}):

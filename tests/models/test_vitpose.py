@@ -13,12 +13,12 @@ from PIL import Image
 vitpose = pytest.importorskip("workers.models.vitpose")
 import torch  # noqa: E402
 from transformers import AutoImageProcessor, VitPoseForPoseEstimation  # noqa: E402
-from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers import inputs  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
 from workers.models.shared import keypoints  # noqa: E402
 from workers.models.shared.posture import posture  # noqa: E402
+from zoo.demo.scenes import photograph  # noqa: E402
 from zoo.wire import payload  # noqa: E402
 
 pytestmark = pytest.mark.models
@@ -109,7 +109,7 @@ def test_what_surrounds_a_box_counts(estimator, bus):
 
 
 def test_people_of_different_frames_share_a_pass(estimator, bus):
-    zidane = np.asarray(Image.open(ASSETS / "zidane.jpg").convert("RGB"))
+    zidane = photograph("zidane.jpg")
     first, second = cut(bus, PEOPLE[:1]), cut(zidane, [(740, 40, 1130, 710)])
     together = estimator.predict(first.items + second.items)
     for answer, item in zip(together, first.items + second.items, strict=True):

@@ -13,11 +13,11 @@ xclip = pytest.importorskip("workers.models.xclip")
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import XCLIPModel, XCLIPProcessor  # noqa: E402
-from ultralytics.utils import ASSETS  # noqa: E402
 
 from workers.models import standins  # noqa: E402
 from workers.models.base import Input, Spec  # noqa: E402
 from workers.models.shared import pictures  # noqa: E402
+from zoo.demo.scenes import photograph  # noqa: E402
 from zoo.errors import InvalidInput, LoadFailed, ModelUnavailable  # noqa: E402
 from zoo.results import Action  # noqa: E402
 
@@ -49,7 +49,7 @@ def models(folders):
 @pytest.fixture(scope="module")
 def film() -> list[np.ndarray]:
     """Forty frames: the camera moves over two photographs."""
-    shots = [np.asarray(Image.open(ASSETS / name).convert("RGB")) for name in ("bus.jpg", "zidane.jpg")]
+    shots = [photograph(name) for name in ("bus.jpg", "zidane.jpg")]
     return [shots[i // 20][10 * i : 10 * i + 300, 5 * i : 5 * i + 400] for i in range(40)]
 
 
