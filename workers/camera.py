@@ -4,13 +4,14 @@ YUV is converted by BT.601 in limited range (Y 16 to 235, chroma 16 to 240), as 
 R = 1.164 (Y - 16) + 1.596 (V - 128), G = 1.164 (Y - 16) - 0.813 (V - 128) - 0.391 (U - 128),
 B = 1.164 (Y - 16) + 2.018 (U - 128). Each chroma sample counts for its 2x2 pixels as it is, so a part that begins at
 even coordinates is converted as it would be within the whole: crops are cut first, grown to even coordinates, and
-trimmed after. Where they have as many pixels together as the whole, that is converted once instead. 16 bits become
-round(255 (v - lo) / (hi - lo)), cut off at 0 and 255.
+trimmed after. Where that would take longer, the whole is converted once: a crop takes some 3 us, as long as 10,000
+pixels of the whole, and half as long again for each of its pixels (measured from 8x8 to 800x800 of a 1080p frame).
+16 bits become round(255 (v - lo) / (hi - lo)), cut off at 0 and 255.
 
 Nothing is converted before an adapter looks at it: some look at crops only, and some at the frame around them. What was
 converted is kept until the request is answered, and no longer: the next one has new pixels in the same place.
 
-Whole frames are written into memory that was written before: beside a network, whose own memory makes the allocator
+Large ones are written into memory that was written before: beside a network, whose own memory makes the allocator
 give pages back to the system after each request, a conversion of 1080p took 2 ms more in new ones, and 0.7 ms in these.
 """
 
@@ -27,29 +28,34 @@ from zoo.errors import InvalidInput
 from zoo.wire.formats import PLANAR, PixelFormat, Planes, planes_of
 
 Bounds = tuple[int, int, int, int]
-ALONE = 2  # references that `sys.getrefcount` counts of what only a list holds
+_list = [np.empty(0)]
+ALONE = sys.getrefcount(_list[0])  # of an array that only a list holds
 
 
 class Buffers:
     """Memory for converted frames, given again when nothing refers to it any more, not even an adapter's own list."""
 
     MOST_BYTES = 32 << 20  # that is kept: one 4K frame, or five of 1080p
+    LEAST_BYTES = 1 << 17  # of a frame: less comes from the heap, whose pages stay
 
     def __init__(self) -> None:
         self._kept: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
         size = math.prod(shape)
+        if size < self.LEAST_BYTES:
+            return np.empty(shape, np.uint8)
         free = [i for i in range(len(self._kept)) if sys.getrefcount(self._kept[i]) == ALONE]
-        fitting = next((i for i in free if self._kept[i].size == size), None)
-        if fitting is None:
-            for i in reversed(free):
-                del self._kept[i]  # of another size: a camera that is no more
-            made = np.empty(size, np.uint8)
-            if sum(kept.nbytes for kept in self._kept) + size <= self.MOST_BYTES:
-                self._kept.append(made)
-            return made.reshape(shape)
-        return self._kept[fitting].reshape(shape)
+        fitting = [i for i in free if self._kept[i].size >= size]
+        if fitting:
+            tightest = min(fitting, key=lambda i: self._kept[i].size)
+            return self._kept[tightest][:size].reshape(shape)
+        for i in reversed(free):
+            del self._kept[i]  # too small for what cameras send now
+        made = np.empty(size, np.uint8)
+        if sum(kept.nbytes for kept in self._kept) + size <= self.MOST_BYTES:
+            self._kept.append(made)
+        return made.reshape(shape)
 
 
 BUFFERS = Buffers()  # of this process, which converts one frame at a time
@@ -74,7 +80,7 @@ class CameraFrame:
         x1, y1, x2, y2 = bounds or (0, 0, self.shape[1], self.shape[0])
         yuv = self._how.color in PLANAR
         left, top, right, bottom = (x1 - x1 % 2, y1 - y1 % 2, x2 + x2 % 2, y2 + y2 % 2) if yuv else (x1, y1, x2, y2)
-        out = BUFFERS.take((bottom - top, right - left, 3)) if bounds is None else None
+        out = BUFFERS.take((bottom - top, right - left, 3))
         if yuv:
             found = self._from_yuv(left, top, right, bottom, out)[y1 - top : y2 - top, x1 - left : x2 - left]
         elif self._how.scale is not None:
@@ -84,7 +90,7 @@ class CameraFrame:
         found.flags.writeable = False
         return found
 
-    def _from_yuv(self, left: int, top: int, right: int, bottom: int, out: np.ndarray | None) -> np.ndarray:
+    def _from_yuv(self, left: int, top: int, right: int, bottom: int, out: np.ndarray) -> np.ndarray:
         luma, *chroma = self._parts
         halves = [plane[top // 2 : bottom // 2, left // 2 : right // 2] for plane in chroma]
         both = halves[0] if len(halves) == 1 else self._cv2.merge(halves)
@@ -93,7 +99,7 @@ class CameraFrame:
         )
         return found
 
-    def _from_wide(self, part: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    def _from_wide(self, part: np.ndarray, out: np.ndarray) -> np.ndarray:
         lo, hi = self._how.scale or (0.0, 1.0)
         by = 255 / (hi - lo)
         part = part.astype(np.uint16, copy=False)  # of the other byte order
@@ -112,12 +118,11 @@ class Picture:
     Attributes:
         shape: of the picture.
         frame: what it is in each request that names this memory.
-        wanted: pixels of all parts that may be asked for.
     """
 
     def __init__(self, frame: CameraFrame) -> None:
         self.shape = frame.shape
-        self.wanted = 0
+        self._by_part = True
         self.frame = frame
         self._whole: np.ndarray | None = None
 
@@ -126,8 +131,12 @@ class Picture:
             self._whole = self.frame.convert()
         return self._whole
 
+    def expect(self, parts: int, pixels: int) -> None:
+        """That so many parts with so many pixels together may be asked for."""
+        self._by_part = 10_000 * parts + pixels * 3 // 2 < self.shape[0] * self.shape[1]
+
     def part(self, bounds: Bounds) -> np.ndarray:
-        if self._whole is None and self.wanted < self.shape[0] * self.shape[1]:
+        if self._whole is None and self._by_part:
             return self.frame.convert(bounds)
         x1, y1, x2, y2 = bounds
         return self.whole()[y1:y2, x1:x2]

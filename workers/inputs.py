@@ -138,7 +138,7 @@ def _crops(found: Found, asked: tuple[boxes.Box, ...], options: dict[str, Any]) 
         items.append(Input(crop, options, whole=whole, box=bounds))
         corners.append((float(x1), float(y1)))
     if isinstance(whole, camera.Picture):
-        whole.wanted = pixels
+        whole.expect(len(items), pixels)
     return Given(items, corners)
 
 

@@ -17,7 +17,7 @@ from zoo.errors import InvalidInput
 from zoo.wire import formats, payload
 
 CODES = {"nv12": cv2.COLOR_YUV2RGB_NV12, "i420": cv2.COLOR_YUV2RGB_I420}
-NV12, PLANES = formats.PixelFormat("nv12"), formats.Planes(32, 24, 32, 24)
+NV12, PLANES = formats.PixelFormat("nv12"), formats.Planes(320, 240, 320, 240)
 sides = st.integers(1, 70)
 
 
@@ -154,20 +154,22 @@ def test_sixteen_bits_of_one_channel_are_grey_whatever_the_order_of_colours() ->
 
 
 def test_only_what_is_looked_at_is_converted() -> None:
-    """Crops alone where they are few, the frame once where they are many, and nothing for a model that looks away."""
-    array = noise(150, 100)
+    """Crops alone where they are few, the frame once where they are many."""
+    array = noise(600, 400)
     few = read(array, (0, 0, 10, 10), (50, 50, 60, 60), color="nv12")
     assert not np.shares_memory(few.items[0].array, few.items[1].array)
     assert few.items[0].array.nbytes == 300
-    many = read(array, (0, 0, 100, 60), (0, 40, 100, 100), color="nv12")
-    assert np.shares_memory(many.items[0].array, many.items[1].array)
-    assert many.items[0].whole is many.items[1].whole
-    assert np.shares_memory(many.items[0].whole, many.items[0].array)
+    large = [(0.0, 0.0, 400.0, 250.0), (0.0, 150.0, 400.0, 400.0)]
+    for many in (large, [(x, y, x + 8.0, y + 8.0) for x, y in np.ndindex(4, 4)]):
+        first, second, *_ = read(array, *many, color="nv12").items
+        assert np.shares_memory(first.array, second.array)
+        assert first.whole is second.whole
+        assert np.shares_memory(first.whole, first.array)
 
 
 def test_memory_is_used_again_when_nothing_refers_to_it() -> None:
     """Of an adapter that keeps a frame, or a part of it, it stays as it was."""
-    first, second = noise(36, 32), noise(36, 32, seed=1)
+    first, second = noise(360, 320), noise(360, 320, seed=1)
     kept = read(first, color="nv12").items[0].array[:2, :2]
     before = kept.copy()
     at = read(second, color="nv12").items[0].array.ctypes.data  # its input is gone
@@ -182,7 +184,7 @@ def test_memory_is_used_again_when_nothing_refers_to_it() -> None:
 
 
 def test_little_memory_is_kept() -> None:
-    """Of eight full HD frames, and none of them once frames have another size."""
+    """Of eight full HD frames, and none of them once a larger one comes."""
     buffers = camera.Buffers()
     held = [buffers.take((1080, 1920, 3)) for _ in range(8)]
     assert len({array.ctypes.data for array in held}) == 8
@@ -190,7 +192,11 @@ def test_little_memory_is_kept() -> None:
     held.clear()
     gc.collect()
     assert 0 < sum(1080 * 1920 * 3 for one in memory if one() is not None) <= camera.Buffers.MOST_BYTES
-    assert buffers.take((2, 2, 3)).shape == (2, 2, 3)
+    part = buffers.take((500, 400, 3))
+    assert part.shape == (500, 400, 3)
+    assert any(part.base is one() for one in memory)
+    del part
+    assert buffers.take((2160, 3840, 3)).shape == (2160, 3840, 3)
     assert all(one() is None for one in memory)
 
 

@@ -85,7 +85,7 @@ def view(memory: Any, arena_bytes: int, offset: int, shape: tuple[int, ...], dty
 def check_color(color: Any) -> str:
     """The order of an array's channels, "rgb" or "bgr"."""
     if not isinstance(color, str) or color not in COLORS:
-        raise InvalidInput(f"color: {shown(color)} is not one of {', '.join(COLORS)}")
+        raise InvalidInput(f"color: {shown(color)} is not one of {', '.join(COLORS)}; convert it first to paint on it")
     return str(color)
 
 
