@@ -214,7 +214,7 @@ def answered(requests: list[tuple[payload.InferBody, list[bytes]]], model: Any) 
     """What a worker says to these requests of one dispatch: answers, or (code, message)."""
     lifeline = SimpleNamespace(recent=inputs.Recent(), place=lambda _: None, take_back=lambda _: None)
     launch = SimpleNamespace(model="m", device="cpu", inline_bytes=32 << 20)
-    worker: Any = dispatches.Dispatches(launch, LoadedModel(model, 8, False, False, 0.0), lifeline)  # type: ignore[arg-type]
+    worker: Any = dispatches.Dispatches(launch, LoadedModel(model, 8, None, False, False, 0.0), lifeline)  # type: ignore[arg-type]
     jobs, parts = [], [b""]
     for number, (body, buffers) in enumerate(requests):
         jobs.append(protocol.Job(number, (), True, 1 + len(buffers)))
