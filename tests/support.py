@@ -34,7 +34,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
+def wait_until(condition: Callable[[], T], timeout: float = 30.0, what: str = "") -> T:
     """Polls until `condition()` is true and gives its value."""
     end = time.monotonic() + timeout
     while True:
@@ -136,7 +136,7 @@ class Running:
                 cwd=self.cwd,
             )
         if wait:
-            wait_until(self._serving, 20.0, "the broker serves")
+            wait_until(self._serving, what="the broker serves")
         return self
 
     def _open_log(self) -> IO[bytes]:
@@ -178,7 +178,7 @@ class Running:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(timeout=20.0)
+        status = self.process.wait(timeout=60.0)
         assert status == 0, f"the broker ended with status {status}:\n{self.log()[-4000:]}"
         self.wait_gone()
         left = [
@@ -192,10 +192,10 @@ class Running:
         """SIGKILL, and the end of everything it had started."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(timeout=10.0)
+        self.process.wait(timeout=30.0)
         self.wait_gone()
 
-    def wait_gone(self, timeout: float = 10.0) -> None:
+    def wait_gone(self, timeout: float = 30.0) -> None:
         wait_until(lambda: not self.processes(), timeout, "every process of the broker is gone")
 
     def close(self) -> None:

@@ -77,9 +77,9 @@ def test_told_a_second_time_it_drains_no_longer(zoo_dir: Path) -> None:
         zoo.get_model("toy")
         asker = threading.Thread(target=lambda: _suffers(lambda: zoo.infer("toy", FRAME, do="sleep", seconds=30.0)))
         asker.start()
-        wait_until(lambda: zoo.get_status()["requests"] >= 1, 5.0)
+        wait_until(lambda: zoo.get_status()["requests"] >= 1)
         one.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "shutting down" in one.log(), 5.0)
+        wait_until(lambda: "shutting down" in one.log())
         assert one.process.poll() is None
         one.process.send_signal(signal.SIGTERM)
         assert one.process.wait(ending.GRACE_S + SLACK_S) == 0

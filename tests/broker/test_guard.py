@@ -143,8 +143,8 @@ def _strike(made: list[Running], target: str) -> bool:
     assert one.process.poll() is None, one.log()[-5000:]
     with Client(one.endpoint, timeout=20.0) as zoo:
         for name in ("toy", "toy2"):
-            wait_until(lambda name=name: _is_served(zoo, name), 20.0, f"{name} is served")  # type: ignore[misc]
-        wait_until(lambda: zoo.get_status()["sessions"] == 1, 10.0, "other sessions are gone")
+            wait_until(lambda name=name: _is_served(zoo, name), what=f"{name} is served")  # type: ignore[misc]
+        wait_until(lambda: zoo.get_status()["sessions"] == 1, what="other sessions are gone")
         status = zoo.get_status()
         assert (status["leases"], status["requests"]) == (0, 1 if status["requests"] else 0)
     assert "contradicts itself" not in one.log(), one.log()[-5000:]

@@ -108,7 +108,7 @@ def serving(zoo_dir: Path, stderr: int, *arguments: str, **how: Any) -> Iterator
         env={**os.environ, "PYTHONPATH": str(ROOT)}, **how,
     )  # fmt: skip
     try:
-        wait_until(lambda: process.poll() is not None or (zoo_dir / "b").exists(), 20.0, "the broker listens")
+        wait_until(lambda: process.poll() is not None or (zoo_dir / "b").exists(), what="the broker listens")
         with Client(f"ipc://{zoo_dir}/b", timeout=20.0) as client:
             yield client, process
     finally:

@@ -41,7 +41,7 @@ def test_a_worker_that_leaves_its_channel_open_or_fills_it_with_nonsense_is_ende
         client.infer("toy", FRAME, do=how)
     assert client.infer("other", FRAME)["pid"] == pids[1]
     assert client.infer("toy", FRAME)["pid"] != pids[0]
-    wait_until(lambda: len(running.processes()) == before, 10.0, "nothing is left of the three that ended")
+    wait_until(lambda: len(running.processes()) == before, what="nothing is left of the three that ended")
 
 
 def test_what_queues_is_run_together_and_each_gets_its_own_answer(broker) -> None:
@@ -107,7 +107,7 @@ def test_the_older_model_goes_and_its_memory_comes_back(broker):
     running = broker([toy("a", 300, options={"ballast_mb": 64}), toy("b", 300)], vram_budget_gb=0.5, device="cpu")
     with running.client() as client:
         pid = client.infer("a", FRAME)["pid"]
-        wait_until(lambda: (client.processes()[0]["used_mb"] or 0.0) > 64, 5.0, "the model has been measured")
+        wait_until(lambda: (client.processes()[0]["used_mb"] or 0.0) > 64, what="the model has been measured")
         client.infer("b", FRAME)
         assert not alive(pid)
         assert loaded(client) == {"b"}
@@ -374,7 +374,7 @@ def test_broker_kill_9_takes_every_worker_with_it_and_a_new_one_serves_the_same_
     thread.start()
     wait_until(lambda: any(row["inflight"] for row in client.processes()))
     running.kill()
-    wait_until(lambda: not any(alive(pid) for pid in pids), timeout=2.0)
+    wait_until(lambda: not any(alive(pid) for pid in pids))
     thread.join(10)
     assert isinstance(errors[0], zoo.BrokerUnreachable)
     assert errors[0].retryable
@@ -459,5 +459,5 @@ def test_a_broker_that_is_told_to_brings_back_what_was_loaded(broker):
     client.close()
     running.stop()
     client = running.start().client()
-    wait_until(lambda: {m["name"] for m in client.get_status()["loaded_models"]} == {"a", "b"}, 20)
+    wait_until(lambda: {m["name"] for m in client.get_status()["loaded_models"]} == {"a", "b"})
     assert client.get_status()["pending_loads"] == []

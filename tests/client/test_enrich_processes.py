@@ -345,7 +345,7 @@ def test_a_deadline_cuts_the_event_short_and_everything_goes_back(broker: Start)
         assert client.get_status()["requests"] == 1  # the other one's; what was queued is queued no more
         assert slots(client) == 1  # the slow worker still reads it
         busy.result()
-    wait_until(lambda: settled(client), 5.0, "the slot is given back")
+    wait_until(lambda: settled(client), what="the slot is given back")
 
 
 def test_what_was_not_asked_in_time_is_missing_too(broker: Start) -> None:
@@ -412,7 +412,7 @@ def test_an_interrupted_event_withdraws_its_requests(broker: Start) -> None:
             client.enrich(street(), [CAR])
         sent.result()
     wait_until(lambda: client.get_status()["requests"] == 0)
-    wait_until(lambda: settled(client), 10.0, "the slot is given back")
+    wait_until(lambda: settled(client), what="the slot is given back")
 
 
 def test_a_cancelled_event_withdraws_its_requests(broker: Start) -> None:

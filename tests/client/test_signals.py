@@ -207,7 +207,7 @@ def _interrupt_at_each(broker: Start, work: Callable[[Client], None], every: int
         except BrokerUnreachable:
             one(client)  # its link was given up: a message may have been lost on it
         assert time.monotonic() - started < 3.0, f"after {at.where}"
-        wait_until(lambda: is_clean(client), 5.0, f"something is left after {at.where}: {state(client)}")
+        wait_until(lambda: is_clean(client), what=f"something is left after {at.where}: {state(client)}")
 
 
 def test_a_call_in_a_handler_takes_no_answer_of_the_call_that_it_interrupts(broker: Start) -> None:

@@ -81,7 +81,7 @@ def test_nothing_outlives_the_broker_when_it_is_killed_together_with_the_nursery
         wait_until(lambda: any(row["inflight"] for row in client.processes()))
     os.kill(nursery(running), signal.SIGKILL)
     running.kill()  # which sees everything gone
-    wait_until(lambda: not any(alive(pid) for pid in pids), 2.0)
+    wait_until(lambda: not any(alive(pid) for pid in pids))
     if doing != "x":
         call.join(15)
 

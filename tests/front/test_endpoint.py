@@ -57,7 +57,7 @@ def test_a_removed_lock_lets_no_second_broker_in_and_is_restored(broker: Callabl
         refused = second(running)
         assert refused.returncode == 2
         assert f"(process {running.pid}) serves {running.endpoint} already" in refused.stderr
-        wait_until(lambda: lock.exists() and lock.read_text() == str(running.pid), 10.0, "the lock is restored")
+        wait_until(lambda: lock.exists() and lock.read_text() == str(running.pid), what="the lock is restored")
         assert zoo.infer("toy", FRAME)
     refused = second(running)
     assert f"a broker (process {running.pid}) serves" in refused.stderr

@@ -77,7 +77,7 @@ def test_a_worker_that_grows_makes_room_for_itself_at_once(broker: Start) -> Non
         with pytest.raises(zoo.DeadlineExceeded, match="no model there may go"):
             client.infer("old", FRAME, timeout=2)
         assert any("may go" in line for line in client.explain())
-    wait_until(lambda: device(client)["overrun_mb"] == 0, 15, "what was over has gone with the leases")
+    wait_until(lambda: device(client)["overrun_mb"] == 0, what="what was over has gone with the leases")
     client.infer("grows", FRAME)  # what one request did to it makes the model no larger
     assert ps(client, "grows")["vram_mb"] < 512
     assert any("more than the whole budget" in line for line in client.explain("grows"))
@@ -121,7 +121,7 @@ def test_a_state_file_that_cannot_be_used_stops_no_load(broker: Start, text: str
     assert "cannot be used" in running.log()
     assert (state / "footprints.json.aside").read_text() == text
     client.infer("a", FRAME)
-    wait_until(lambda: (state / "footprints.json").exists(), 10, "what is learnt is kept again")
+    wait_until(lambda: (state / "footprints.json").exists(), what="what is learnt is kept again")
     assert "a" in json.loads((state / "footprints.json").read_text())["models"]
 
 
@@ -134,12 +134,12 @@ def test_other_programs_take_room_and_give_it_back(broker: Start) -> None:
         client.infer(name, FRAME)
     room = ps(client, "b")["vram_mb"] + 10
     others.write_text(str(TOTAL_MB - 500 - room))
-    wait_until(lambda: loaded(client) == {"b"}, 15, "the older one has gone")
+    wait_until(lambda: loaded(client) == {"b"}, what="the older one has gone")
     assert device(client)["limit_mb"] == pytest.approx(room, abs=1)
     with client.load("b"), pytest.raises(zoo.DeadlineExceeded, match="other programs leave"):
         client.infer("a", FRAME, timeout=2)
     others.write_text("0")
-    wait_until(lambda: device(client)["limit_mb"] == 512, 15, "the budget is whole again")
+    wait_until(lambda: device(client)["limit_mb"] == 512, what="the budget is whole again")
     client.infer("a", FRAME)
     assert loaded(client) == {"a", "b"}
 
@@ -157,7 +157,7 @@ def test_memory_that_does_not_come_back_stays_charged_until_it_does(broker: Star
     with pytest.raises(zoo.DeadlineExceeded, match="have not come back"):
         client.infer("b", FRAME, timeout=0.3)
     held.unlink()
-    wait_until(lambda: device(client)["used_mb"] == 0, 10, "it heals itself")
+    wait_until(lambda: device(client)["used_mb"] == 0, what="it heals itself")
     assert client.infer("b", FRAME)["mean"] == 0
 
 
@@ -195,7 +195,7 @@ def test_an_arena_that_its_client_no_longer_maps_is_not_charged_to_the_model(bro
         finally:
             holder.kill()
     client.infer("a", FRAME, do="grow", mb=40)  # what has grown is measured at once
-    wait_until(lambda: ps(client, "a")["used_mb"] > before["used_mb"] + 30, 10, "measured again")
+    wait_until(lambda: ps(client, "a")["used_mb"] > before["used_mb"] + 30, what="measured again")
     assert ps(client, "a")["used_mb"] < before["used_mb"] + 100
     assert ps(client, "a")["vram_mb"] < before["vram_mb"] + 100
 

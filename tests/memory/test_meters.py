@@ -204,7 +204,7 @@ class Script:
 
 def taken(measuring: Measuring, most: int = 1) -> list[Reading]:
     found: list[Reading] = []
-    wait_until(lambda: found.extend(measuring.take()) or len(found) >= most, 10, "readings come")
+    wait_until(lambda: found.extend(measuring.take()) or len(found) >= most, what="readings come")
     return found
 
 
@@ -228,7 +228,7 @@ def test_what_is_asked_for_during_a_look_is_the_next_one() -> None:
     for pid in (2, 3):
         measuring.ask("d", [pid])
     asked = time.monotonic()
-    wait_until(lambda: measuring.is_slow("d"), 10, "nothing waits for it any more")
+    wait_until(lambda: measuring.is_slow("d"), what="nothing waits for it any more")
     gate.set()
     first, second = taken(measuring, 2)
     assert first.began < asked < second.began

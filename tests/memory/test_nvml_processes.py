@@ -69,9 +69,9 @@ def test_a_process_is_charged_what_nvml_tells(broker: Start) -> None:
     client = machine.client()
     client.infer("a", FRAME)
     assert ps(client, "a")["vram_mb"] == ps(client, "a")["used_mb"] == 333
-    wait_until(lambda: device(client)["device_used_mb"] == 333, 10, "the device shows it")
+    wait_until(lambda: device(client)["device_used_mb"] == 333, what="the device shows it")
     client.unload("a")
-    wait_until(lambda: device(client)["device_used_mb"] == 0, 10, "and that it is gone")
+    wait_until(lambda: device(client)["device_used_mb"] == 0, what="and that it is gone")
     assert "NVML" not in machine.log()
 
 
@@ -83,9 +83,9 @@ def test_without_figures_of_processes_a_load_is_the_rise_of_the_whole_device(bro
         says={"use_mb": {"a": 333}, "processes": processes},
     )
     client = machine.client()
-    wait_until(lambda: device(client)["device_used_mb"] == 0, 10, "read before the load")
+    wait_until(lambda: device(client)["device_used_mb"] == 0, what="read before the load")
     client.infer("a", FRAME)
-    wait_until(lambda: ps(client, "a")["vram_mb"] == 333 or None, 10, "charged")
+    wait_until(lambda: ps(client, "a")["vram_mb"] == 333 or None, what="charged")
     assert ps(client, "a")["used_mb"] is None, "unknown, and not 0"
     client.unload("a")
     assert device(client)["used_mb"] == 0
@@ -130,7 +130,7 @@ def test_an_error_of_a_device_that_worked_stops_new_loads_there_and_nothing_else
     client = machine.client()
     client.infer("a", FRAME)
     machine.say(errors={f"{call} {A}": error})
-    wait_until(lambda: "cuda:0 cannot be read" in machine.log(), 10, "noticed")
+    wait_until(lambda: "cuda:0 cannot be read" in machine.log(), what="noticed")
     assert device(client)["device_used_mb"] is None
     client.infer("a", FRAME)
     client.infer("c", FRAME)
@@ -148,12 +148,12 @@ def test_memory_is_not_back_while_the_device_cannot_be_read(broker: Start) -> No
     client = machine.client()
     client.infer("a", FRAME)
     machine.say(errors={MEMORY: 15})
-    wait_until(lambda: "cannot be read" in machine.log(), 10, "noticed")
+    wait_until(lambda: "cannot be read" in machine.log(), what="noticed")
     os.kill(ps(client, "a")["pid"], 9)
-    wait_until(lambda: ps(client, "a")["state"] == "evicting", 10, "gone")
+    wait_until(lambda: ps(client, "a")["state"] == "evicting", what="gone")
     assert device(client)["used_mb"] == 100
     machine.say(errors={})
-    wait_until(lambda: device(client)["used_mb"] == 0, 20, "seen free")
+    wait_until(lambda: device(client)["used_mb"] == 0, what="seen free")
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_a_slow_driver_delays_no_warm_request_and_no_start_for_long(broker: Star
     machine = Zoo(broker, [toy("a", vram_mb=100), toy("b", vram_mb=1000)])
     client = machine.client()
     client.infer("a", FRAME)
-    wait_until(lambda: device(client)["device_used_mb"] == 100, 10, "read")
+    wait_until(lambda: device(client)["device_used_mb"] == 100, what="read")
     machine.say(delays={MEMORY: 2.0})
     end, slowest, calls = time.monotonic() + 5, 0.0, 0
     while time.monotonic() < end:

@@ -370,7 +370,7 @@ def test_a_thousand_bad_requests_leave_nothing(target: Target, whole_zoo: Runnin
     before = [Usage(pid) for pid in pids]
     ask(1000)  # and no good one between: where its pictures come to lie moves a process by some megabytes
     for was, pid in zip(before, pids, strict=True):  # one more for a moment is a file that is being read
-        wait_until(lambda was=was, pid=pid: Usage(pid).descriptors <= was.descriptors, 5.0, "no descriptor is left")
+        wait_until(lambda was=was, pid=pid: Usage(pid).descriptors <= was.descriptors, what="no descriptor is left")
         now = Usage(pid)
         assert now.threads <= was.threads
         assert now.private_mb < was.private_mb + 2

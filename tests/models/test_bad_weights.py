@@ -249,5 +249,5 @@ def test_the_next_load_works_once_the_file_is_right(
         except LoadFailed:
             return False  # within the back-off
 
-    assert wait_until(answered, 10.0)
+    assert wait_until(answered)
     assert client.unload(name) is True

@@ -97,7 +97,7 @@ def test_a_batch_that_runs_out_is_halved_and_each_request_answered(broker: Start
             assert set(pool.map(lambda _: client.infer("a", FRAME, take_mb=300)["pid"], range(60))) == {pid}
         return said(client, "a", "requests at once: at most ")
 
-    wait_until(rounds, 20, "several are run at once")
+    wait_until(rounds, what="several are run at once")
 
 
 def test_a_process_that_the_kernel_ends_for_want_of_memory_is_followed_by_a_larger_one(broker: Start) -> None:
