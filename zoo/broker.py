@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     parser.add_argument("--log-format", default="text", choices=["text", "json"], help="json: one object per line")
     parser.add_argument("--debug", action="store_true", help="check every invariant of the scheduler after each event")
+    parser.add_argument("--gateway", action="store_true", help="run the gateway too, and again when it ends")
     args = parser.parse_args(argv)
     program.open_streams()
 
@@ -59,6 +60,8 @@ def _serve(args: argparse.Namespace) -> int:
                 problem = "tcp:// needs curve_dir in config.toml; make keys with `python -m zoo.curve DIR`"
             if problem:
                 raise ConfigError(f"--endpoint: {problem}")
+        if args.gateway:
+            _start_gateway(args)
         service = Service(config, args.endpoint or "", checks=args.debug)
     except (ConfigError, OSError) as e:
         print(e if isinstance(e, ConfigError) else f"the broker cannot be started: {e}", file=sys.stderr)
@@ -67,6 +70,13 @@ def _serve(args: argparse.Namespace) -> int:
     gc.freeze()
     gc.enable()
     return service.run()
+
+
+def _start_gateway(args: argparse.Namespace) -> None:
+    from zoo.gateway import keeper
+
+    given = (("--config", args.config), ("--endpoint", args.endpoint), ("--log-level", args.log_level))
+    keeper.start([word for name, value in given if value for word in (name, value)])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.client.inside import slots
 from tests.support import Running
@@ -136,3 +138,22 @@ def test_what_is_no_frame_is_refused_and_the_worker_lives_on(zoo: Client) -> Non
     with zoo.frame((35, 32)) as shared, pytest.raises(InvalidInput, match=r"^size"):
         zoo.infer("toy", shared, color="nv12")
     assert zoo.infer("toy", NV12, color="nv12")["pid"] == pid
+
+
+def test_an_encoded_picture_can_lie_in_a_frame(shared_broker):
+    """Written piece by piece, before its size is known."""
+    data = np.frombuffer(jpeg(), np.uint8)
+    with shared_broker.client() as zoo, zoo.frame((2 * data.size,)) as frame:
+        frame.array[: data.size] = data
+        frame.cut(data.size)
+        assert zoo.infer("toy", frame, color="encoded")["shape"] == [24, 32, 3]
+        assert zoo.infer("toy", data, color="encoded")["shape"] == [24, 32, 3]
+        assert zoo.infer("toy", data.tobytes(), color="encoded")["shape"] == [24, 32, 3]
+        with pytest.raises(InvalidInput, match="color: the bytes of an encoded image are uint8"):
+            zoo.infer("toy", np.zeros((4, 4, 3), np.uint8), color="encoded")
+
+
+def jpeg() -> bytes:
+    made = io.BytesIO()
+    Image.new("RGB", (32, 24), "red").save(made, "JPEG")
+    return made.getvalue()

@@ -35,6 +35,11 @@ def serve(args: Namespace, rest: list[str]) -> int:
     program.run("zoo.broker", [*rest, *(("--endpoint", args.endpoint) if args.endpoint else ())])
 
 
+def gateway(args: Namespace, rest: list[str]) -> int:
+    """Run the gateway in the foreground: HTTP, and what recorders speak, for a broker that runs."""
+    program.run("zoo.gateway", [*rest, *(("--endpoint", args.endpoint) if args.endpoint else ())])
+
+
 def standins(args: Namespace, rest: list[str]) -> int:
     """Write small random checkpoints for models without weights."""
     program.run("workers.models.standins", rest)

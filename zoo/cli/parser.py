@@ -168,6 +168,7 @@ PULLED = (
 )
 TABLE = (
     Command(commands.serve, arguments=None),
+    Command(commands.gateway, arguments=None),
     Command(commands.init, None, (_argument("folder", nargs="?", type=Path, default=Path(), metavar="FOLDER"),)),
     Command(commands.check, None, (CHECKED,)),
     Command(commands.ls, LIST_S, (_argument("--labels", metavar="MODEL", help="list what it calls its classes"),)),

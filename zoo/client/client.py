@@ -88,7 +88,7 @@ class Client:
                 coordinates of the frame. They are grown to whole pixels and clipped to the frame; shares of it (0 to 1)
                 are refused.
             color: "rgb" or "bgr" (OpenCV); "nv12" or "i420": (H*3/2, W); "gray": (H, W). The worker makes them RGB, of
-                YUV by BT.601 in limited range, as OpenCV does.
+                YUV by BT.601 in limited range, as OpenCV does. "encoded": a JPEG or PNG file in a uint8 `Frame`.
             size, stride: width and height of the picture in pixels, and bytes in a row of Y or grey, where the shape of
                 the array does not say so: odd sizes, padded rows, arrays of one dimension (`zoo/wire/formats.py`).
             scale: (lo, hi) of a uint16 frame, HxW or HxWx3: lo becomes 0, hi 255.

@@ -42,6 +42,13 @@ class Frame:
             raise InvalidInput("frame: it belongs to the process that this one was forked from; make one here")
         return self._slot
 
+    def cut(self, nbytes: int) -> None:
+        """Makes it its first `nbytes` bytes, uint8: what came of something whose size was not known before."""
+        slot = self.slot
+        slot.shape, slot.typestr = (min(nbytes, math.prod(slot.shape) * np.dtype(slot.typestr).itemsize),), "|u1"
+        slot.ready.clear()
+        self.array = slot.writable()
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Makes numpy take a frame for its array; raises as `slot` does."""
         return np.array(self.slot.writable(), dtype, copy=copy)

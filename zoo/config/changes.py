@@ -64,6 +64,8 @@ def compare(old: ZooConfig, new: ZooConfig, edited: Collection[str] = ()) -> Cha
             lines.append(("", f"{now.name}: budget_gb: {was.budget_gb!r} is now {now.budget_gb!r}"))
     if old.enrich != new.enrich:
         lines.append(("", "the table of enrichment has changed"))
+    if old.gateway != new.gateway:
+        lines.append(("", "the gateway's table has changed, which takes a restart of the gateway"))
     restart = set()
     given = {model.name: model for model in new.models}
     for model in old.models:

@@ -18,6 +18,7 @@ import msgspec
 
 from zoo.config import rules
 from zoo.config.endpoint import endpoint_problem
+from zoo.config.gateway import FrigateConfig, GatewayConfig, check_frigate, check_gateway
 from zoo.config.schema import BrokerConfig, DeviceConfig, ModelConfig, ModelPriority, ZooConfig
 from zoo.errors import ConfigError
 from zoo.system import files
@@ -71,8 +72,10 @@ def parse_config(text: str, file: Path | None = None) -> ZooConfig:
     devices = reader.tables(DeviceConfig, raw.pop("devices", []), "devices")
     models = reader.tables(ModelConfig, raw.pop("models", []), "models")
     enrich: Any = _read_enrich(raw.pop("enrich", {}), models, reader)
+    gateway: Any = _read_gateway(raw.pop("gateway", {}), models, reader)
     for key in raw:
-        reader.wrong((key, 0), None, f"unknown table or key {key!r}; there are broker, devices, models and enrich")
+        known = "there are broker, devices, models, enrich and gateway"
+        reader.wrong((key, 0), None, f"unknown table or key {key!r}; {known}")
     reader.distinct(devices, "devices")
     reader.distinct(models, "models")
     if None not in devices:
@@ -80,7 +83,7 @@ def parse_config(text: str, file: Path | None = None) -> ZooConfig:
             reader.each(("models", i), _misplaced(model, [d.name for d in devices]) if model else ())
     if reader.mistakes:
         raise ConfigError("\n".join(reader.mistakes))
-    return ZooConfig(broker=broker, devices=devices, models=models, enrich=enrich, file=file)
+    return ZooConfig(broker=broker, devices=devices, models=models, enrich=enrich, gateway=gateway, file=file)
 
 
 def _read_enrich(raw: Any, models: list[ModelConfig | None], reader: _Reader) -> rules.EnrichConfig | None:
@@ -94,6 +97,17 @@ def _read_enrich(raw: Any, models: list[ModelConfig | None], reader: _Reader) ->
     for number, key, what in rules.mistakes(sound, names):
         reader.wrong(("enrich.rules", number), key, what)
     return enrich and msgspec.structs.replace(enrich, rules=sound)
+
+
+def _read_gateway(raw: Any, models: list[ModelConfig | None], reader: _Reader) -> GatewayConfig | None:
+    tables = raw.pop("frigate", []) if isinstance(raw, dict) else []
+    gateway: GatewayConfig | None = reader.table(GatewayConfig, raw, ("gateway", 0))
+    read: list[FrigateConfig | None] = reader.tables(FrigateConfig, tables, "gateway.frigate")
+    known = {model.name for model in models if model is not None}
+    for number, frigate in enumerate(read):
+        for name in sorted({*frigate.models.values()} - known) if frigate and None not in models else ():
+            reader.wrong(("gateway.frigate", number), "models", f"there is no model {name!r} in this file")
+    return gateway and msgspec.structs.replace(gateway, frigate=[one for one in read if one is not None])
 
 
 # ---------------------------------------------------------------- values that are fine each on its own
@@ -112,6 +126,10 @@ def _check(table: Any) -> Mistakes:
             if adapter and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", adapter):
                 yield "adapter", f'expected "package.module:Class", got {adapter!r}'
             yield from source.mistakes(table.published, table.path)
+        case GatewayConfig():
+            yield from check_gateway(table)
+        case FrigateConfig():
+            yield from check_frigate(table)
 
 
 def _check_broker(broker: BrokerConfig) -> Mistakes:

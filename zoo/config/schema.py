@@ -15,6 +15,7 @@ import msgspec
 
 from zoo.config import rules
 from zoo.config.endpoint import default_endpoints
+from zoo.config.gateway import GatewayConfig
 from zoo.weights.source import Published
 
 DEFAULT_BUDGET_GB = 6.8  # 6963.2 MB
@@ -52,6 +53,7 @@ class ModelConfig(msgspec.Struct, kw_only=True):
         max_delay_ms: the first request of a batch waits up to so long for others to fill it (where the adapter takes
             more than one): each takes longer, but the worker gets through more of them. 0: none waits.
         pinned: never evicted once it is loaded.
+        deepstack: which of DeepStack's routes it answers (see `docs/gateway.md`); "": it is one of the custom models.
         options: for the adapter.
         trust_pickle: read the weights although their format can run code of its own (see `docs/models.md`).
         available: run time only: it has been loaded successfully at least once.
@@ -74,6 +76,7 @@ class ModelConfig(msgspec.Struct, kw_only=True):
     device: str = ""
     max_instances: Annotated[int, msgspec.Meta(ge=1)] = 1
     max_delay_ms: Annotated[float, msgspec.Meta(ge=0, le=MOST_DELAY_MS)] = 0.0
+    deepstack: Literal["", "detection", "face", "scene", "alpr"] = ""
     options: dict[str, Any] = {}
     trust_pickle: bool = False
     available: bool = False
@@ -173,6 +176,7 @@ class ZooConfig(msgspec.Struct, kw_only=True):
     devices: list[DeviceConfig] = []
     models: list[ModelConfig] = []
     enrich: rules.EnrichConfig = msgspec.field(default_factory=rules.EnrichConfig)
+    gateway: GatewayConfig = msgspec.field(default_factory=GatewayConfig)
     file: Path | None = None
 
     @property

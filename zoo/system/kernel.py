@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 
-_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 15, 36, 38
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 15, 36, 38
 _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 24, 47, 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _MOST_CAPABILITIES = 64
@@ -26,6 +27,11 @@ def set_name(name: str) -> None:
 def become_subreaper() -> bool:
     """Orphans among this process's descendants become its children. False where the kernel refuses."""
     return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """SIGTERM for this process when its parent ends; to be called between fork and exec."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def give_up_privileges() -> None:

@@ -29,12 +29,17 @@ def put_ours_first() -> None:
         sys.path.append(sys.path.pop(0))
 
 
-def run(module: str, arguments: list[str]) -> NoReturn:
-    """Becomes `python -m MODULE ARGUMENTS`, which finds this very zoo, and nothing in the working directory."""
+def environment() -> dict[str, str]:
+    """For a further process `python -P -m MODULE` that finds this very zoo, and nothing in the working directory."""
     environment = dict(os.environ)
     if sys.path and os.path.abspath(sys.path[0]) == ROOT:  # found by nothing but the working directory
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, environment.get("PYTHONPATH", "")]))
-    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], environment)
+    return environment
+
+
+def run(module: str, arguments: list[str]) -> NoReturn:
+    """Becomes `python -m MODULE ARGUMENTS`, as `environment` says."""
+    os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], environment())
 
 
 def open_streams() -> bool:

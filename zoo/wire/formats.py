@@ -32,6 +32,7 @@ from zoo.wire.arrays import COLORS, ODD, check_dtype, shown
 PLANAR = ("nv12", "i420")
 CAMERA = (*PLANAR, "gray")
 WIDE = ("gray16", "rgb16", "bgr16")
+SAID = (*COLORS, *CAMERA, "encoded")  # by callers
 MOST = (1 << 16) - 1  # of 16 bits
 
 
@@ -39,7 +40,7 @@ class PixelFormat(NamedTuple):
     """How a frame's numbers are to be read: what a caller says, and, where frames have one, what travels.
 
     Attributes:
-        color: one of `COLORS` or `CAMERA`; on the wire also of `WIDE`, or "encoded" for JPEG and PNG bytes.
+        color: one of `COLORS` or `CAMERA`, or "encoded" for JPEG and PNG bytes; on the wire also of `WIDE`.
         size: (width, height) of the picture in pixels; None where the array's shape says it.
         stride: bytes from one row of Y or grey to the next; None where the array's shape, or `size`, says it.
         scale: (lo, hi) of 16-bit numbers.
@@ -65,8 +66,8 @@ class Planes(NamedTuple):
 
 def check_format(color: Any = "rgb", size: Any = None, stride: Any = None, scale: Any = None) -> PixelFormat:
     """A caller's arguments, each by itself. Raises InvalidInput naming the one that is wrong."""
-    if not isinstance(color, str) or color not in COLORS + CAMERA:
-        raise InvalidInput(f"color: {shown(color)} is not one of {', '.join(COLORS + CAMERA)}")
+    if not isinstance(color, str) or color not in SAID:
+        raise InvalidInput(f"color: {shown(color)} is not one of {', '.join(SAID)}")
     if size is None and stride is None and scale is None:
         return PixelFormat(str(color))
     return PixelFormat(
@@ -91,13 +92,15 @@ def sent(how: PixelFormat, shape: tuple[int, ...], dtype: str) -> PixelFormat:
         how = how._replace(color=("gray" if len(shape) < 3 and how.color in COLORS else how.color) + "16")
     elif how.color == "gray" and np.dtype(dtype) == np.uint16:
         raise InvalidInput("scale: a 16-bit frame needs scale=(lo, hi), the numbers that become 0 and 255")
+    if how.color == "encoded" and (len(shape) != 1 or dtype != "|u1"):
+        raise InvalidInput(f"color: the bytes of an encoded image are uint8 in one dimension, got {dtype} of {shape}")
     planes_of(how, shape, dtype)
     return how
 
 
 def encoded(how: PixelFormat) -> PixelFormat:
     """What travels with the bytes of an encoded image. Raises InvalidInput when they were said to be anything else."""
-    if how.color not in COLORS or any(value is not None for value in how[1:]):
+    if how.color not in (*COLORS, "encoded") or any(value is not None for value in how[1:]):
         name = next((name for name in ("scale", "stride", "size") if getattr(how, name) is not None), "color")
         raise InvalidInput(
             f"{name}: bytes are taken for an encoded image, which needs none; np.frombuffer(data, np.uint8) makes an "

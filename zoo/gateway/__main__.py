@@ -1,0 +1,61 @@
+"""`python -m zoo.gateway`, `zoo gateway`: runs the gateway in the foreground."""
+
+from __future__ import annotations
+
+from zoo.system import program
+
+if __name__ == "__main__":
+    program.put_ours_first()
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from zoo.config.reading import load_config
+from zoo.errors import ConfigError
+from zoo.system import kernel
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 after SIGTERM or SIGINT, 2 when the configuration cannot be served, 1: an error of its own."""
+    parser = argparse.ArgumentParser(prog="zoo gateway", description="Run the gateway in the foreground.")
+    parser.add_argument("--config", help="config.toml (default: $ZOO_CONFIG, ./config.toml, the shipped one)")
+    parser.add_argument("--endpoint", help="the broker's, instead of the configured one")
+    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    args = parser.parse_args(argv)
+    program.open_streams()
+    kernel.set_name("zoo-gateway")
+    logging.basicConfig(level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
+    try:
+        config = load_config(args.config)
+        serving, new_loop = _libraries()
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(serving.serve(config, args.endpoint))
+    except ConfigError as e:
+        print(e, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception:
+        logging.getLogger("zoo.gateway").critical("the gateway ends", exc_info=True)
+        return 1
+    return 0
+
+
+def _libraries() -> tuple[Any, Callable[[], asyncio.AbstractEventLoop]]:
+    """Raises ConfigError where the extra is not installed."""
+    try:
+        import uvloop
+
+        from zoo.gateway import serving
+    except ModuleNotFoundError as e:
+        raise ConfigError(f"the gateway needs {e.name}: pip install 'model-zoo[gateway]'") from None
+    return serving, uvloop.new_event_loop
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""`python -m zoo.gateway.keeper BROKER ARGUMENTS`: starts the gateway, and again whenever it ends.
+
+`zoo serve --gateway` has this process between broker and gateway, so that the broker has nothing to do with it: it
+watches the broker by a descriptor of its process, and ends, with the gateway, when that is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+from zoo.system import kernel, program
+
+FIRST_S, MOST_S = 0.5, 30.0  # before the gateway is started again: doubled each time
+STEADY_S = 60.0  # after so long at work it starts again as the first time
+END_S = 10.0
+
+log = logging.getLogger("zoo.gateway.keeper")
+
+
+def start(arguments: list[str]) -> None:
+    """Starts the keeper of the gateway beside this process, the broker's."""
+    command = [sys.executable, "-P", "-m", "zoo.gateway.keeper", str(os.getpid()), *arguments]
+    subprocess.Popen(command, stdin=subprocess.DEVNULL, env=program.environment())
+
+
+class Keeper:
+    """See the module's docstring. `broker`: a pidfd of it."""
+
+    def __init__(self, broker: int, arguments: list[str]) -> None:
+        self._broker = broker
+        self._arguments = arguments
+        self._wake, self._woken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def run(self) -> None:
+        signal.set_wakeup_fd(self._woken)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        wait = FIRST_S
+        while True:
+            began = time.monotonic()
+            gateway = subprocess.Popen(
+                [sys.executable, "-P", "-m", "zoo.gateway", *self._arguments], preexec_fn=kernel.die_with_parent
+            )
+            if self._is_over(gateway.pid, None):
+                self._end(gateway)
+                return
+            status = gateway.wait()
+            if time.monotonic() - began > STEADY_S:
+                wait = FIRST_S
+            log.warning("the gateway ended with status %d; it is started again in %g s", status, wait)
+            if self._is_over(None, wait):
+                return
+            wait = min(MOST_S, 2 * wait)
+
+    def _is_over(self, pid: int | None, seconds: float | None) -> bool:
+        """Waits for the end of the process, or so long. True: the broker has ended, or this process is to."""
+        poll = select.poll()
+        poll.register(self._broker, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        process = os.pidfd_open(pid) if pid is not None else None
+        if process is not None:
+            poll.register(process, select.POLLIN)
+        try:
+            ready = {fd for fd, _ in poll.poll(None if seconds is None else seconds * 1000)}
+        finally:
+            if process is not None:
+                os.close(process)
+        return bool(ready & {self._broker, self._wake})
+
+    def _end(self, gateway: subprocess.Popen[bytes]) -> None:
+        gateway.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            gateway.wait(END_S)
+            return
+        gateway.kill()
+        gateway.wait()
+
+
+def main() -> None:
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    kernel.set_name("zoo-keeper")
+    try:
+        broker = os.pidfd_open(int(sys.argv[1]))
+    except ProcessLookupError:
+        return
+    if os.getppid() == int(sys.argv[1]):
+        Keeper(broker, sys.argv[2:]).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The gateway's process: one event loop for HTTP and for the doors that have sockets of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from zoo.config.schema import ZooConfig
+from zoo.errors import ConfigError
+from zoo.gateway import app
+from zoo.gateway.gateway import Gateway
+
+Life = Callable[[Gateway], Coroutine[Any, Any, None]]
+LIVES: Sequence[Life] = ()  # of the doors that do not speak HTTP; each returns at once where it is not configured
+
+HEAD_S = 10.0  # for the head of a request, and of the first one of a connection
+KEEP_ALIVE_S = 75.0  # longer than the pools of usual clients keep a connection
+UNREAD_S = 30.0  # how long the other side may take nothing of an answer
+GRACE_S = 5.0  # for requests under way when the process is to end
+
+log = logging.getLogger("zoo.gateway")
+
+
+class PatientHttp(HttpToolsProtocol):
+    """A connection whose requests have to begin and to have their heads in time."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._watch()
+
+    def on_headers_complete(self) -> None:
+        self._unwatch()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unwatch()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        if self._late is None:
+            self._late = self.loop.call_later(HEAD_S, self.transport.abort)
+
+    def _unwatch(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
+class HttpServer(uvicorn.Server):
+    """Leaves signals to us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(config: ZooConfig, endpoint: str | None) -> None:
+    """Serves until SIGTERM or SIGINT. Raises ConfigError: what is configured cannot be served."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    gateway = Gateway(config, endpoint)
+    listener = listen(config.gateway.address) if config.gateway.address is not None else None
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(life(gateway)) for life in LIVES]
+            tasks.append(group.create_task(gateway.sessions.tidy()))
+            if listener is not None:
+                server = _server(gateway)
+                group.create_task(server.serve([listener]))
+                host, port = listener.getsockname()[:2]
+                log.info("the gateway is serving on http://%s:%s", f"[{host}]" if ":" in host else host, port)
+            await stop.wait()
+            if listener is not None:
+                server.should_exit = True
+            for task in tasks:
+                task.cancel()
+    finally:
+        await gateway.close()
+
+
+def _server(gateway: Gateway) -> HttpServer:
+    table = gateway.config.gateway
+    return HttpServer(
+        uvicorn.Config(
+            app.make(gateway),
+            http=PatientHttp,
+            ws="none",
+            lifespan="on",
+            proxy_headers=False,  # an address that a header claims is no address
+            server_header=False,
+            access_log=False,
+            log_config=None,
+            limit_concurrency=table.max_connections,
+            timeout_keep_alive=int(KEEP_ALIVE_S),
+            timeout_graceful_shutdown=int(GRACE_S),
+        )
+    )
+
+
+def listen(address: tuple[str, int]) -> socket.socket:
+    """Raises ConfigError: the address cannot be had."""
+    host, port = address
+    sock = None
+    try:
+        family, kind, proto, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, proto)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_S * 1000))
+        sock.bind(where)
+        sock.listen(1024)
+    except OSError as e:
+        if sock is not None:
+            sock.close()
+        raise ConfigError(f"gateway.http: {host}:{port} cannot be listened on: {e.strerror or e}") from None
+    sock.setblocking(False)
+    return sock
