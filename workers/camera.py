@@ -170,5 +170,5 @@ def _opencv(color: str) -> Any:
     except ImportError as e:
         raise InvalidInput(
             f"color: {color} is converted by OpenCV, which this model's environment lacks ({e}); send rgb, or install "
-            "the workers' libraries: pip install '.[workers]'"
+            "the models' libraries: pip install '.[models]'"
         ) from None

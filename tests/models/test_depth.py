@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,6 +91,22 @@ def test_boxes_get_their_part_of_the_frames_map(estimator, folder, bus, monkeypa
         np.testing.assert_allclose(answer.depth, expected[y1:y2, x1:x2], atol=1e-4)
         assert answer.median == pytest.approx(float(np.median(expected[y1:y2, x1:x2])), abs=1e-4)
     assert frames == [1]
+
+
+def test_a_camera_frame_is_run_once_for_all_its_boxes(estimator, bus, monkeypatch):
+    """Converted once too: all boxes look at one object."""
+    i420 = cv2.cvtColor(bus, cv2.COLOR_RGB2YUV_I420)
+    described = payload.FrameRef(-1, 0, i420.shape, "|u1", "i420")
+    body = payload.InferBody((described,), tuple(BOXES))
+    given = inputs.read(body, [i420.tobytes()], lambda _: None)
+    sizes: list[int] = []
+    forward = estimator._forward
+    monkeypatch.setattr(estimator, "_forward", lambda frames: sizes.append(len(frames)) or forward(frames))
+    answers = estimator.predict(given.items)
+    assert sizes == [1]
+    expected = estimator.predict(cut(cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420), BOXES).items)
+    for answer, like in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(answer.depth, like.depth, atol=1e-4)
 
 
 def test_a_part_of_a_map_travels(estimator, bus):

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -93,6 +94,17 @@ def test_they_are_one_forward_pass(estimator, bus, monkeypatch):
     in_threes = ask(estimator, bus, PEOPLE, max_batch=3)
     assert sizes == [4, 3, 1]
     same(in_threes, tuple(np.concatenate([getattr(a, field) for a in together]) for field in ("points", "scores")))
+
+
+def test_people_in_a_camera_frame_are_looked_at_with_their_surroundings(estimator, bus):
+    """The network sees more than the crop: of the frame, which is converted for it."""
+    grey = cv2.cvtColor(bus, cv2.COLOR_RGB2GRAY)
+    described = payload.FrameRef(-1, 0, grey.shape, "|u1", "gray")
+    body = payload.InferBody((described,), tuple(PEOPLE))
+    given = inputs.read(body, [grey.tobytes()], lambda _: None)
+    answers = [a.moved(*corner) for a, corner in zip(estimator.predict(given.items), given.corners, strict=True)]
+    expected = ask(estimator, np.repeat(grey[..., None], 3, axis=2), PEOPLE)
+    same(answers, tuple(np.concatenate([getattr(a, field) for a in expected]) for field in ("points", "scores")))
 
 
 def test_a_frame_without_boxes_is_one_person(estimator, folder, bus):

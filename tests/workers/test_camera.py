@@ -245,5 +245,5 @@ def test_what_is_to_be_converted_counts_like_what_is_decoded() -> None:
 
 def test_an_environment_without_opencv_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
-    with pytest.raises(InvalidInput, match=r"color: nv12 .*\[workers\]"):
+    with pytest.raises(InvalidInput, match=r"color: nv12 .*\[models\]"):
         read(noise(6, 4), color="nv12")
