@@ -62,6 +62,8 @@ def test_rows_may_be_padded_and_sides_odd(zoo: Client) -> None:
         frame.array[:, :32], frame.array[:, 32:] = NV12, 99
         answer = zoo.infer("toy", frame, color="nv12", size=(31, 23), stride=64, do="echo")
         np.testing.assert_array_equal(seen(answer), RGB[:23, :31])
+        shapes = [zoo.infer("toy", frame, color="nv12", size=size)["shape"] for size in (None, (30, 22), None, (3, 1))]
+        assert shapes == [[24, 64, 3], [22, 30, 3], [24, 64, 3], [1, 3, 3]]
     tight = np.concatenate([NV12[:23, :31].ravel(), NV12[24:].ravel()])
     np.testing.assert_array_equal(seen(zoo.infer("toy", tight, color="nv12", size=(31, 23), do="echo")), RGB[:23, :31])
 

@@ -99,6 +99,9 @@ def test_yuv_is_converted_as_opencv_does_the_whole_frame(
     assert len(given.items) == max(1, len(boxes))
     for item in given.items:
         x1, y1, x2, y2 = item.box or (0, 0, width, height)
+        source = item.sources[0]
+        assert isinstance(source, camera.Picture)
+        near(source.frame.convert((x1, y1, x2, y2)), expected[y1:y2, x1:x2])  # cut first, whatever the size
         near(item.array, expected[y1:y2, x1:x2])
         near(item.whole, expected)
 
