@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,14 +37,20 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(to), f"{page.name} links to {target}"
 
 
-def texts() -> Iterator[tuple[Path, str]]:
+@cache
+def texts() -> list[tuple[Path, str]]:
     """Pages, config.toml, and what docstrings and comments say."""
+    return list(_texts())
+
+
+def _texts() -> Iterator[tuple[Path, str]]:
     yield from ((page, page.read_text()) for page in [*PAGES, ROOT / "config.toml"])
     for file in SOURCES:
-        for node in ast.walk(ast.parse(file.read_text())):
+        source = file.read_text()
+        for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 yield file, ast.get_docstring(node) or ""
-        yield file, "\n".join(line for line in file.read_text().splitlines() if line.lstrip().startswith("#"))
+        yield file, "\n".join(line for line in source.splitlines() if line.lstrip().startswith("#"))
 
 
 def test_every_file_that_is_named_exists() -> None:

@@ -347,7 +347,7 @@ def test_a_client_killed_with_leases_slots_and_work_is_released_at_once(broker):
         finally:
             doomed.kill()
             doomed.wait()
-        wait_until(lambda: client.get_status()["sessions"] == 1, timeout=1.0)
+        wait_until(lambda: client.get_status()["sessions"] == 1)
         status = client.get_status()
         assert (status["leases"], status["requests"]) == (0, 0)
         assert client.unload("b") is True

@@ -364,7 +364,7 @@ def test_the_invariants_hold_whatever_happens() -> None:
     run_state_machine_as_test(
         SchedulerMachine,
         settings=settings(
-            max_examples=400, stateful_step_count=60, deadline=None, print_blob=True, suppress_health_check=QUIET
+            max_examples=250, stateful_step_count=60, deadline=None, print_blob=True, suppress_health_check=QUIET
         ),
     )
 
