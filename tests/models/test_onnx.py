@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -426,6 +428,24 @@ def test_bytes_that_were_changed_are_refused_or_served(tmp_path: Path) -> None:
             load(path, layout="v8", labels=graphs.LABELS)
             served += 1
     assert 0 < served < cases
+
+
+# ---------------------------------------------------------------- what it takes
+
+
+def test_neither_torch_nor_ultralytics_is_needed(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, numpy\n"
+        "sys.modules['torch'] = sys.modules['ultralytics'] = None\n"
+        "from workers.models import base, onnx\n"
+        "model = onnx.OnnxDetector()\n"
+        "model.load(base.Spec('it', pathlib.Path(sys.argv[1])), 'cpu')\n"
+        "print(len(model.predict([base.Input(numpy.zeros((9, 9, 3), numpy.uint8), {})])[0].boxes))\n"
+    )
+    path = graphs.saying(tmp_path / "model.onnx", V8)
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout == "1\n", done.stderr
 
 
 # ---------------------------------------------------------------- devices

@@ -217,6 +217,15 @@ def test_pictures_that_cannot_be_made_into_the_input(
     assert said in fails(echo(tmp_path / "model.onnx", shape, kind), image=image)
 
 
+def test_a_picture_is_sent_for_the_only_input(tmp_path: Path, bus: np.ndarray) -> None:
+    model = load(graphs.classifier(tmp_path / "model.onnx"), image={})
+    assert ask(model, bus, inputs=["pixels"], outputs=["colours"])["colours"].shape == (1, 3)
+    with pytest.raises(InvalidInput, match="inputs: the graph takes pixels"):
+        ask(model, bus, inputs=["x"])
+    with pytest.raises(InvalidInput, match="uint8 images, got shape"):
+        ask(model, bus[..., 0])
+
+
 def test_two_inputs_are_no_picture(tmp_path: Path) -> None:
     assert "only input" in fails(graphs.linear(tmp_path / "model.onnx"), image={})
 

@@ -197,6 +197,7 @@ class OnnxGraph:
         return batches.by_options(asked, frames, self._seen_together)
 
     def _seen_together(self, options: OnnxGraphOptions, frames: list[np.ndarray]) -> list[AnyResult]:
+        self._inputs(options)
         outputs = self._outputs(options)
         most = min(self.max_batch, options.max_batch)
         return [found for some in chunks(frames, most) for found in self._seen(some, outputs)]
