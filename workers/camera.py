@@ -1,4 +1,4 @@
-"""Camera frames (`zoo/wire/formats.py`) made HxWx3 RGB uint8 by OpenCV, which no other file of `workers/` imports.
+"""Camera frames (`zoo/wire/formats.py`) made HxWx3 RGB uint8 by OpenCV, which else only adapters (`models/`) import.
 
 YUV is converted by BT.601 in limited range (Y 16 to 235, chroma 16 to 240), as OpenCV does:
 R = 1.164 (Y - 16) + 1.596 (V - 128), G = 1.164 (Y - 16) - 0.813 (V - 128) - 0.391 (U - 128),

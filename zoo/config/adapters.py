@@ -20,7 +20,7 @@ LIBRARIES: dict[str, tuple[tuple[str, ...], str]] = {
     "workers.models.yolo_world": (("torch", "transformers", "ultralytics"), "workers"),
     "workers.models.clip": (("torch", "transformers", "open_clip"), "models"),
     "workers.models.ocr": (("rapidocr", "onnxruntime"), "models"),
-    "workers.models.onnx": (("onnxruntime",), "models"),
+    "workers.models.onnx": (("onnxruntime", "cv2"), "models"),
     "workers.models.quality": (("brisque",), "models"),
     "workers.models.osnet": (("torch",), "models"),
     "workers.models.vehicle": (("torch",), "models"),
