@@ -179,6 +179,19 @@ class Segformer(Transformers):
         return [(mask.numpy(), np.bincount(mask.numpy().reshape(-1), minlength=18) / mask.numel()) for mask in masks]
 
 
+class Detr(Transformers):
+    def __init__(self, path: str, options: dict[str, Any]) -> None:
+        super().__init__(path, "AutoModelForObjectDetection")
+        self.conf = options["conf"]
+
+    def __call__(self, crops: Crops) -> Any:
+        sizes = [crop.shape[:2] for crop in crops]
+        with self.torch.inference_mode():
+            found = self.model(pixel_values=self.pixels(crops))
+        boxes = self.processor.post_process_object_detection(found, threshold=self.conf, target_sizes=sizes)
+        return [{key: value.numpy() for key, value in one.items()} for one in boxes]
+
+
 class Torchvision:
     """A network on pixels that torchvision's transforms make of Pillow's pictures."""
 
@@ -268,6 +281,7 @@ class Brisque:
 
 
 DIRECT: dict[str, Any] = {
+    "workers.models.detr:ObjectDetector": Detr,
     "workers.models.yolo:Detector": Yolo,
     "workers.models.yolo_world:OpenVocabularyDetector": YoloWorld,
     "workers.models.classify:ImageClassifier": Classifier,

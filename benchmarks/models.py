@@ -47,6 +47,7 @@ class Asked(NamedTuple):
 
 
 ASKED = {
+    "coco-detector": Asked("RT-DETRv2 R18"),
     "threat-detection-yolov8n": Asked("YOLOv8n"),
     "yolo11-face": Asked("YOLO11n", [(50, 395, 245, 650)]),
     "yolo11-license-plate": Asked("YOLO11n", [scene.BUS]),

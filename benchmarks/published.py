@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 
 from workers.models import standins
-from workers.models.standins import classify, clip, dense, yolo
+from workers.models.standins import classify, clip, dense, detr, yolo
 from workers.models.standins.common import Builder
 
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -35,6 +35,7 @@ SEGFORMER_B2 = {
     "hidden_sizes": [64, 128, 320, 512], "depths": [3, 4, 6, 3], "num_attention_heads": [1, 2, 5, 8],
     "decoder_hidden_size": 768,
 }  # fmt: skip
+RT_DETR_18 = {"encoder_in_channels": [128, 256, 512], "hidden_expansion": 0.5, "decoder_layers": 3}
 MIT = {"mit_hidden_size": 512, "mit_intermediate_size": 2048, "mit_num_attention_heads": 8}
 TEXT = {
     "hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 2048,
@@ -43,6 +44,7 @@ TEXT = {
 
 # By name, where the stand-in is smaller than what is published.
 LARGER: dict[str, Builder] = {
+    "coco-detector": detr.detector("rt_detr_v2", RT_DETR_18, RESNET_18),
     "violence-detection": classify.classifier("vit", ["non-violent", "violent"], BASE),
     "vit-age-classifier": classify.classifier("vit", classify.AGES, BASE),
     "vit-gender-classifier": classify.classifier("vit", ["female", "male"], BASE),
