@@ -47,7 +47,7 @@ def questions() -> list[tuple[str, str, Any, dict[str, Any]]]:
         ("violence-detection", "zidane.jpg", zidane, {}),
         ("weather-classification", "the street", street, {}),
         ("vehicle-segment-classification", "the car", street, {"boxes": [CAR]}),
-        ("vehicle-damage-detection", "the car", street, {"boxes": [CAR], "max_det": 6}),
+        ("vehicle-damage-detection", "the car", street, {"boxes": [CAR]}),
         ("yolo11-license-plate", "the car", street, {"boxes": [CAR], "max_det": 6}),
         ("paddleocr", "the plate", street, {"boxes": [plate], "mode": "line"}),
         ("pet-classifier", "chelsea.png, a cat", photograph("chelsea.png"), {}),
