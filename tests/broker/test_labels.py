@@ -16,6 +16,7 @@ from tests.support import Running, toy, wait_until
 from zoo import AsyncClient, Client, ModelNotFound
 from zoo.cli import main
 
+Start = Callable[..., Running]
 PETS = ["Cats", "dogs", "GUINEA_PIGS"]
 MANY = [f"label number {i}" for i in range(5000)]
 SAYS: dict[str, tuple[Any, list[str]]] = {  # what an adapter may hold as `labels`, and what is told of it
@@ -175,7 +176,7 @@ def test_without_a_broker_files_tell_the_labels(run: Run, zoo_dir: Path, monkeyp
 # ---------------------------------------------------------------- kept, and forgotten
 
 
-def test_labels_are_kept_over_a_restart_until_weights_or_options_change(zoo_dir: Path) -> None:
+def test_labels_are_kept_over_a_restart_until_weights_or_options_change(zoo_dir: Path, broker: Start) -> None:
     weights = zoo_dir / "w.bin"
     weights.write_bytes(b"one")
     models = [
@@ -183,14 +184,14 @@ def test_labels_are_kept_over_a_restart_until_weights_or_options_change(zoo_dir:
         for name, labels in (("pets", PETS), ("many", MANY), ("other", ["a"]))
     ]
     keys = {"footprint": "measured", "state_dir": zoo_dir / "state", "vram_budget_gb": 4}
-    running = Running(zoo_dir, models, **keys).start()
+    running = broker(models, **keys)
     for name in ("pets", "many", "other"):
         running.client().get_model(name)
     running.close()
     assert set(json.loads((zoo_dir / "state/labels.json").read_text())["models"]) == {"pets", "other"}
 
     models[2]["options"] = {"labels": ["b"]}
-    running = Running(zoo_dir, models, **keys).start()
+    running = broker(models, **keys)
     zoo = running.client()
     assert [known(zoo, name) for name in ("pets", "many", "other")] == [(PETS, "earlier load"), *[(None, None)] * 2]
     weights.write_bytes(b"another")
@@ -200,11 +201,10 @@ def test_labels_are_kept_over_a_restart_until_weights_or_options_change(zoo_dir:
     assert known(zoo, "pets") == (PETS, "model")  # of what runs, whatever lies there now
     zoo.unload("pets")
     assert known(zoo, "pets") == (None, None)
-    running.close()
 
 
-def test_a_model_that_is_made_of_its_copy_tells_them_too(zoo_dir: Path) -> None:
-    running = Running(zoo_dir, [toy("pets", options={"labels": PETS})], host_cache_mb=100).start()
+def test_a_model_that_is_made_of_its_copy_tells_them_too(broker: Start) -> None:
+    running = broker([toy("pets", options={"labels": PETS})], host_cache_mb=100)
     zoo = running.client()
     zoo.get_model("pets")
     wait_until(lambda: zoo.get_status()["host_cache"]["models"])
@@ -212,4 +212,3 @@ def test_a_model_that_is_made_of_its_copy_tells_them_too(zoo_dir: Path) -> None:
     zoo.get_model("pets")
     assert "pets: made of its copy" in running.log()
     assert known(zoo, "pets") == (PETS, "model")
-    running.close()
