@@ -22,6 +22,7 @@ from zoo.cli import parser
 from zoo.config import reading
 
 PAGES = ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
@@ -75,6 +76,10 @@ def test_commands_are_those_that_there_are(example: Example) -> None:
                 pass
             case ["zoo", "serve", "--config", file, *rest] if rest in ([], ["--debug"]):
                 assert (ROOT / file).exists()
+            case ["pip", "install", what] if found := re.fullmatch(r"model-zoo\[([\w,]+)\]", what):
+                assert set(found[1].split(",")) <= EXTRAS.keys()
+            case ["curl", address] if address.startswith("localhost:8000/"):
+                pass
             case ["zoo", "standins", "weights"]:
                 pass
             case ["zoo", ("load" | "unload" | "pin" | "unpin") as word]:
