@@ -1,7 +1,7 @@
 """The application of all doors that speak HTTP.
 
-**Adding a door.** A file, or a folder, in `zoo/gateway/doors/`. One that speaks HTTP is a list of Litestar's handlers
-and routers, entered in `ROUTES`: each handler takes `request: HttpRequest` and `gateway: Gateway` (given to it by that
+**Adding a door.** A file, or a folder, in `zoo/gateway/doors/`. One that speaks HTTP is a function that makes its
+router, entered in `ROUTES`: each handler takes `request: HttpRequest` and `gateway: Gateway` (given to it by that
 name), asks `gateway.session(request, Rights…)` for its caller's client, reads `gateway.body(request)` and awaits
 `gateway.answer(request, zoo.infer(…))`. Errors are raised: `zoo/gateway/refusals.py` has their statuses. One that
 speaks something else is a coroutine over the gateway, entered in `LIVES` of `zoo/gateway/serving.py`.
@@ -28,7 +28,7 @@ other doors could not share the loop; uvicorn is run by our own loop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from litestar import Litestar
@@ -41,7 +41,7 @@ from zoo.gateway.gateway import Gateway
 from zoo.gateway.refusals import answer
 from zoo.gateway.shield import Shield
 
-ROUTES: Sequence[Any] = (*kserve.ROUTES,)
+ROUTES: Sequence[Callable[[], Any]] = (kserve.router,)
 
 
 def make(gateway: Gateway) -> Shield:
@@ -51,7 +51,7 @@ def make(gateway: Gateway) -> Shield:
         return gateway
 
     app = Litestar(
-        list(ROUTES),
+        [route() for route in ROUTES],
         dependencies={"gateway": Provide(provide)},
         exception_handlers={Exception: answer},
         openapi_config=OpenAPIConfig(

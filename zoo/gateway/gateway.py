@@ -62,8 +62,13 @@ class Gateway:
         if said is not None and not (said.isascii() and said.isdecimal()):
             raise InvalidInput("Content-Length: not a number")
         table = self.config.gateway
+        encoding = request.headers.get("content-encoding", "").strip().lower()
         return incoming.Incoming(
-            request.receive, None if said is None else int(said), table.max_body_bytes, table.body_seconds
+            request.receive,
+            None if said is None else int(said),
+            table.max_body_bytes,
+            table.body_seconds,
+            "" if encoding == "identity" else encoding,
         )
 
     async def answer(self, request: HttpRequest, call: Coroutine[Any, Any, Any]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from zoo.errors import InvalidInput
 from zoo.gateway.refusals import BodyTooLarge, BodyTooSlow
 
 Receive = Callable[[], Awaitable[Any]]  # ASGI's
+WINDOW_BITS = {"gzip": 31, "deflate": 15}  # of zlib, by the name of the encoding
+PIECE = 1 << 18  # bytes that are unpacked at once
 FIRST = 1 << 18  # bytes of the slot for a body that does not say its length
 
 
@@ -30,7 +33,8 @@ class Incoming:
 
     Args:
         length: what its header says, or None.
-        most: bytes that are taken. seconds: that it may take to arrive.
+        most: bytes that are taken, unpacked. seconds: that it may take to arrive.
+        encoding: "gzip" or "deflate" where it is packed, else "".
 
     Attributes:
         done: how many bytes were handed out.
@@ -39,10 +43,13 @@ class Incoming:
         BodyTooLarge, BodyTooSlow. Disconnected.
     """
 
-    def __init__(self, receive: Receive, length: int | None, most: int, seconds: float) -> None:
+    def __init__(self, receive: Receive, length: int | None, most: int, seconds: float, encoding: str = "") -> None:
         if length is not None and length > most:
             raise _too_large(most)
-        self.length = length
+        if encoding and encoding not in WINDOW_BITS:
+            raise InvalidInput(f"Content-Encoding: {encoding!r:.40} is not one of {', '.join(WINDOW_BITS)}")
+        self.length = length if not encoding else None
+        self._packed = Packed(WINDOW_BITS[encoding]) if encoding else None
         self.done = 0
         self._receive = receive
         self._most = most
@@ -53,7 +60,12 @@ class Incoming:
 
     async def chunk(self, most: int | None = None) -> memoryview:
         """The next bytes, `most` of them or less; empty at the end."""
-        while not self._left and self._more:
+        while not self._left:
+            if self._packed is not None and (unpacked := self._packed.take()):
+                self._left = memoryview(unpacked)
+                break
+            if not self._more:
+                break
             try:
                 async with asyncio.timeout(max(0.0, self._end - time.monotonic())):
                     message = await self._receive()
@@ -61,8 +73,11 @@ class Incoming:
                 raise BodyTooSlow(f"the body did not arrive within {self._seconds:g} s") from None
             if message["type"] != "http.request":
                 raise Disconnected
-            self._left = memoryview(message.get("body", b""))
-            self._more = message.get("more_body", False)
+            data, self._more = message.get("body", b""), message.get("more_body", False)
+            if self._packed is not None:
+                self._packed.put(data, end=not self._more)
+            else:
+                self._left = memoryview(data)
         out = self._left if most is None else self._left[:most]
         self._left = self._left[len(out) :]
         self.done += len(out)
@@ -114,6 +129,33 @@ class Incoming:
             writing.close()
             raise
         return writing.frame("body")
+
+
+class Packed:
+    """A packed body, unpacked piece by piece: a few bytes may stand for gigabytes, which are never made at once."""
+
+    def __init__(self, window_bits: int) -> None:
+        self._unpacker = zlib.decompressobj(wbits=window_bits)
+        self._waiting = b""
+        self._ended = False
+
+    def put(self, data: bytes, *, end: bool) -> None:
+        self._waiting += data
+        self._ended = end
+
+    def take(self) -> bytes:
+        """The next piece, or nothing while more is needed. Raises InvalidInput: it is damaged or cut off."""
+        while self._waiting:
+            try:
+                out = self._unpacker.decompress(self._waiting, PIECE)
+            except zlib.error as e:
+                raise InvalidInput(f"body: it cannot be unpacked: {e}") from None
+            self._waiting = self._unpacker.unconsumed_tail
+            if out:
+                return out
+        if self._ended and not self._unpacker.eof:
+            raise InvalidInput("body: it ends before its packed data does")
+        return b""
 
 
 class Writing:

@@ -7,13 +7,13 @@ from litestar import Response, get
 from zoo.gateway.gateway import Gateway
 
 
-@get("/v2/health/live", tags=["KServe v2"])
+@get("/health/live")
 async def live() -> Response[None]:
     """200: this process answers."""
     return Response(None, media_type="text/plain")
 
 
-@get("/v2/health/ready", tags=["KServe v2"], raises=[])
+@get("/health/ready")
 async def ready(gateway: Gateway) -> Response[str]:
     """200: the broker answers. 503: it does not, and the text says why."""
     problem = await gateway.readiness()
