@@ -50,6 +50,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.replay
 	$(BIN)/python -m benchmarks.turns
+	$(BIN)/python -m benchmarks.gateway
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -81,7 +81,7 @@ async def serve(config: ZooConfig, endpoint: str | None) -> None:
             tasks = [group.create_task(life(gateway)) for life in LIVES]
             tasks.append(group.create_task(gateway.sessions.tidy()))
             if listener is not None:
-                server = _server(gateway)
+                server = http_server(gateway)
                 group.create_task(server.serve([listener]))
                 host, port = listener.getsockname()[:2]
                 log.info("the gateway is serving on http://%s:%s", f"[{host}]" if ":" in host else host, port)
@@ -94,7 +94,7 @@ async def serve(config: ZooConfig, endpoint: str | None) -> None:
         await gateway.close()
 
 
-def _server(gateway: Gateway) -> HttpServer:
+def http_server(gateway: Gateway) -> HttpServer:
     table = gateway.config.gateway
     return HttpServer(
         uvicorn.Config(

@@ -1,0 +1,201 @@
+"""What the gateway's doors cost, as ratios within one run.
+
+`python -m benchmarks.gateway [--quick]`. The ways take turns, and each ratio is the median over the turns of the pair's
+ratio. The floor of a body is an endpoint of the same framework on the same server that reads it and drops it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import http.client
+import io
+import json
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import zoo
+from benchmarks import common
+
+CONFIG = """
+[broker]
+device = "cpu"
+[gateway]
+http = "127.0.0.1:0"
+[[models]]
+name = "peek"
+adapter = "benchmarks.adapters:Peek"
+vram_mb = 10
+"""
+SHAPE = (1080, 1920, 3)
+CONNECTIONS = 200
+HEAD = "Inference-Header-Content-Length"
+
+Call = Callable[[], object]
+
+
+def picture() -> np.ndarray:
+    """Smooth, with some noise: a JPEG of it has about the size of a camera's."""
+    y, x = np.mgrid[0 : SHAPE[0], 0 : SHAPE[1]]
+    smooth = np.stack([x / 8, y / 5, (x + y) / 12], axis=-1)
+    return (smooth + np.random.default_rng(1).normal(0, 6, SHAPE)).clip(0, 255).astype(np.uint8)
+
+
+def jpeg(frame: np.ndarray) -> bytes:
+    made = io.BytesIO()
+    Image.fromarray(frame).save(made, "JPEG", quality=85)
+    return made.getvalue()
+
+
+@contextlib.contextmanager
+def serving(*command: str) -> Iterator[int]:
+    """A process that says on which port it serves."""
+    process = subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        port = next(int(found[1]) for line in process.stderr if (found := re.search(r"http://127.0.0.1:(\d+)", line)))
+        threading.Thread(target=process.stderr.read, daemon=True).start()
+        yield port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+
+
+def floor() -> None:
+    """An endpoint that reads a body and drops it."""
+    from litestar import Litestar, Request, post
+
+    from zoo.config.reading import parse_config
+    from zoo.gateway import serving
+    from zoo.gateway.gateway import Gateway
+
+    @post("/", status_code=200)
+    async def drop(request: Request) -> dict[str, int]:
+        count = 0
+        while True:
+            message = await request.receive()
+            count += len(message["body"])
+            if not message["more_body"]:
+                return {"count": count}
+
+    async def serve() -> None:
+        serving.app.make = lambda _: Litestar([drop], logging_config=None, openapi_config=None)
+        listener = serving.listen(("127.0.0.1", 0))
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+        server = serving.http_server(Gateway(parse_config(CONFIG)))
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: setattr(server, "should_exit", True))
+        await server.serve([listener])
+
+    import uvloop
+
+    uvloop.run(serve())
+
+
+def posting(port: int, path: str, body: bytes, headers: dict[str, str]) -> Call:
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+
+    def call() -> None:
+        connection.request("POST", path, body, headers)
+        answer = connection.getresponse()
+        found = answer.read()
+        assert answer.status == 200, found
+
+    return call
+
+
+def kserve(port: int, tensor: dict[str, object], data: bytes) -> Call:
+    head = json.dumps({
+        "inputs": [{"name": "image", **tensor, "parameters": {"binary_data_size": len(data)}}],
+        "parameters": {"binary_data_output": True},
+    }).encode()  # fmt: skip
+    return posting(port, "/v2/models/peek/infer", head + data, {HEAD: str(len(head))})
+
+
+def in_turns(calls: dict[str, Call], turns: int, each: int) -> dict[str, list[float]]:
+    """Milliseconds of a call, the median of `each`, per turn."""
+    for call in calls.values():
+        for _ in range(3):
+            call()
+    made: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(turns):
+        for name, call in calls.items():
+            times = []
+            for _ in range(each):
+                start = time.perf_counter()
+                call()
+                times.append(time.perf_counter() - start)
+            made[name].append(statistics.median(times) * 1e3)
+    return made
+
+
+def keep_alive(port: int) -> int:
+    """How many of so many connections, all open at once, are answered twice."""
+    opened = [http.client.HTTPConnection("127.0.0.1", port) for _ in range(CONNECTIONS)]
+    good = 0
+    for _ in range(2):
+        good = 0
+        for connection in opened:
+            connection.request("GET", "/v2/models/peek/ready")
+            answer = connection.getresponse()
+            answer.read()
+            good += answer.status == 200
+    for connection in opened:
+        connection.close()
+    return good
+
+
+def measure(gateway: int, drop: int, client: zoo.Client, turns: int) -> dict[str, float]:
+    frame = picture()
+    small, raw = jpeg(frame), frame.tobytes()
+    element = len(small).to_bytes(4, "little") + small
+    calls = {
+        "jpeg by ZeroMQ": lambda: client.infer("peek", small),
+        "jpeg by KServe": kserve(gateway, {"shape": [1], "datatype": "BYTES"}, element),
+        "raw by ZeroMQ": lambda: client.infer("peek", frame),
+        "raw dropped": posting(drop, "/", raw, {}),
+        "raw by KServe": kserve(gateway, {"shape": [*SHAPE], "datatype": "UINT8"}, raw),
+    }
+    times = in_turns(calls, turns, 10)
+    pairs = zip(*times.values(), strict=True)
+    ratios = [(kj / zj, kr / (dropped + zr)) for zj, kj, zr, dropped, kr in pairs]
+    figures = {f"{name} (ms)": statistics.median(values) for name, values in times.items()}
+    figures["jpeg: KServe / ZeroMQ (at most 2)"] = statistics.median(one for one, _ in ratios)
+    figures["raw: KServe / (dropped + ZeroMQ) (at most 1.3)"] = statistics.median(one for _, one in ratios)
+    figures["jpeg (KB)"] = len(small) / 1024
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--floor", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.floor:
+        floor()
+        return
+    with common.folder() as where, common.broker(CONFIG, where) as (endpoint, _):
+        config = str(Path(where) / "config.toml")
+        with (
+            serving("zoo.gateway", "--config", config, "--endpoint", endpoint) as gateway,
+            serving("benchmarks.gateway", "--floor") as drop,
+            zoo.Client(endpoint) as client,
+        ):
+            figures = measure(gateway, drop, client, 5 if args.quick else 20)
+            figures[f"of {CONNECTIONS} keep-alive connections answered"] = keep_alive(gateway)
+    common.save("gateway", figures)
+    print(common.table([(name, f"{value:.2f}") for name, value in figures.items()]))
+
+
+if __name__ == "__main__":
+    main()
