@@ -15,6 +15,7 @@ from litestar.params import Parameter
 from zoo.client.aio import AsyncClient
 from zoo.errors import InvalidInput, ModelNotFound
 from zoo.gateway.access import KnownCaller, Rights
+from zoo.gateway.documented import ERRORS
 from zoo.gateway.doors.kserve import documented, results
 from zoo.gateway.doors.kserve.reading import InferHead, Inputs, OutputWanted, check_parameters, read_head
 from zoo.gateway.doors.kserve.state import VERSION, KServe, check_version
@@ -29,7 +30,7 @@ LARGE = 1 << 16  # numbers, or bytes, from which on work on them is done in a th
 @post(
     ["/models/{model:str}/infer", "/models/{model:str}/versions/{version:str}/infer"],
     operation_class=documented.DescribedInfer,
-    responses=documented.ERRORS,
+    responses=ERRORS,
     status_code=200,
 )
 async def infer(

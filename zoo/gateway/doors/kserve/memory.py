@@ -10,6 +10,7 @@ from litestar import get, post
 from zoo.config.gateway import is_loopback
 from zoo.errors import InvalidInput
 from zoo.gateway.access import KnownCaller, Rights
+from zoo.gateway.documented import ERRORS, decoded
 from zoo.gateway.doors.kserve import documented
 from zoo.gateway.doors.kserve.models import MOST_BODY
 from zoo.gateway.doors.kserve.state import KServe
@@ -36,7 +37,7 @@ def _caller(request: HttpRequest, gateway: Gateway) -> KnownCaller:
     return caller
 
 
-@get([f"{ROOT}/status", ROOT + "/region/{region:str}/status"], responses=documented.ERRORS)
+@get([f"{ROOT}/status", ROOT + "/region/{region:str}/status"], responses=ERRORS)
 async def status(
     request: HttpRequest, gateway: Gateway, kserve: KServe, region: str | None = None
 ) -> list[dict[str, Any]]:
@@ -47,20 +48,20 @@ async def status(
 @post(
     ROOT + "/region/{region:str}/register",
     operation_class=documented.DescribedRegister,
-    responses=documented.ERRORS,
+    responses=ERRORS,
     status_code=200,
 )
 async def register(request: HttpRequest, gateway: Gateway, kserve: KServe, region: str) -> dict[str, Any]:
     """Names a part of an object in shared memory, for this caller alone."""
     caller = _caller(request, gateway)
-    wanted: RegisterRequest = documented.decoded(RegisterRequest, await gateway.body(request).rest(MOST_BODY))
+    wanted: RegisterRequest = decoded(RegisterRequest, await gateway.body(request).rest(MOST_BODY))
     if not (0 <= wanted.offset <= MOST_BYTES and 0 < wanted.byte_size <= MOST_BYTES):
         raise InvalidInput("offset, byte_size: numbers of bytes, the size above 0")
     kserve.regions.register(caller.name, region, wanted.key, wanted.offset, wanted.byte_size)
     return {}
 
 
-@post([f"{ROOT}/unregister", ROOT + "/region/{region:str}/unregister"], responses=documented.ERRORS, status_code=200)
+@post([f"{ROOT}/unregister", ROOT + "/region/{region:str}/unregister"], responses=ERRORS, status_code=200)
 async def unregister(
     request: HttpRequest, gateway: Gateway, kserve: KServe, region: str | None = None
 ) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from litestar import Response, get, post
 from zoo.client.aio import AsyncClient
 from zoo.errors import InvalidInput, ModelDisabled, ModelUnavailable
 from zoo.gateway.access import Rights
+from zoo.gateway.documented import ERRORS, decoded
 from zoo.gateway.doors.kserve import documented, results
 from zoo.gateway.doors.kserve.state import VERSION, KServe, check_version
 from zoo.gateway.gateway import Gateway, HttpRequest
@@ -37,7 +38,7 @@ def _paths(end: str) -> list[str]:
     return [path % end for path in ONE]
 
 
-@get("/", responses=documented.ERRORS)
+@get("/", responses=ERRORS)
 async def server(request: HttpRequest, gateway: Gateway) -> dict[str, Any]:
     """The server's name, version and extensions."""
     gateway.admit(request, Rights.VIEWER)
@@ -63,13 +64,13 @@ async def _described(request: HttpRequest, gateway: Gateway, model: str, model_v
     return {"name": row["name"], "platform": row["adapter"] or "none", "inputs": [IMAGE], "outputs": outputs}
 
 
-@get(_paths(""), responses=documented.ERRORS)
+@get(_paths(""), responses=ERRORS)
 async def metadata(request: HttpRequest, gateway: Gateway, model: str, model_version: str = "") -> dict[str, Any]:
     """Inputs and outputs of a model. Outputs are those of its category; [] where it answers what it likes."""
     return {"versions": [VERSION], **await _described(request, gateway, model, model_version)}
 
 
-@get(_paths("/config"), responses=documented.ERRORS)
+@get(_paths("/config"), responses=ERRORS)
 async def configuration(request: HttpRequest, gateway: Gateway, model: str, model_version: str = "") -> dict[str, Any]:
     """The same in the form of the model configuration extension."""
     found = await _described(request, gateway, model, model_version)
@@ -85,7 +86,7 @@ def _typed(described: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-@get(_paths("/ready"), responses=documented.ERRORS)
+@get(_paths("/ready"), responses=ERRORS)
 async def ready(request: HttpRequest, gateway: Gateway, model: str, model_version: str = "") -> Response[None]:
     """200: it can be served, loaded or not. 404, 503: it cannot, and the text says why."""
     async with gateway.session(request, Rights.VIEWER) as zoo:
@@ -100,11 +101,11 @@ async def ready(request: HttpRequest, gateway: Gateway, model: str, model_versio
 # ---------------------------------------------------------------- repository
 
 
-@post("/repository/index", operation_class=documented.DescribedIndex, responses=documented.ERRORS, status_code=200)
+@post("/repository/index", operation_class=documented.DescribedIndex, responses=ERRORS, status_code=200)
 async def index(request: HttpRequest, gateway: Gateway) -> list[dict[str, Any]]:
     """All models: READY where loaded, else UNAVAILABLE with the reason."""
     async with gateway.session(request, Rights.VIEWER) as zoo:
-        wanted: IndexRequest = documented.decoded(IndexRequest, await gateway.body(request).rest(MOST_BODY))
+        wanted: IndexRequest = decoded(IndexRequest, await gateway.body(request).rest(MOST_BODY))
         rows = await zoo.models()
     made = [
         {
@@ -127,13 +128,13 @@ def _reason(row: dict[str, Any]) -> str:
 @post(
     "/repository/models/{model:str}/load",
     operation_class=documented.DescribedParameters,
-    responses=documented.ERRORS,
+    responses=ERRORS,
     status_code=200,
 )
 async def load(request: HttpRequest, gateway: Gateway, model: str) -> dict[str, Any]:
     """Loads a model. It is not kept: from then on it may be evicted like any other."""
     async with gateway.session(request, Rights.CALLER) as zoo:
-        wanted: RepositoryRequest = documented.decoded(RepositoryRequest, await gateway.body(request).rest(MOST_BODY))
+        wanted: RepositoryRequest = decoded(RepositoryRequest, await gateway.body(request).rest(MOST_BODY))
         for name in wanted.parameters:
             if name == "config" or name.startswith("file:"):
                 raise InvalidInput(f"parameters: {name}: models are described in config.toml only")
@@ -144,13 +145,13 @@ async def load(request: HttpRequest, gateway: Gateway, model: str) -> dict[str, 
 @post(
     "/repository/models/{model:str}/unload",
     operation_class=documented.DescribedParameters,
-    responses=documented.ERRORS,
+    responses=ERRORS,
     status_code=200,
 )
 async def unload(request: HttpRequest, gateway: Gateway, model: str) -> dict[str, Any]:
     """Unloads a model; answers when its memory is back. One that is not loaded is fine."""
     async with gateway.session(request, Rights.OPERATOR) as zoo:
-        documented.decoded(RepositoryRequest, await gateway.body(request).rest(MOST_BODY))
+        decoded(RepositoryRequest, await gateway.body(request).rest(MOST_BODY))
         await gateway.answer(request, zoo.unload(model))
     return {}
 
@@ -158,7 +159,7 @@ async def unload(request: HttpRequest, gateway: Gateway, model: str) -> dict[str
 # ---------------------------------------------------------------- statistics
 
 
-@get("/models/stats", responses=documented.ERRORS)
+@get("/models/stats", responses=ERRORS)
 async def all_statistics(request: HttpRequest, gateway: Gateway, kserve: KServe) -> dict[str, Any]:
     """What this door has answered since it started, for every model."""
     async with gateway.session(request, Rights.VIEWER) as zoo:
@@ -166,7 +167,7 @@ async def all_statistics(request: HttpRequest, gateway: Gateway, kserve: KServe)
     return {"model_stats": [kserve.statistics.of(name).to_dict(name) for name in names]}
 
 
-@get(_paths("/stats"), responses=documented.ERRORS)
+@get(_paths("/stats"), responses=ERRORS)
 async def statistics(
     request: HttpRequest, gateway: Gateway, kserve: KServe, model: str, model_version: str = ""
 ) -> dict[str, Any]:

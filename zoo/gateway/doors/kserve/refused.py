@@ -7,7 +7,7 @@ from typing import Any
 from litestar import get, post
 
 from zoo.gateway.access import Rights
-from zoo.gateway.doors.kserve import documented
+from zoo.gateway.documented import ERRORS
 from zoo.gateway.gateway import Gateway, HttpRequest
 from zoo.gateway.refusals import NotServed
 
@@ -26,31 +26,31 @@ def _refuse(request: HttpRequest, gateway: Gateway, what: str) -> dict[str, Any]
     raise NotServed(WHY[what])
 
 
-@get(TRACE, responses=documented.ERRORS)
+@get(TRACE, responses=ERRORS)
 async def trace(request: HttpRequest, gateway: Gateway) -> dict[str, Any]:
     """Not offered."""
     return _refuse(request, gateway, "trace")
 
 
-@post(TRACE, responses=documented.ERRORS, status_code=200)
+@post(TRACE, responses=ERRORS, status_code=200)
 async def set_trace(request: HttpRequest, gateway: Gateway) -> dict[str, Any]:
     """Not offered."""
     return _refuse(request, gateway, "trace")
 
 
-@get(LOG, responses=documented.ERRORS)
+@get(LOG, responses=ERRORS)
 async def logging(request: HttpRequest, gateway: Gateway) -> dict[str, Any]:
     """Not offered."""
     return _refuse(request, gateway, "logging")
 
 
-@post(LOG, responses=documented.ERRORS, status_code=200)
+@post(LOG, responses=ERRORS, status_code=200)
 async def set_logging(request: HttpRequest, gateway: Gateway) -> dict[str, Any]:
     """Not offered."""
     return _refuse(request, gateway, "logging")
 
 
-@get([f"{CUDA}/status", CUDA + "/region/{region:str}/status"], responses=documented.ERRORS)
+@get([f"{CUDA}/status", CUDA + "/region/{region:str}/status"], responses=ERRORS)
 async def cuda(request: HttpRequest, gateway: Gateway) -> dict[str, Any]:
     """Not offered."""
     return _refuse(request, gateway, "cuda")
@@ -58,7 +58,7 @@ async def cuda(request: HttpRequest, gateway: Gateway) -> dict[str, Any]:
 
 @post(
     [f"{CUDA}/unregister", CUDA + "/region/{region:str}/unregister", CUDA + "/region/{region:str}/register"],
-    responses=documented.ERRORS,
+    responses=ERRORS,
     status_code=200,
 )
 async def set_cuda(request: HttpRequest, gateway: Gateway) -> dict[str, Any]:
