@@ -163,7 +163,7 @@ def test_calls_that_are_not_offered_say_so(client: triton.InferenceServerClient)
     for call in calls:
         with refused("not offered") as error:
             call()
-        assert error.value.status() == "501"
+        assert error.value.status() == "400"
 
 
 # ---------------------------------------------------------------- inputs
@@ -473,5 +473,5 @@ def test_shared_memory_is_off_unless_it_is_configured(broker: Any, gateway_of: A
     with triton.InferenceServerClient(gateway.address) as client:
         with refused("shared_memory = true") as error:
             client.register_system_shared_memory("frames", region[1], 64)
-        assert error.value.status() == "501"
+        assert error.value.status() == "400"
         assert "system_shared_memory" not in client.get_server_metadata()["extensions"]

@@ -42,6 +42,7 @@ class NotServed(ZooError):
 STATUS: dict[type[ZooError], int] = {
     errors.InvalidInput: 400,
     errors.Quarantined: 400,
+    NotServed: 400,
     Unauthorized: 401,
     errors.AccessDenied: 403,
     NotAllowed: 403,
@@ -56,7 +57,6 @@ STATUS: dict[type[ZooError], int] = {
     errors.WorkerHung: 500,
     errors.ConfigError: 500,
     errors.ProtocolMismatch: 500,
-    NotServed: 501,
     errors.ModelUnavailable: 503,
     errors.LoadFailed: 503,
     errors.BrokerUnreachable: 503,
@@ -77,6 +77,7 @@ class Refusal(NamedTuple):
     retryable: bool
     retry_after: float | None
     request: int
+    allow: str = ""  # methods, where it is the method that is wrong
 
 
 def describe(error: Exception) -> Refusal:
@@ -89,7 +90,8 @@ def describe(error: Exception) -> Refusal:
         return Refusal(status, str(error), error.code, error.retryable, after, error.request)
     if isinstance(error, HTTPException):  # the framework's own: no such path, no such method, unreadable parameters
         code = {404: "not_found", 405: "method_not_allowed", 413: BodyTooLarge.code}.get(error.status_code)
-        return Refusal(error.status_code, error.detail, code or errors.InvalidInput.code, False, None, 0)
+        allow = {name.lower(): value for name, value in (error.headers or {}).items()}.get("allow", "")
+        return Refusal(error.status_code, error.detail, code or errors.InvalidInput.code, False, None, 0, allow)
     log.error("a request ended with an error of the gateway's own", exc_info=error)
     return Refusal(500, "an error of the gateway's own; its log has the details", ZooError.code, False, None, 0)
 
@@ -98,6 +100,8 @@ def headers(refusal: Refusal) -> dict[str, str]:
     made = {}
     if refusal.retry_after is not None:
         made["Retry-After"] = str(max(1, math.ceil(refusal.retry_after)))
+    if refusal.allow:
+        made["Allow"] = refusal.allow
     if refusal.status == 401:
         made["WWW-Authenticate"] = 'Bearer realm="zoo"'
     if refusal.status in (408, 413):
