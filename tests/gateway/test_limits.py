@@ -26,7 +26,10 @@ from tests import support
 from tests.gateway.serving import RunningGateway, beside
 from tests.support import Running, wait_until
 from zoo import errors
+from zoo.config.gateway import GatewayConfig
 from zoo.gateway import refusals, serving
+from zoo.gateway import sessions as sessions_module
+from zoo.gateway.sessions import Sessions
 
 Start = Callable[..., RunningGateway]
 PATH = "/v2/models/toy/infer"
@@ -81,6 +84,15 @@ def test_a_body_without_a_length_may_be_as_large_and_no_larger(served: RunningGa
     assert served.ask("POST", PATH, iter([body[:1000], body[1000:]]), headers).status == 413
     body, headers = request(bytes(1 << 20))
     assert served.ask("POST", PATH, gzip.compress(body), {**headers, "Content-Encoding": "gzip"}).status == 400
+    body, headers = request()
+    packed = gzip.compress(body)
+    headers["Content-Encoding"] = "gzip"
+    assert served.ask("POST", PATH, packed, headers).status == 200
+    assert served.ask("POST", PATH, packed[:-1], headers).status == 400
+    assert served.ask("POST", PATH, packed + b"more", headers).status == 400
+    assert served.ask("POST", PATH, iter([packed, b"more"]), headers).status == 400
+    nothing = b"\x78\x9c" + b"\0\0\0\xff\xff" * 300_000  # blocks without a byte in them
+    assert served.ask("POST", PATH, iter([nothing]), {"Content-Encoding": "deflate"}).status == 413
     bomb = gzip.compress(bytes(50 << 20))
     assert served.ask("POST", PATH, bomb, {"Content-Encoding": "gzip"}).status == 413
 
@@ -372,3 +384,69 @@ def test_every_error_has_its_status() -> None:
         assert refusals.headers(refusal).get("Retry-After") == after
     assert "ValueError" not in refusals.describe(ValueError("secret")).text
     assert "secret" not in refusals.describe(ValueError("secret")).text
+
+
+# ---------------------------------------------------------------- sessions
+
+
+def test_requests_of_one_new_caller_share_the_session_that_makes_room(shared_broker: Running) -> None:
+    """However long closing the replaced one takes."""
+
+    async def scenario() -> None:
+        sessions = Sessions(GatewayConfig(max_callers=1), shared_broker.endpoint)
+        async with sessions.of("first") as first:
+            pass
+        closed = asyncio.Event()
+        close = first.close
+
+        async def close_slowly() -> None:
+            await closed.wait()
+            await close()
+
+        first.close = close_slowly  # type: ignore[method-assign]
+        given = []
+
+        async def use() -> None:
+            async with sessions.of("second") as client:
+                given.append(client)
+                await client.get_status()
+
+        users = [asyncio.create_task(use()) for _ in range(3)]
+        while len(given) < 2:  # those that do not wait for the replaced one's end
+            await asyncio.sleep(0)
+        assert len(sessions) == 1
+        closed.set()
+        await asyncio.gather(*users)
+        assert len(given) == 3
+        assert len({*map(id, given)}) == 1
+        with pytest.raises(errors.QueueFull):
+            async with sessions.of("second"), sessions.of("third"):
+                pass
+        await sessions.close()
+        assert len(sessions) == 0
+
+    asyncio.run(scenario())
+
+
+def test_unused_sessions_are_closed_and_those_in_use_are_not(
+    shared_broker: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions_module, "UNUSED_S", 0.0)
+    monkeypatch.setattr(sessions_module, "LOOK_S", 0.005)
+
+    async def scenario() -> None:
+        sessions = Sessions(GatewayConfig(), shared_broker.endpoint)
+        tidying = asyncio.create_task(sessions.tidy())
+        async with sessions.of("used") as used:
+            async with sessions.of("unused") as unused:
+                await unused.get_status()
+            while len(sessions) > 1:
+                await asyncio.sleep(0.001)
+            await used.get_status()
+            with pytest.raises(errors.BrokerUnreachable, match="closed"):
+                await unused.get_status()
+        assert not tidying.done()
+        tidying.cancel()
+        await sessions.close()
+
+    asyncio.run(scenario())

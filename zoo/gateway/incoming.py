@@ -51,6 +51,7 @@ class Incoming:
         self.length = length if not encoding else None
         self._packed = Packed(WINDOW_BITS[encoding]) if encoding else None
         self.done = 0
+        self._came = 0  # bytes, packed or not
         self._receive = receive
         self._most = most
         self._seconds = seconds
@@ -74,6 +75,9 @@ class Incoming:
             if message["type"] != "http.request":
                 raise Disconnected
             data, self._more = message.get("body", b""), message.get("more_body", False)
+            self._came += len(data)
+            if self._came > self._most:
+                raise _too_large(self._most)
             if self._packed is not None:
                 self._packed.put(data, end=not self._more)
             else:
@@ -151,6 +155,8 @@ class Packed:
             except zlib.error as e:
                 raise InvalidInput(f"body: it cannot be unpacked: {e}") from None
             self._waiting = self._unpacker.unconsumed_tail
+            if self._unpacker.unused_data:
+                raise InvalidInput("body: it goes on after the end of its packed data")
             if out:
                 return out
         if self._ended and not self._unpacker.eof:

@@ -42,24 +42,29 @@ class Sessions:
     @contextlib.asynccontextmanager
     async def of(self, name: str) -> AsyncIterator[AsyncClient]:
         """The client of a caller. Raises QueueFull: as many callers as there may be are at it."""
-        session = self._by_name.get(name) or await self._open(name)
+        session, replaced = self._by_name.get(name), None
+        if session is None:
+            replaced = self._make_room()
+            session = self._by_name[name] = CallerSession(self.client())
         session.users += 1
         try:
+            if replaced is not None:
+                await replaced.client.close()
             yield session.client
         finally:
             session.users -= 1
             session.left_at = time.monotonic()
 
-    async def _open(self, name: str) -> CallerSession:
-        if len(self._by_name) >= self._config.max_callers:
-            idle = [(session.left_at, name) for name, session in self._by_name.items() if not session.users]
-            if not idle:
-                raise QueueFull(
-                    f"{self._config.max_callers} other callers are at it; try again, or raise max_callers of [gateway]"
-                )
-            await self._close(min(idle)[1])
-        made = self._by_name[name] = CallerSession(self.client())
-        return made
+    def _make_room(self) -> CallerSession | None:
+        """The session whose place another may take, which is to be closed; None where there is room."""
+        if len(self._by_name) < self._config.max_callers:
+            return None
+        unused = [(session.left_at, name) for name, session in self._by_name.items() if not session.users]
+        if not unused:
+            raise QueueFull(
+                f"{self._config.max_callers} other callers are at it; try again, or raise max_callers of [gateway]"
+            )
+        return self._by_name.pop(min(unused)[1])
 
     def client(self) -> AsyncClient:
         """One more client of the same broker, for a door that keeps one of its own."""
@@ -69,13 +74,18 @@ class Sessions:
         """Closes what is unused, for ever."""
         while True:
             await asyncio.sleep(LOOK_S)
-            before = time.monotonic() - UNUSED_S
-            for name in [name for name, one in self._by_name.items() if not one.users and one.left_at < before]:
-                await self._close(name)
+            await self._close([name for name in self._by_name if self._is_unused(name)])
 
-    async def _close(self, name: str) -> None:
-        await self._by_name.pop(name).client.close()
+    def _is_unused(self, name: str) -> bool:
+        session = self._by_name.get(name)
+        return session is not None and not session.users and session.left_at < time.monotonic() - UNUSED_S
+
+    async def _close(self, names: list[str], *, all_of_them: bool = False) -> None:
+        """What has happened to a session while others were closed is looked at again."""
+        for name in names:
+            if all_of_them or self._is_unused(name):
+                await self._by_name.pop(name).client.close()
 
     async def close(self) -> None:
-        for name in list(self._by_name):
-            await self._close(name)
+        """All of them; no request is under way any more."""
+        await self._close(list(self._by_name), all_of_them=True)
