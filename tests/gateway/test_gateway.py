@@ -170,6 +170,42 @@ def test_answers_carry_a_policy_and_an_id(broker, gateway_of) -> None:
     assert "\\n" not in gateway.ask("GET", "/", headers={"X-Request-ID": "a b"}).headers["x-request-id"]
 
 
+def test_answers_are_counted_by_door(broker, gateway_of) -> None:
+    gateway: RunningGateway = gateway_of(broker())
+    gateway.ask("GET", "/v2/models/toy")
+    gateway.ask("GET", "/v2/models/unknown")
+    gateway.ask("GET", "/" + "x" * 100)
+    answer = gateway.ask("GET", "/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    text = answer.body.decode()
+    assert 'zoo_gateway_requests_total{door="kserve",status="200"} 1.0' in text
+    assert 'zoo_gateway_requests_total{door="kserve",status="404"} 1.0' in text
+    assert 'zoo_gateway_requests_total{door="none",status="404"} 1.0' in text
+    assert 'zoo_gateway_request_seconds_bucket{door="kserve",le="+Inf"} 2.0' in text
+    assert "zoo_gateway_sessions 1.0" in text
+    assert "xxxx" not in text
+
+
+def test_it_goes_on_when_the_broker_was_started_again(broker, gateway_of) -> None:
+    running = broker()
+    gateway: RunningGateway = gateway_of(running)
+    body = {
+        "inputs": [{"name": "image", "shape": [1, 1, 3], "datatype": "UINT8", "data": [[[1, 2, 3]]]}],
+        "parameters": {"timeout": 500_000},
+    }
+
+    def infer() -> tuple[int, str]:
+        answer = gateway.ask("POST", "/v2/models/toy/infer", body)
+        return answer.status, answer.json.get("code", "")
+
+    assert infer() == (200, "")
+    running.kill()
+    status, code = infer()
+    assert (status, code) in ((503, "broker_unreachable"), (504, "deadline_exceeded"))
+    running.start()
+    wait_until(lambda: infer() == (200, ""))
+
+
 def test_an_address_that_is_taken_is_told(broker) -> None:
     running = broker()
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -297,6 +297,8 @@ def test_a_request_whose_caller_has_gone_is_withdrawn(broker: Any, gateway_of: S
         assert time.monotonic() - gone < 3
         assert first.getresponse().status == 200
         first.close()
+    assert b'zoo_gateway_requests_total{door="kserve",status="499"} 1.0' in gateway.ask("GET", "/metrics").body
+    assert "ERROR" not in gateway.log()
 
 
 def test_connections_are_limited(broker: Any, gateway_of: Start) -> None:

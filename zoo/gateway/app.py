@@ -1,10 +1,11 @@
 """The application of all doors that speak HTTP.
 
 **Adding a door.** A file, or a folder, in `zoo/gateway/doors/`. One that speaks HTTP is a function that makes its
-router, entered in `ROUTES`: each handler takes `request: HttpRequest` and `gateway: Gateway` (given to it by that
-name), asks `gateway.session(request, Rights…)` for its caller's client, reads `gateway.body(request)` and awaits
-`gateway.answer(request, zoo.infer(…))`. Errors are raised: `zoo/gateway/refusals.py` has their statuses. One that
-speaks something else is a coroutine over the gateway, entered in `LIVES` of `zoo/gateway/serving.py`.
+router, entered in `ROUTES`, with its name for metrics in `opt={"door": …}`. Each handler takes `request: HttpRequest`
+and `gateway: Gateway` (given to it by that name), asks `gateway.session(request, Rights…)` for its caller's client,
+reads `gateway.body(request)` and awaits `gateway.answer(request, zoo.infer(…))`. Errors are raised:
+`zoo/gateway/refusals.py` has their statuses. One that speaks something else is a coroutine over the gateway, entered in
+`LIVES` of `zoo/gateway/serving.py`.
 
 **Litestar on uvicorn**, with httptools and uvloop, because of these figures (one process, two shared cores, keep-alive,
 medians of a handler that reads its body piece by piece and drops it; start until the first answer; resident memory):
@@ -36,12 +37,12 @@ from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from zoo.gateway.doors import kserve
+from zoo.gateway.doors import kserve, metrics
 from zoo.gateway.gateway import Gateway
 from zoo.gateway.refusals import answer
 from zoo.gateway.shield import Shield
 
-ROUTES: Sequence[Callable[[], Any]] = (kserve.router,)
+ROUTES: Sequence[Callable[[], Any]] = (kserve.router, metrics.router)
 
 
 def make(gateway: Gateway) -> Shield:
@@ -65,4 +66,4 @@ def make(gateway: Gateway) -> Shield:
         request_max_body_size=gateway.config.gateway.max_body_bytes,
         debug=False,
     )
-    return Shield(app, gateway.config.gateway.hosts)
+    return Shield(app, gateway.config.gateway.hosts, gateway.metrics)

@@ -14,6 +14,7 @@ from zoo.config.schema import ZooConfig
 from zoo.errors import BrokerUnreachable, InvalidInput, ZooError
 from zoo.gateway import access, incoming
 from zoo.gateway.access import Callers, KnownCaller, Rights
+from zoo.gateway.metrics import DoorMetrics
 from zoo.gateway.sessions import Sessions
 
 HttpRequest = Request[Any, Any, Any]
@@ -26,6 +27,7 @@ class Gateway:
     Attributes:
         config: the whole configuration, of which `config.gateway` is ours.
         sessions: see `Sessions`. own: the gateway's own session, for questions that no caller pays for.
+        metrics: of all doors; those that do not speak HTTP count there themselves.
     """
 
     def __init__(self, config: ZooConfig, endpoint: str | None = None) -> None:
@@ -35,6 +37,7 @@ class Gateway:
         self.callers = Callers(table, config.resolve(table.tokens) if table.tokens else None)
         self.sessions = Sessions(table, endpoint or config.endpoint)
         self.own = self.sessions.client()
+        self.metrics = DoorMetrics(lambda: len(self.sessions))
 
     def admit(self, request: HttpRequest, rights: Rights, key: str | None = None) -> KnownCaller:
         """The caller, who has at least these rights.

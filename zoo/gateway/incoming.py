@@ -16,16 +16,12 @@ from typing import Any
 from zoo.client.aio import AsyncClient
 from zoo.client.frames import Frame
 from zoo.errors import InvalidInput
-from zoo.gateway.refusals import BodyTooLarge, BodyTooSlow
+from zoo.gateway.refusals import BodyTooLarge, BodyTooSlow, Disconnected
 
 Receive = Callable[[], Awaitable[Any]]  # ASGI's
 WINDOW_BITS = {"gzip": 31, "deflate": 15}  # of zlib, by the name of the encoding
 PIECE = 1 << 18  # bytes that are unpacked at once
 FIRST = 1 << 18  # bytes of the slot for a body that does not say its length
-
-
-class Disconnected(Exception):
-    """The other side has closed its connection: there is no answer to be given."""
 
 
 class Incoming:

@@ -39,6 +39,10 @@ class NotServed(ZooError):
     """The protocol knows this call, and this server does not offer it."""
 
 
+class Disconnected(Exception):
+    """The other side has closed its connection: there is no answer to be given."""
+
+
 STATUS: dict[type[ZooError], int] = {
     errors.InvalidInput: 400,
     errors.Quarantined: 400,
@@ -88,6 +92,8 @@ def describe(error: Exception) -> Refusal:
         if after is None and error.retryable and status in (429, 503):
             after = RETRY_S
         return Refusal(status, str(error), error.code, error.retryable, after, error.request)
+    if isinstance(error, Disconnected):
+        return Refusal(499, "the other side has gone", errors.Cancelled.code, False, None, 0)
     if isinstance(error, HTTPException):  # the framework's own: no such path, no such method, unreadable parameters
         code = {404: "not_found", 405: "method_not_allowed", 413: BodyTooLarge.code}.get(error.status_code)
         allow = {name.lower(): value for name, value in (error.headers or {}).items()}.get("allow", "")

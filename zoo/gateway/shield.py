@@ -14,14 +14,16 @@ import ipaddress
 import re
 import secrets
 import socket
+import time
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 from litestar.datastructures import MutableScopeHeaders
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from zoo.gateway.incoming import Disconnected
+from zoo.gateway.metrics import DoorMetrics
 from zoo.gateway.refusals import NotAllowed, Refusal, describe, log
 
 ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}\Z")
@@ -39,37 +41,46 @@ class Shield:
 
     Args:
         hosts: names that are ours, beside those of this machine.
+        metrics: where answers are counted.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: Iterable[str], metrics: DoorMetrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._hosts = {"localhost", socket.gethostname().lower(), *(host.lower() for host in hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
+        began = time.monotonic()
         given = dict(scope["headers"])
         sent_id = given.get(b"x-request-id", b"")
         request_id = sent_id.decode() if ID.match(sent_id) else secrets.token_hex(8)
         scope["state"]["request_id"] = request_id
+        status = 0
 
         async def reply(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 headers = MutableScopeHeaders.from_message(message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 headers["X-Request-ID"] = request_id
             await send(message)
 
-        problem = self._problem(given)
-        if problem is not None:
-            await _refuse(describe(problem), reply)
-            return
         try:
-            await self._app(scope, receive, reply)
-        except Disconnected:
-            log.debug("%s: the other side went before its answer", request_id)
+            problem = self._problem(given)
+            if problem is not None:
+                await _refuse(describe(problem), reply)
+            else:
+                await self._app(scope, receive, reply)
+        finally:
+            handler: Any = scope.get("route_handler")
+            door = handler.opt.get("door", "other") if handler is not None else "none"
+            self._metrics.count(door, status, time.monotonic() - began)
+            log.debug("%s %s %s: %d", request_id, scope["method"], scope["path"], status)
 
     def _problem(self, headers: dict[bytes, bytes]) -> NotAllowed | None:
         host = headers.get(b"host", b"").decode("latin-1").lower()

@@ -18,4 +18,10 @@ def router() -> Router:
     async def provide() -> KServe:
         return kept
 
-    return Router("/v2", route_handlers=list(HANDLERS), dependencies={"kserve": Provide(provide)}, tags=["KServe v2"])
+    return Router(
+        "/v2",
+        route_handlers=list(HANDLERS),
+        dependencies={"kserve": Provide(provide)},
+        tags=["KServe v2"],
+        opt={"door": "kserve"},
+    )
