@@ -73,6 +73,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _start_gateway(args: argparse.Namespace) -> None:
+    """Raises ConfigError: what it needs is not installed."""
     from zoo.gateway import keeper
 
     given = (("--config", args.config), ("--endpoint", args.endpoint), ("--log-level", args.log_level))

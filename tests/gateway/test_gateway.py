@@ -240,7 +240,23 @@ def test_serve_keeps_the_gateway_alive_and_ends_it_with_the_broker(broker) -> No
     assert not alive(second)
 
 
-def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['litestar'] = None; from zoo.gateway.__main__ import main; sys.exit(main([]))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+@pytest.mark.parametrize(
+    "main", ["zoo.gateway.__main__ import main; a = []", "zoo.broker import main; a = ['--gateway']"]
+)
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path, main: str) -> None:
+    code = f"import sys; sys.modules['litestar'] = None; from {main}; sys.exit(main(a))"
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, env=environment
+    )
     assert (done.returncode, done.stderr) == (2, "the gateway needs litestar: pip install 'model-zoo[gateway]'\n")
+
+
+def test_without_http_it_serves_the_other_doors_alone(broker) -> None:
+    running = broker()
+    gateway = RunningGateway(running.folder, running.endpoint, http=False).start(wait=False)
+    try:
+        wait_until(lambda: "no HTTP" in gateway.log())
+        gateway.stop()
+    finally:
+        gateway.kill()

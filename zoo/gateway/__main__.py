@@ -11,11 +11,10 @@ import argparse
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from zoo.config.reading import load_config
 from zoo.errors import ConfigError
+from zoo.gateway import keeper
 from zoo.system import kernel
 
 
@@ -32,8 +31,12 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     try:
         config = load_config(args.config)
-        serving, new_loop = _libraries()
-        with asyncio.Runner(loop_factory=new_loop) as runner:
+        keeper.check_libraries()
+        import uvloop
+
+        from zoo.gateway import serving
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serving.serve(config, args.endpoint))
     except ConfigError as e:
         print(e, file=sys.stderr)
@@ -44,17 +47,6 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger("zoo.gateway").critical("the gateway ends", exc_info=True)
         return 1
     return 0
-
-
-def _libraries() -> tuple[Any, Callable[[], asyncio.AbstractEventLoop]]:
-    """Raises ConfigError where the extra is not installed."""
-    try:
-        import uvloop
-
-        from zoo.gateway import serving
-    except ModuleNotFoundError as e:
-        raise ConfigError(f"the gateway needs {e.name}: pip install 'model-zoo[gateway]'") from None
-    return serving, uvloop.new_event_loop
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ watches the broker by a descriptor of its process, and ends, with the gateway, w
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import select
@@ -15,19 +16,29 @@ import subprocess
 import sys
 import time
 
+from zoo.errors import ConfigError
 from zoo.system import kernel, program
 
 FIRST_S, MOST_S = 0.5, 30.0  # before the gateway is started again: doubled each time
 STEADY_S = 60.0  # after so long at work it starts again as the first time
 END_S = 10.0
+LIBRARIES = ("litestar", "multipart", "uvicorn", "httptools", "uvloop")  # of the extra `gateway`, as imported
 
 log = logging.getLogger("zoo.gateway.keeper")
 
 
 def start(arguments: list[str]) -> None:
-    """Starts the keeper of the gateway beside this process, the broker's."""
+    """Starts the keeper of the gateway beside this process, the broker's. Raises ConfigError: see `check_libraries`."""
+    check_libraries()
     command = [sys.executable, "-P", "-m", "zoo.gateway.keeper", str(os.getpid()), *arguments]
     subprocess.Popen(command, stdin=subprocess.DEVNULL, env=program.environment())
+
+
+def check_libraries() -> None:
+    """Raises ConfigError where the extra is not installed. Imports nothing: that takes half a second."""
+    missing = [name for name in LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"the gateway needs {', '.join(missing)}: pip install 'model-zoo[gateway]'")
 
 
 class Keeper:

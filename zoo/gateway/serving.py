@@ -85,6 +85,8 @@ async def serve(config: ZooConfig, endpoint: str | None) -> None:
                 group.create_task(server.serve([listener]))
                 host, port = listener.getsockname()[:2]
                 log.info("the gateway is serving on http://%s:%s", f"[{host}]" if ":" in host else host, port)
+            else:
+                log.info("the gateway is serving no HTTP")
             await stop.wait()
             if listener is not None:
                 server.should_exit = True
