@@ -21,7 +21,15 @@ from tests.support import wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 FRAME = np.full((10, 10, 3), 8, np.uint8)
-BASE = ("zmq", "msgspec", "numpy", "PIL", "pynvml", "prometheus_client")  # pyproject's dependencies, as imported
+BASE = (
+    "zmq",
+    "msgspec",
+    "numpy",
+    "PIL",
+    "pynvml",
+    "prometheus_client",
+    "packaging",
+)  # pyproject's dependencies, as imported
 
 
 def fenced(language: str, containing: str) -> str:

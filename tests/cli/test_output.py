@@ -15,7 +15,8 @@ from zoo import LoadFailed
 from zoo.cli import output
 
 COMMANDS = ["ls", "ps", "status", "explain", "footprint", "reload", "load toy", "unload toy", "pin toy", "unpin toy",
-            "check --config CONFIG", "pull toy --config CONFIG", "--help", "ls --help", "--version"]  # fmt: skip
+            "check --config CONFIG", "doctor --config CONFIG", "pull toy --config CONFIG",
+            "--help", "ls --help", "--version"]  # fmt: skip
 
 
 def shell(running: Running, command: str, redirect: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from zoo.system import program
 if TYPE_CHECKING:
     from zoo.client.client import Client
 
+LOOK_S = 2.0  # for the broker that `zoo doctor` may find
 TEMPLATE = Path(__file__).with_name("init.toml")  # what `zoo init` writes
 
 # ---------------------------------------------------------------- without a broker
@@ -87,6 +89,26 @@ def check(args: Namespace) -> int:
     where = config.file or "no config.toml: the defaults"
     remark(f"{where}: {len(rows) - len(bad)} of {len(rows)} models are as they should be")
     return REFUSED if bad else OK
+
+
+def doctor(args: Namespace) -> int:
+    """Examine this machine and installation, and say what to do.
+
+    Driver, memory, limits, kernel, shared memory, sockets, packages, config.toml, weights, and the broker that runs.
+    Exit status 1: something is wrong.
+    """
+    from zoo.doctor import report
+    from zoo.doctor.finding import WRONG
+
+    found = []
+    for finding in report.findings(args.config, args.endpoint, args.timeout or LOOK_S):
+        found.append(finding)
+        if not args.json:
+            print(*show.finding(finding), sep="\n", flush=True)
+    say(args, [finding._asdict() for finding in found], ())
+    bad = Counter(finding.state for finding in found)
+    remark(f"{len(found)} looked at: {bad['ok']} ok, {bad['warning']} warnings, {bad['wrong']} wrong")
+    return REFUSED if bad[WRONG] else OK
 
 
 # ---------------------------------------------------------------- questions

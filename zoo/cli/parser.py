@@ -171,6 +171,7 @@ TABLE = (
     Command(commands.gateway, arguments=None),
     Command(commands.init, None, (_argument("folder", nargs="?", type=Path, default=Path(), metavar="FOLDER"),)),
     Command(commands.check, None, (CHECKED,)),
+    Command(commands.doctor, None, (CHECKED,)),
     Command(commands.ls, LIST_S, (_argument("--labels", metavar="MODEL", help="list what it calls its classes"),)),
     Command(commands.ps, LOOK_S),
     Command(commands.status, LOOK_S),

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from zoo.doctor.finding import Finding
 
 Row = dict[str, Any]
 
@@ -135,3 +138,10 @@ def _device(device: Row) -> Iterator[str]:
         yield f"           {mb(device['overrun_mb'])} more than may be are charged: nothing is loaded there"
     if device["unreturned_mb"]:
         yield f"           {mb(device['unreturned_mb'])} of ended processes have not come back"
+
+
+def finding(found: Finding) -> Iterator[str]:
+    """A line, and below it what to do."""
+    yield f"{found.state:<9}{found.about:<15}{found.message}"
+    if found.remedy:
+        yield f"{'':<24}to do: {found.remedy}"
