@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import Any, Literal
 
 from broker.outlet import Outlet
+from broker.recent import Recent
+from zoo.system import program
 
 FLUSH_S = 2.0  # the most that an end waits for a reader of the log
 MOST_TEXT = 16_000  # characters of a message, and of a traceback
@@ -36,6 +38,8 @@ class Log(logging.Handler):
         self.kind = kind
         self.setFormatter(formatter(kind))
         self.outlet = Outlet(fd, self._note)
+        self.recent = Recent()
+        self._json = formatter("json")
 
     def install(self, level: str) -> None:
         """Becomes the only way out, for the whole process."""
@@ -52,24 +56,34 @@ class Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self.outlet.put(self.format(record))
+            self._put(record)
         except Exception as e:  # a broken message costs itself
-            self.outlet.put(self._plain(logging.ERROR, f"a message of {record.name} cannot be shown: {e!r}"))
+            self._put(_plain(logging.ERROR, f"a message of {record.name} cannot be shown: {e!r}"))
 
     def printed(self, line: str) -> None:
         """A line that was not logged but written to standard error."""
-        self.outlet.put(self._plain(logging.WARNING, line, "stderr") if self.kind == "json" else line[:MOST_TEXT])
+        record = _plain(logging.WARNING, line, "stderr")
+        self._put(record, None if self.kind == "json" else line[:MOST_TEXT])
+
+    def _put(self, record: logging.LogRecord, text: str | None = None) -> None:
+        """`text`: instead of the record's own."""
+        kept = self._json.format(record)
+        self.outlet.put(kept if self.kind == "json" else self.format(record) if text is None else text)
+        line = getattr(record, "line", None)
+        named = line.models if line is not None else {getattr(record, "model", "").partition("#")[0]}
+        self.recent.put(kept, frozenset(named))
 
     def end(self) -> None:
         """Bounded: a reader that does not read keeps no process."""
         self.outlet.flush(FLUSH_S)
 
-    def _plain(self, level: int, text: str, logger: str = "zoo.log") -> str:
-        return self.format(logging.LogRecord(logger, level, "", 0, "%s", (text,), None))
-
     def _note(self, count: int) -> str:
         text = f"{count} lines of the log were dropped: it was not read fast enough, or could not be written"
-        return self._plain(logging.WARNING, text)
+        return self.format(_plain(logging.WARNING, text))
+
+
+def _plain(level: int, text: str, logger: str = "zoo.log") -> logging.LogRecord:
+    return logging.LogRecord(logger, level, "", 0, "%s", (text,), None)
 
 
 def installed() -> Log | None:
@@ -128,11 +142,6 @@ def _cut(text: str) -> str:
     return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} … ({len(text)} characters)"
 
 
-def _printable(text: str) -> str:
-    """On one line, and without what UTF-8 cannot say (undecodable bytes, which Python keeps as lone surrogates)."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _valid(value: Any) -> Any:
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
@@ -141,7 +150,7 @@ class _Text(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         if worker := getattr(record, "worker", 0):  # what a worker has printed
             record.message = f"{getattr(record, 'model', '') or 'no model'} (worker {worker}): {record.message}"
-        record.message = _printable(_cut(record.message))
+        record.message = program.one_line(_cut(record.message))
         return super().formatMessage(record)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from broker import labels
+from broker import labels, logs
 from broker.fleet.roster import WorkerProcess
 from broker.memory import host_cache, meters
 from broker.memory.gauge import Gauge
@@ -120,6 +120,11 @@ class Views:
     def _clock(self, monotonic: float) -> str:
         at = monotonic + self._wall
         return time.strftime("%H:%M:%S", time.localtime(at)) + f".{int(at % 1 * 1000):03d}"
+
+    def logs(self, model: str | None, since: int) -> dict[str, Any]:
+        found = logs.installed()
+        lines, following, more = found.recent.since(since, model) if found is not None else ([], 0, False)
+        return {"lines": lines, "next": following, "more": more}
 
     def enrich(self, config: ZooConfig) -> dict[str, Any]:
         """The table of enrichment, and where its clients find the models of it."""

@@ -266,8 +266,12 @@ class Intake:
                 return self.views.explain(m.model, None if self._access.is_operator(session) else session.key)
             case "enrich":
                 return self.views.enrich(config)
+            case "logs":
+                self._access.require(session, "logs")
+                model = None if m.model is None else self._known(m.model)
+                return {**self.views.logs(model, m.since), "boot": self._boot}
             case _:
-                raise InvalidInput(f"what: {m.what!r} is not one of status, models, ps, explain, enrich")
+                raise InvalidInput(f"what: {m.what!r} is not one of status, models, ps, explain, enrich, logs")
 
     def _known(self, name: str) -> str:
         """Raises ModelNotFound for a model that is not registered, or not any more."""

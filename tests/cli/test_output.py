@@ -15,7 +15,7 @@ from zoo import LoadFailed
 from zoo.cli import output
 
 COMMANDS = ["ls", "ps", "status", "explain", "footprint", "reload", "load toy", "unload toy", "pin toy", "unpin toy",
-            "check --config CONFIG", "doctor --config CONFIG", "pull toy --config CONFIG",
+            "check --config CONFIG", "doctor --config CONFIG", "pull toy --config CONFIG", "logs", "logs -f",
             "--help", "ls --help", "--version"]  # fmt: skip
 
 

@@ -126,5 +126,7 @@ def test_this_client_works_with_the_earlier_broker(
             client.models("nothing")
         assert main.main(["--endpoint", running.endpoint, "ls", "--labels", "toy2"]) == 1
         assert "earlier release, which does not tell the labels of toy2" in capsys.readouterr().err
+        assert main.main(["--endpoint", running.endpoint, "logs", "toy"]) == 1
+        assert "earlier release, which does not tell its log" in capsys.readouterr().err
     finally:
         running.close()

@@ -272,6 +272,7 @@ def test_where_there_are_operators_others_change_nothing_for_all(far: Far) -> No
         "unload": lambda: bob.unload("toy"),
         "cleanup_idle_models": lambda: bob.cleanup_idle_models(0.0),
         "reload": bob.reload,
+        "logs": bob.logs,
     }.items():
         with pytest.raises(AccessDenied, match=rf"{what} is for operators: the keys in .*keys/operators"):
             ask()
@@ -279,6 +280,7 @@ def test_where_there_are_operators_others_change_nothing_for_all(far: Far) -> No
     ann.pin("toy")
     ann.unpin("toy")
     assert ann.reload() == []
+    assert ann.logs("toy")["lines"]
     assert ann.unload("toy")
     assert ann.cleanup_idle_models(0.0) == []
 

@@ -21,6 +21,7 @@ FROM_CLIENT: list[protocol.Message] = [
     protocol.Query(17, "models"),
     protocol.Query(18, "ps"),
     protocol.Query(19, "enrich"),
+    protocol.Query(20, "logs", "toy", 5),
     protocol.Reload(20),
     protocol.Footprint(21, "toy", True),
     protocol.Bye(),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from zoo.cli import commands, output, pictures, weights
+from zoo.cli import commands, logs, output, pictures, weights
 
 LIST_S = 1.0  # `zoo ls`: without a broker config.toml answers
 LOOK_S = 3.0  # how long a question waits for an answer
@@ -78,6 +78,12 @@ def _seconds(text: str) -> float:
     if not 0 < (value := _number(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
     return value
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a number of lines")
+    return int(text)
 
 
 def _share(text: str) -> float:
@@ -166,6 +172,11 @@ PULLED = (
     _flag("--force", "fetch them again, and replace whatever is there"),
     _flag("--pin", "print the commit and digests, to be pasted into config.toml"),
 )
+LOGGED = (
+    _argument("model", nargs="?", metavar="MODEL"),
+    _argument("-f", "--follow", action="store_true", help="go on with what is added"),
+    _argument("-n", "--lines", type=_count, metavar="N", help="the last N lines alone (default: all that are kept)"),
+)
 TABLE = (
     Command(commands.serve, arguments=None),
     Command(commands.gateway, arguments=None),
@@ -186,6 +197,7 @@ TABLE = (
     Command(weights.pull, None, PULLED),
     Command(commands.standins, arguments=None),
     Command(commands.explain, LOOK_S, (ABOUT,)),
+    Command(logs.logs, LOOK_S, LOGGED),
 )
 COMMANDS = {command.run.__name__: command for command in TABLE}
 

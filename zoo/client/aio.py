@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Generic, Self, TypeVar
+from collections.abc import Iterable
+from typing import Any, Self, TypeVar
 
 from zoo.client import calls, checks
 from zoo.client.frames import Boxes, Frame
-from zoo.client.tasks import Tasks, run
+from zoo.client.tasks import Opening, Tasks, run
 from zoo.enrichment import Enrichment
 
 T = TypeVar("T")
-
-
-class Opening(Generic[T]):
-    """Something to be awaited, or to be entered with `async with`."""
-
-    def __init__(self, steps: calls.Steps[T], leave: Callable[[T], Awaitable[None] | None]) -> None:
-        self._steps = steps
-        self._leave = leave
-
-    def __await__(self) -> calls.Steps[T]:
-        return self._steps
-
-    async def __aenter__(self) -> T:
-        self._made = await self
-        return self._made
-
-    async def __aexit__(self, *_: object) -> None:
-        left = self._leave(self._made)
-        if left is not None:
-            await left
 
 
 class AsyncLease:
@@ -280,6 +260,17 @@ class AsyncClient:
             InvalidInput: the request is neither under way nor one of the last.
         """
         return await self._ask(calls.explain(model_or_request))
+
+    async def logs(self, model: str | None = None, *, since: int = 0) -> dict[str, Any]:
+        """A page of the broker's log, from the oldest line that it keeps, or from where a page ended.
+
+        Gives `lines` (dicts, as of `--log-format json`), `next` (the `since` of the next page), `more` (there is one
+        already) and `boot` (another one: another broker, whose lines begin at 0).
+
+        Raises:
+            AccessDenied: it is for operators. ModelNotFound.
+        """
+        return await self._ask(calls.logs(model, since))
 
     async def _ask(self, call: calls.Call[T]) -> T:
         return await run(self._calls.ask(call))

@@ -11,6 +11,7 @@ ends a call (an answer, its deadline, a cancelled task, an exception out of a si
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import time
@@ -102,6 +103,15 @@ def processes() -> Call[list[dict[str, Any]]]:
 
 def explain(model_or_request: str | int | None) -> Call[list[str]]:
     return Call(protocol.Query(0, "explain", checks.check_about(model_or_request)), list)
+
+
+def logs(model: str | None, since: int) -> Call[dict[str, Any]]:
+    name = None if model is None else checks.check_model(model)
+    return Call(protocol.Query(0, "logs", name, since), _parsed)
+
+
+def _parsed(page: dict[str, Any]) -> dict[str, Any]:
+    return {**page, "lines": [json.loads(line) for line in page["lines"]]}
 
 
 # ---------------------------------------------------------------- leases

@@ -259,6 +259,17 @@ class Client:
         """
         return self._ask(calls.explain(model_or_request))
 
+    def logs(self, model: str | None = None, *, since: int = 0) -> dict[str, Any]:
+        """A page of the broker's log, from the oldest line that it keeps, or from where a page ended.
+
+        Gives `lines` (dicts, as of `--log-format json`), `next` (the `since` of the next page), `more` (there is one
+        already) and `boot` (another one: another broker, whose lines begin at 0).
+
+        Raises:
+            AccessDenied: it is for operators. ModelNotFound.
+        """
+        return self._ask(calls.logs(model, since))
+
     def _ask(self, call: calls.Call[T]) -> T:
         return run(self._calls.ask(call))
 

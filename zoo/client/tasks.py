@@ -16,8 +16,8 @@ import os
 import sys
 import time
 import types
-from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import zmq
 
@@ -45,6 +45,26 @@ def awaits(wait: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Steps[T]]:
         return (yield from wait(*args, **kwargs).__await__())
 
     return steps
+
+
+class Opening(Generic[T]):
+    """Something to be awaited, or to be entered with `async with`."""
+
+    def __init__(self, steps: Steps[T], leave: Callable[[T], Awaitable[None] | None]) -> None:
+        self._steps = steps
+        self._leave = leave
+
+    def __await__(self) -> Steps[T]:
+        return self._steps
+
+    async def __aenter__(self) -> T:
+        self._made = await self
+        return self._made
+
+    async def __aexit__(self, *_: object) -> None:
+        left = self._leave(self._made)
+        if left is not None:
+            await left
 
 
 @types.coroutine

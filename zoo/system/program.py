@@ -58,3 +58,10 @@ def open_streams() -> bool:
         if getattr(sys, name) is None:
             setattr(sys, name, open(fd, "w" if fd else "r", closefd=False, errors="backslashreplace"))  # noqa: SIM115
     return lost
+
+
+def one_line(text: str) -> str:
+    """For a terminal or a log: on one line, and without what UTF-8 cannot say (undecodable bytes, which Python keeps as
+    lone surrogates).
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -103,15 +103,16 @@ class CleanupIdle(Message, tag=7):
 
 
 class Query(Message, tag=8):
-    """Asks for `what`: "status", "models", "ps", "explain" or "enrich".
+    """Asks for `what`: "status", "models", "ps", "explain", "enrich" or "logs".
 
     `model`: what to explain, a model's name or a request's number (`Error.request`); None: the last decisions. Of
-    "models": the one model; None: all.
+    "models" and "logs": the one model; None: all. `since`: of "logs", the `next` of the answer before; 0 begins.
     """
 
     rid: Rid
     what: str
     model: str | None = None
+    since: int = 0
 
 
 class Cancel(Message, tag=9):

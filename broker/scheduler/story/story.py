@@ -40,9 +40,10 @@ class Line(msgspec.Struct, frozen=True):
         """The whole of it, in words."""
         return SENTENCES[self.kind](**self.fields)
 
-
-def _models(line: Line) -> set[str]:
-    return {name.partition("#")[0] for name in (line.model, *line.fields.get("others", ()))}
+    @property
+    def models(self) -> set[str]:
+        """All that it is about."""
+        return {name.partition("#")[0] for name in (self.model, *self.fields.get("others", ()))}
 
 
 class Story:
@@ -66,7 +67,7 @@ class Story:
 
     def about(self, model: str | None = None) -> list[Line]:
         """`model`: only the lines that are about it or one of its extra workers ("NAME#2")."""
-        return [line for line in self._lines if model is None or model in _models(line)]
+        return [line for line in self._lines if model is None or model in line.models]
 
     def since(self, count: int) -> list[Line]:
         """Lines told after `count` was read (those still kept)."""
