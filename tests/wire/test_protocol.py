@@ -132,11 +132,11 @@ def test_another_version_is_named() -> None:
 
 def test_headers_have_a_size() -> None:
     at_most = protocol.MAX_HEADER_BYTES
-    fits = protocol.pack(protocol.Query(1, "x" * (at_most - 8)))
+    fits = protocol.pack(protocol.Query(1, "x" * (at_most - 9)))
     assert len(fits) == at_most
     assert isinstance(protocol.unpack_from_client(fits), protocol.Query)
     with pytest.raises(ProtocolMismatch, match="the limit is"):
-        protocol.unpack_from_client(protocol.pack(protocol.Query(1, "x" * (at_most - 7))))
+        protocol.unpack_from_client(protocol.pack(protocol.Query(1, "x" * (at_most - 8))))
 
 
 def test_a_long_story_fits_into_an_answer() -> None:
