@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from broker.outlet import Outlet
-from broker.recent import Recent
+from broker.recent import LogRing
 from zoo.system import program
 
 FLUSH_S = 2.0  # the most that an end waits for a reader of the log
@@ -38,7 +38,7 @@ class Log(logging.Handler):
         self.kind = kind
         self.setFormatter(formatter(kind))
         self.outlet = Outlet(fd, self._note)
-        self.recent = Recent()
+        self.recent = LogRing()
         self._json = formatter("json")
 
     def install(self, level: str) -> None:

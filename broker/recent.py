@@ -15,7 +15,7 @@ MOST_BYTES = 4 << 20
 PAGE_BYTES = 256 << 10  # of one answer
 
 
-class Kept(NamedTuple):
+class LogLine(NamedTuple):
     """One line. `line` is what `--log-format json` writes. `about`: models."""
 
     number: int
@@ -23,11 +23,11 @@ class Kept(NamedTuple):
     about: frozenset[str]
 
 
-class Recent:
+class LogRing:
     """Lines have numbers from 1 on, in the order of their coming. Safe among threads."""
 
     def __init__(self, most_lines: int = MOST_LINES, most_bytes: int = MOST_BYTES) -> None:
-        self._lines: deque[Kept] = deque()
+        self._lines: deque[LogLine] = deque()
         self._most_lines, self._most_bytes = most_lines, most_bytes
         self._bytes = 0
         self._last = 0
@@ -36,7 +36,7 @@ class Recent:
     def put(self, line: str, about: frozenset[str]) -> None:
         with self._lock:
             self._last += 1
-            self._lines.append(Kept(self._last, line, about))
+            self._lines.append(LogLine(self._last, line, about))
             self._bytes += len(line)
             while len(self._lines) > self._most_lines or (self._bytes > self._most_bytes and len(self._lines) > 1):
                 self._bytes -= len(self._lines.popleft().line)

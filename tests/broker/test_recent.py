@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import logs
-from broker.recent import Recent
+from broker.recent import LogRing
 from broker.scheduler.story.story import Line
 from tests.broker.test_logs import record
 
 
-def all_of(recent: Recent, number: int = 0, model: str | None = None, most: int = 100) -> tuple[list[str], int]:
+def all_of(recent: LogRing, number: int = 0, model: str | None = None, most: int = 100) -> tuple[list[str], int]:
     lines: list[str] = []
     more = True
     while more:
@@ -31,7 +31,7 @@ def all_of(recent: Recent, number: int = 0, model: str | None = None, most: int 
 def test_what_is_kept_comes_in_order_once_and_within_its_bounds(
     put: list[tuple[str, str]], most_lines: int, most_bytes: int, since: int, page: int
 ) -> None:
-    recent = Recent(most_lines, most_bytes)
+    recent = LogRing(most_lines, most_bytes)
     for line, model in put:
         recent.put(line, frozenset([model]))
     texts = [line for line, _ in put]

@@ -116,7 +116,7 @@ def test_the_log_is_long_and_comes_whole(broker: Callable[..., Running]) -> None
     running = broker([toy()])
     client = running.client()
     client.infer("toy", FRAME, do="print", text="x" * 3000, lines=300)
-    reading = logs.Reading(client, "toy")
+    reading = logs.LogReader(client, "toy")
     got: list[dict[str, Any]] = []
 
     def printed() -> int:

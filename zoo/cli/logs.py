@@ -24,7 +24,7 @@ LOOK_S = 0.5  # between two questions for what is new
 Line = dict[str, Any]
 
 
-class Reading:
+class LogReader:
     """Where a reader stands in the log of a broker, and of the one after it."""
 
     def __init__(self, zoo: Client, model: str | None) -> None:
@@ -65,7 +65,7 @@ def logs(args: Namespace, zoo: Client) -> int:
     what workers print, warnings and errors are in it; `zoo explain` tells of decisions and requests alone. With -f it
     goes on, also with the next broker when this one ends, and --json is an object a line; else it is one list.
     """
-    reading = Reading(zoo, args.model)
+    reading = LogReader(zoo, args.model)
     lines = deque(reading.new(), maxlen=args.lines)
     if not args.follow:
         return say(args, list(lines), (text for line in lines for text in shown(line)))
