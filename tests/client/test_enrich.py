@@ -41,6 +41,7 @@ from zoo.client.event import Event, read_detections
 from zoo.config.reading import load_config
 from zoo.config.rules import Rule
 from zoo.enrichment import Enrichment
+from zoo.wire import formats
 
 ROOT = Path(__file__).parent.parent.parent
 SHIPPED = load_config(ROOT / "config.toml")
@@ -369,6 +370,8 @@ def test_the_size_of_an_encoded_picture_is_that_of_it_upright(turned: int, size:
     exif[0x0112] = turned
     image.save(out, kind, exif=exif)
     assert Event(out.getvalue(), []).size == size
+    in_memory = np.frombuffer(out.getvalue(), np.uint8)  # as a `Frame` has it that a file was read into
+    assert Event(in_memory, [], how=formats.check_format("encoded")).size == size
     _, asked = enriched([("person", (0, 0, 1000, 1000))], frames=out.getvalue())
     assert asked["osnet-x0-25"].boxes == ((0, 0, *size),)
 

@@ -41,16 +41,17 @@ def size_of(part: Any, how: formats.PixelFormat = formats.RGB) -> tuple[float, f
         InvalidInput: it is no picture.
     """
     array = arrays.check_frame(part)
-    if isinstance(part, bytes | bytearray | memoryview):
-        formats.encoded(how)
+    is_file = isinstance(part, bytes | bytearray | memoryview)
+    how = formats.encoded(how) if is_file else formats.sent(how, array.shape, array.dtype.str)
+    if how.color == "encoded":
         try:
-            with Image.open(io.BytesIO(part)) as image:
+            with Image.open(io.BytesIO(array.tobytes())) as image:
                 # Of a TIFF, Pillow gives the size as it will be.
                 turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in TURNED
                 return (image.height, image.width) if turned else image.size
         except Exception:  # damaged data leads Pillow's plugins anywhere; what it means, the worker says
             return math.inf, math.inf
-    planes = formats.planes_of(formats.sent(how, array.shape, array.dtype.str), array.shape, array.dtype.str)
+    planes = formats.planes_of(how, array.shape, array.dtype.str)
     if planes is not None:
         return planes.width, planes.height
     if array.ndim < 2:
