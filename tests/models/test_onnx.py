@@ -128,6 +128,13 @@ def test_sizes(exported: Callable[[str], Path], bus: np.ndarray) -> None:
     assert "imgsz" in fails(exported("fixed"), imgsz=640)
 
 
+def test_a_graph_of_any_size_may_take_one_picture_at_a_time(tmp_path: Path) -> None:
+    path = graphs.saying(tmp_path / "model.onnx", np.full((1, 8, places()), 0.5), picture=(1, 3, "height", "width"))
+    model = load(path, imgsz=[64, 96])
+    assert model.max_batch == 1
+    assert len(ask(model, *[BLANK] * 3, imgsz=32)) == 3  # nine of which have the pixels of one
+
+
 def test_classes_by_label_in_any_spelling_or_by_number(exported: Callable[[str], Path], bus: np.ndarray) -> None:
     model = load(exported("fixed"))
     (everything,) = ask(model, bus, conf=0.01)
@@ -271,6 +278,15 @@ def test_a_layout_can_be_said_and_has_to_be_true(tmp_path: Path) -> None:
         assert f"that is not '{layout}'" in fails(path, layout=layout)
     with pytest.raises(InvalidInput, match="layout is set in config"):
         ask(load(path, layout="v5"), BLANK, layout="v8")
+
+
+def test_an_output_that_is_no_array_is_not_looked_at(tmp_path: Path) -> None:
+    path = graphs.saying(tmp_path / "model.onnx", V8)
+    model = graphs.opened(path)
+    model.graph.node.append(helper.make_node("SequenceConstruct", ["output0"], ["sequence"]))
+    model.graph.output.append(helper.make_tensor_sequence_value_info("sequence", TensorProto.FLOAT, None))
+    path.write_bytes(model.SerializeToString())
+    assert len(ask(load(path), BLANK)[0].boxes)
 
 
 @pytest.mark.parametrize("seed", range(4))

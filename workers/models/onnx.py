@@ -95,7 +95,7 @@ class OnnxDetector:
         alike: dict[tuple[int, int], list[int]] = {}
         for i, place in enumerate(places):
             alike.setdefault(place.sides, []).append(i)
-        most = min(options.max_batch, (self._rectangle.most or 0) // (sides[0] * sides[1]))
+        most = min(self.max_batch, options.max_batch, (self._rectangle.most or 0) // (sides[0] * sides[1]))
         found: dict[int, AnyResult] = {}
         for members in alike.values():
             for some in chunks(members, most):
@@ -126,7 +126,8 @@ class OnnxDetector:
         """
         own = self._options.own
         sides = self._rectangle.sides(own.imgsz)
-        answers = self._graph.probe(self._feeds([np.zeros((*sides, 3), np.uint8)] * count))
+        said = self._graph.probe(self._feeds([np.zeros((*sides, 3), np.uint8)] * count))
+        answers = {name: found for name, found in said.items() if isinstance(found, np.ndarray)}  # no sequences
         flat = {name: found for name, found in answers.items() if found.ndim == 3 and found.dtype.kind == "f"}
         if len(flat) == 1:
             ((name, output),) = flat.items()
