@@ -55,6 +55,8 @@ def test_a_thousand_labels_are_listed_as_far_as_a_message_goes() -> None:
         Classes([f"label {i}" for i in range(1000)]).numbers(["sword"])
     text = str(refused.value)
     assert len(text) < 1700
+    with pytest.raises(InvalidInput, match=r"is none of Gun$"):
+        Classes(["Gun"]).numbers(["sword" * 1000])
     assert "label 0, label 1, " in text
     shown = text.count("label ")
     assert text.endswith(f" and {1000 - shown} more (`zoo ls --labels` lists them)")

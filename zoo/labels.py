@@ -53,6 +53,6 @@ class Classes:
         for one in wanted:
             numbers = self._numbers.get(folded(one)) if isinstance(one, str) else [one] if one in self._names else None
             if numbers is None:
-                raise InvalidInput(f"options: classes: {one!r} is none of {listed([*self._names.values()])}")
+                raise InvalidInput(f"options: classes: {one!r:.100} is none of {listed([*self._names.values()])}")
             found += numbers
         return found

@@ -100,6 +100,7 @@ SCALE = {"scale": (0, 4095)}
         (FULL, "<u2", {"color": "gray"}, "scale: a 16-bit frame needs"),
         (FULL, "<u2", {"color": "nv12", **SCALE}, "scale"),
         (FULL, "|u1", {"color": "gray", **SCALE}, "scale"),
+        ((40,), "|u1", {"color": "encoded", **SCALE}, "scale: it goes with 16-bit frames, not with color 'encoded'"),
         ((4, 4, 3), "|u1", SCALE, "scale"),
         ((4, 4, 3), "<f4", SCALE, "scale"),
         ((4, 4, 4), "<u2", SCALE, "frame"),

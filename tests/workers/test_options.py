@@ -18,6 +18,7 @@ class Options(msgspec.Struct, forbid_unknown_fields=True):
     count: int = 3
     mode: Literal["full", "line"] = "full"
     prompts: tuple[str, ...] = ()
+    layout: Literal["rows", "columns"] | None = None
     half: bool = False
 
 
@@ -28,7 +29,9 @@ class Options(msgspec.Struct, forbid_unknown_fields=True):
         ({"count": 2.5}, "options: count: expected int, got float"),
         ({"prompts": [1]}, "options: prompts[0]: expected str, got int"),
         ({"mode": "word"}, "options: mode: invalid enum value 'word'; it is one of full, line"),
+        ({"layout": "x"}, "options: layout: invalid enum value 'x'; it is one of rows, columns; this model"),
         ({"cnof": 0.5}, "options: cnof is no option of this model"),
+        ({"inputs": ["x"]}, "options: inputs is no option of this model, and it takes no dict of arrays as frame"),
         ({"x\n" * 10_000: 1}, f"options: {'x' + chr(10)}"),
     ],
 )
@@ -36,7 +39,7 @@ def test_a_wrong_option_comes_first_and_those_that_a_request_may_bring_after_it(
     with pytest.raises(InvalidInput) as refused:
         read_options({}, asked, Options, ("half",))
     assert str(refused.value).startswith(says)
-    assert str(refused.value).endswith("; this model takes conf, count, mode, prompts")
+    assert str(refused.value).endswith("; this model takes conf, count, mode, prompts, layout")
     assert len(str(refused.value)) < 250
 
 

@@ -17,7 +17,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 import numpy as np
@@ -167,11 +167,20 @@ def _wrong(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> str:
     said, _, place = str(error).partition(" - at `$.")
     if not place:
         unknown = re.fullmatch(r"Object contains unknown field `(.*)`", said, re.DOTALL)
-        return f"{unknown[1]:.100} is no option of this model" if unknown else said
+        if unknown is None:
+            return said
+        more = ", and it takes no dict of arrays as frame" if unknown[1] == "inputs" else ""  # which that becomes
+        return f"{unknown[1]:.100} is no option of this model{more}"
     option = place.removesuffix("`")
-    choices = get_args(get_type_hints(kind).get(option)) if said.startswith("Invalid enum value") else ()
+    choices = _choices(get_type_hints(kind).get(option)) if said.startswith("Invalid enum value") else ()
     said = said[0].lower() + said[1:].replace("`", "")
     return f"{option}: {said}" + (f"; it is one of {', '.join(map(str, choices))}" if choices else "")
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """The values of a Literal, also of one that may be None."""
+    found = get_args(hint)
+    return next((get_args(one) for one in found if get_origin(one) is Literal), found)
 
 
 def load_options(spec: Spec, kind: type[OptionsT]) -> OptionsT:

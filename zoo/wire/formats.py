@@ -86,8 +86,8 @@ def sent(how: PixelFormat, shape: tuple[int, ...], dtype: str) -> PixelFormat:
     """
     if how.color in COLORS and how.size is None and how.stride is None and how.scale is None:
         return how
-    if how.color in PLANAR and how.scale is not None:
-        raise InvalidInput(f"scale: it goes with 16-bit frames; {how.color} has 8 bits")
+    if how.color in (*PLANAR, "encoded") and how.scale is not None:
+        raise InvalidInput(f"scale: it goes with 16-bit frames, not with color {how.color!r}")
     if how.scale is not None:
         how = how._replace(color=("gray" if len(shape) < 3 and how.color in COLORS else how.color) + "16")
     elif how.color == "gray" and np.dtype(dtype) == np.uint16:
