@@ -74,7 +74,11 @@ def load(launch: Launch, take_copy: Callable[[], int | None]) -> LoadedModel:
 def _packed_labels(name: str, model: Adapter) -> bytes | None:
     """None also for what an adapter keeps under this name that is no list of texts, or one by number."""
     said = getattr(model, "labels", None)
-    said = [*said.values()] if isinstance(said, dict) else said
+    if isinstance(said, dict):
+        try:
+            said = [said[number] for number in sorted(said, key=int)]
+        except (TypeError, ValueError):
+            return None
     if not said or not isinstance(said, list | tuple) or not all(isinstance(label, str) for label in said):
         return None
     packed = protocol.pack_labels([sendable(label) for label in said])

@@ -21,7 +21,8 @@ PETS = ["Cats", "dogs", "GUINEA_PIGS"]
 MANY = [f"label number {i}" for i in range(5000)]
 SAYS: dict[str, tuple[Any, list[str]]] = {  # what an adapter may hold as `labels`, and what is told of it
     "pets": (PETS, PETS),
-    "numbered": ({"0": "a", "1": "b"}, ["a", "b"]),
+    "numbered": ({"10": "c", "0": "a", "2": "b"}, ["a", "b", "c"]),
+    "named": ({"cat": "a"}, []),
     "nothing": ([], []),
     "word": ("cats", []),
     "figures": ([1, 2, 3], []),
