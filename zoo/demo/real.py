@@ -81,7 +81,7 @@ def falls(stage: Stage) -> None:
         return
     bus = photograph("bus.jpg")
     found = stage.ask(FALLS, "bus.jpg", bus)
-    expect(set(found.labels) == {"Normal"}, f"no one falls in bus.jpg, and {FALLS} found {found.labels}")
+    expect(set(found.labels) == {"Normal"}, f"all people in bus.jpg stand, and {FALLS} found {found.labels}")
     keep(found.draw(bus), "bus-falls.png")
 
 
