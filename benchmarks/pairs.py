@@ -2,10 +2,15 @@
 
 OTHER is the root of another checkout, such as a git worktree of an earlier commit. A pair is one short measurement of
 each, in alternating order, so that a host that slows down slows both. The figure to quote is the median of the pairs'
-ratios this / other, with its 95 % interval by the sign test (binomial, no assumption about the noise). The parts:
+ratios this / other, with its 95 % interval by the sign test (binomial, no assumption about the noise).
+
+Each pair has processes of its own: two brokers of one and the same checkout differ by up to 10 % in the CPU time of a
+request for as long as they live, by where the system happened to place their memory. Both are compiled first.
+
+The parts:
 
 * `requests`: latency (`…_us`), throughput (`four_us`: time per request with four callers), and CPU time per request of
-  the broker and of the client. Each checkout has a broker and a client that stay up.
+  the broker and of the client.
 * `loads`: a toy model's load, a process forked for it first and then by one that stands by, and its unload.
 * `scheduler`: time per event, by each checkout's own `benchmarks/scheduler.py`, in a new process each time.
 * `start`: imports of the client, of the broker, and the start of a broker until it answers.
@@ -30,7 +35,7 @@ from typing import IO, Any
 
 from benchmarks import common
 
-PARTS = {"requests": 3, "loads": 1, "scheduler": 1, "start": 1}  # part → measurements for each of `--pairs`
+PARTS = {"requests": 2, "loads": 1, "scheduler": 1, "start": 1}  # part → measurements in each pair
 CONFIG = """
 [broker]
 device = "cpu"
@@ -112,15 +117,15 @@ IMPORT = "import json, sys, time; at = time.perf_counter(); {}; print((time.perf
 class Side:
     """One checkout: its brokers and clients, without a process in reserve and with one."""
 
-    def __init__(self, root: Path, folder: Path, parts: list[str]) -> None:
+    def __init__(self, root: Path, compiled: Path, folder: Path, part: str) -> None:
         self.root, self._folder = root, folder
-        self._env = {**os.environ, "PYTHONPATH": str(root)}
+        self._env = {**os.environ, "PYTHONPATH": str(root), "PYTHONPYCACHEPREFIX": str(compiled)}
         self._processes: list[subprocess.Popen[Any]] = []
         self._clients: dict[int, subprocess.Popen[str]] = {}
         for standby in (0, 1):
             (folder / str(standby)).mkdir(parents=True)
             (folder / str(standby) / "config.toml").write_text(CONFIG.format(standby=standby))
-            if "loads" in parts or ("requests" in parts and standby):
+            if part == "loads" or (part == "requests" and standby):
                 self._clients[standby] = self._client(folder / str(standby))
 
     def _broker(self, folder: Path) -> subprocess.Popen[bytes]:
@@ -211,20 +216,37 @@ def measure(roots: tuple[Path, Path], parts: list[str], pairs: int) -> dict[str,
     """Figure → its pairs (this, other)."""
     found: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="zoo-p-", dir="/tmp") as name:
-        for part in parts:  # one after another: what stays up for one part must not disturb the next
-            sides = [Side(root, Path(name) / part / str(n), [part]) for n, root in enumerate(roots)]
-            calls: list[Callable[[], dict[str, float]]] = [getattr(side, part) for side in sides]
-            try:
-                for call in calls:
-                    call()  # warm
-                for pair in range(pairs * PARTS[part]):
-                    told = {n: calls[n]() for n in ((0, 1) if pair % 2 else (1, 0))}
-                    for key, value in told[0].items():
-                        found.setdefault(key, []).append((value, told[1][key]))
-            finally:
-                for side in sides:
-                    side.close()
+        compiled = [compile_packages(root, Path(name) / f"compiled{n}") for n, root in enumerate(roots)]
+        for part in parts:
+            for pair in range(pairs):
+                folders = [Path(name) / f"{part}{pair}-{n}" for n in (0, 1)]
+                sides = [Side(*which, part) for which in zip(roots, compiled, folders, strict=True)]
+                try:
+                    for key, values in _pair([getattr(side, part) for side in sides], PARTS[part], pair % 2).items():
+                        found.setdefault(key, []).append(values)
+                finally:
+                    for side in sides:
+                        side.close()
     return found
+
+
+def _pair(calls: list[Callable[[], dict[str, float]]], times: int, first: int) -> dict[str, tuple[float, float]]:
+    """Figure → its median of so many measurements of each of the two, in turns."""
+    for call in calls:
+        call()  # warm
+    told: list[list[dict[str, float]]] = [[], []]
+    for turn in range(first, first + times):
+        for n in (0, 1) if turn % 2 else (1, 0):
+            told[n].append(calls[n]())
+    this, other = ({key: statistics.median(one[key] for one in side) for key in side[0]} for side in told)
+    return {key: (value, other[key]) for key, value in this.items()}
+
+
+def compile_packages(root: Path, compiled: Path) -> Path:
+    """A process that has to compile its modules starts later, whatever it does then."""
+    command = [sys.executable, "-m", "compileall", "-q", "zoo", "broker", "workers", "benchmarks"]
+    subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPYCACHEPREFIX": str(compiled)}, check=True)
+    return compiled
 
 
 def main() -> int:
