@@ -151,6 +151,9 @@ def test_a_page_elsewhere_reaches_nothing(broker, gateway_of) -> None:
         assert gateway.ask("GET", path, headers={"Host": host}).status == 200
     for host in ("evil.example", "zoo.lan.evil.example", "", "127.0.0.1.evil.example"):
         assert gateway.ask("GET", path, headers={"Host": host}).status == 403
+    with socket.create_connection(("127.0.0.1", gateway.port), 10) as sock:
+        sock.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        assert b" 200 OK" in sock.recv(100)
     own = {"Host": "zoo.lan:8000"}
     assert gateway.ask("GET", path, headers={**own, "Origin": "http://zoo.lan:8000"}).status == 200
     for origin in ("http://evil.example", "null", "http://zoo.lan", "http://zoo.lan:8001"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import http.client
 import json
@@ -10,7 +11,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -331,20 +332,33 @@ def test_many_callers_at_once_get_their_own_answers(broker: Any, gateway_of: Sta
         assert list(pool.map(one, range(64))) == [float(i) for i in range(64)]
 
 
-def test_a_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "HEAD_S", 0.1)
+Scenario = Callable[[int, ServerState], Coroutine[Any, Any, None]]
+
+
+def with_connections(scenario: Scenario, body: bytes = b"") -> None:
+    """Runs it with the port of a server whose application answers with `body`, and the server's state."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
+        length = str(len(body)).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+        await send({"type": "http.response.body", "body": body})
 
-    async def scenario() -> None:
+    async def run() -> None:
         config = uvicorn.Config(app, log_config=None, lifespan="off")
         config.load()
         state = ServerState()
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: serving.PatientHttp(config, state, {}), "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
+        await scenario(server.sockets[0].getsockname()[1], state)
+        server.close()
+
+    asyncio.run(run())
+
+
+def test_a_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "HEAD_S", 0.1)
+
+    async def scenario(port: int, state: ServerState) -> None:
         for beginning in (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(beginning)
@@ -356,9 +370,38 @@ def test_a_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatc
             assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
             await asyncio.sleep(0.15)  # longer than a head may take: between requests a connection may rest
         writer.close()
-        server.close()
 
-    asyncio.run(scenario())
+    with_connections(scenario)
+
+
+def test_a_head_without_end_is_cut_off() -> None:
+    async def scenario(port: int, state: ServerState) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(2 * serving.HEAD_BYTES // 10_000):
+                writer.write(b"X: " + b"x" * 9_995 + b"\r\n")
+                await writer.drain()
+        assert await asyncio.wait_for(_end(reader), 5)
+        writer.close()
+
+    with_connections(scenario)
+
+
+def test_an_answer_that_is_not_taken_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "ANSWER_S", 0.2)
+
+    async def scenario(port: int, state: ServerState) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        async with asyncio.timeout(5):
+            while not state.connections:
+                await asyncio.sleep(0.001)
+            while state.connections:
+                await asyncio.sleep(0.001)
+        writer.close()
+
+    with_connections(scenario, bytes(64 << 20))
 
 
 async def _end(reader: asyncio.StreamReader) -> bool:

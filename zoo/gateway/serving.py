@@ -22,17 +22,21 @@ Life = Callable[[Gateway], Coroutine[Any, Any, None]]
 LIVES: Sequence[Life] = ()  # of the doors that do not speak HTTP; each returns at once where it is not configured
 
 HEAD_S = 10.0  # for the head of a request, and of the first one of a connection
+HEAD_BYTES = 1 << 20  # of a head, and of what comes with it in one read
+ANSWER_S = 60.0  # for the other side to take an answer
 KEEP_ALIVE_S = 75.0  # longer than the pools of usual clients keep a connection
-UNREAD_S = 30.0  # how long the other side may take nothing of an answer
+UNREAD_S = 30.0  # how long the other side may take nothing at all: the kernel ends the connection
 GRACE_S = 5.0  # for requests under way when the process is to end
 
 log = logging.getLogger("zoo.gateway")
 
 
 class PatientHttp(HttpToolsProtocol):
-    """A connection whose requests have to begin and to have their heads in time."""
+    """A connection whose heads come in time and are of bounded size, and whose answers are taken in time."""
 
-    _late: asyncio.TimerHandle | None = None
+    _late: asyncio.TimerHandle | None = None  # while a head is awaited
+    _unread: asyncio.TimerHandle | None = None  # while an answer is not taken
+    _head = 0  # bytes of it, or more: of all that came with it
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -46,9 +50,31 @@ class PatientHttp(HttpToolsProtocol):
         self._unwatch()
         super().on_headers_complete()
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._late is not None:
+            self._head += len(data)
+            if self._head > HEAD_BYTES:
+                self.transport.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(ANSWER_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._taken()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
+        self._taken()
         super().connection_lost(exc)
+
+    def _taken(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _watch(self) -> None:
         if self._late is None:
@@ -58,6 +84,7 @@ class PatientHttp(HttpToolsProtocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+            self._head = 0
 
 
 class HttpServer(uvicorn.Server):
