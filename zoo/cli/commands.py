@@ -5,6 +5,7 @@ Those with a `zoo` get an open client (see `zoo.cli.parser`); each gives the exi
 
 from __future__ import annotations
 
+import sys
 import time
 from argparse import Namespace
 from collections import Counter
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoo.cli import output, show
-from zoo.cli.output import OK, REFUSED, remark, say
+from zoo.cli.output import OK, REFUSED, WrongUsage, remark, say
 from zoo.errors import (
     BrokerUnreachable,
     ConfigError,
@@ -172,6 +173,24 @@ def status(args: Namespace, zoo: Client) -> int:
     """Show the budget and what uses it."""
     found = zoo.get_status()
     return say(args, found, show.status(found))
+
+
+def top(args: Namespace, zoo: Client) -> int:
+    """Watch the zoo in this terminal: memory, models, queues, rates; load, unload and pin by key.
+
+    It needs an extra: pip install 'model-zoo[top]'.
+    """
+    if args.json:
+        raise WrongUsage("`zoo top` is for a terminal; `zoo status --json` and `zoo ps --json` tell the same")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise WrongUsage("`zoo top` needs a terminal; `zoo status` and `zoo ps` tell the same once")
+    try:
+        from zoo.top.app import Top
+    except ModuleNotFoundError as e:
+        raise WrongUsage(f"`zoo top` needs the package {e.name}: pip install 'model-zoo[top]'") from None
+    zoo.get_status()  # a broker that cannot be reached is told before the screen is taken
+    Top(zoo.endpoint).run()
+    return OK
 
 
 def footprint(args: Namespace, zoo: Client) -> int:

@@ -186,6 +186,7 @@ TABLE = (
     Command(commands.ls, LIST_S, (_argument("--labels", metavar="MODEL", help="list what it calls its classes"),)),
     Command(commands.ps, LOOK_S),
     Command(commands.status, LOOK_S),
+    Command(commands.top, LOOK_S),
     Command(commands.load, WORK_S, LOADED),
     Command(commands.unload, WORK_S, (MODEL,)),
     Command(commands.pin, LOOK_S, (MODEL,)),

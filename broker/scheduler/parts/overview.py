@@ -59,6 +59,7 @@ class Overview:
             "devices": self._devices(),
             "leases": len(r.leases),
             "requests": len(r.requests),
+            "queued": {m.name: m.queue.live for m in r.models.values() if m.queue.live},
             "running": r.running,
             "workers": len(r.workers),
             "stopping": r.stopping,

@@ -1,0 +1,1 @@
+"""`zoo top`: the zoo in a terminal, live. Needs the extra [top]; only `app.py` imports textual."""
