@@ -264,12 +264,14 @@ def chunks(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
         yield items[start : start + size]
 
 
-_HINTS: dict[tuple[str, tuple[int, ...] | None], str] = {  # by type and what comes after height and width
-    ("uint8", ()): '; HxW frames go with color="gray"',
+_HINTS: dict[tuple[str, tuple[int, ...] | str], str] = {  # by type and what comes after height and width
+    ("uint8", "flat"): '; the bytes of a JPEG or PNG file go with color="encoded"',
+    ("uint8", ()): '; HxW frames go with color="gray", YUV of (H * 3/2, W) with color="nv12" or "i420"',
+    ("uint8", (1,)): '; of one channel, send frame[..., 0] with color="gray"',
     ("uint8", (4,)): "; of four channels, send frame[..., :3]",
-    ("uint16", None): "; 16-bit frames go with scale=(lo, hi)",
-    ("float32", None): "; of 0 to 1, send (frame * 255).astype(numpy.uint8)",
-    ("float64", None): "; of 0 to 1, send (frame * 255).astype(numpy.uint8)",
+    ("uint16", "any"): "; 16-bit frames go with scale=(lo, hi)",
+    ("float32", "any"): "; of 0 to 1, send (frame * 255).astype(numpy.uint8)",
+    ("float64", "any"): "; of 0 to 1, send (frame * 255).astype(numpy.uint8)",
 }
 
 
@@ -283,8 +285,8 @@ def require_image(item: Input) -> np.ndarray:
         raise InvalidInput(f"frame: this model takes one image, got a video of {len(item.frames)} frames")
     array = item.array
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
-        name, channels = array.dtype.name, array.shape[2:] if array.ndim > 1 else None
-        hint = _HINTS.get((name, channels), _HINTS.get((name, None), ""))
+        name, channels = array.dtype.name, array.shape[2:] if array.ndim > 1 else "flat" if array.ndim else ""
+        hint = _HINTS.get((name, channels)) or _HINTS.get((name, "any"), "")
         raise InvalidInput(
             f"frame: this model takes HxWx3 uint8 images, got shape {array.shape} of {array.dtype}{hint}"
         )
