@@ -317,7 +317,9 @@ def test_labels_of_ones_own(tmp_path: Path) -> None:
     assert load(path, labels="names.txt").labels == ["a", "b", "c", "d"]
     assert "nowhere.txt" in fails(path, ModelUnavailable, labels="nowhere.txt")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    assert "bytes.txt is no text" in fails(path, labels="bytes.txt")
+    assert "bytes.txt, cannot be read ('utf-8'" in fails(path, labels="bytes.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert "pipe.txt, cannot be read" in fails(path, labels="pipe.txt")  # and not waited for
     assert "3 labels" in fails(path, labels=["a", "b", "c"])
 
 

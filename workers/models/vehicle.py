@@ -20,6 +20,7 @@ from torchvision.models import resnet50
 from workers.models.base import AnyResult, Input, Spec, damaged, images, not_there, require_numbers, unservable
 from workers.models.shared import batches, pictures, state_dict
 from zoo.system import files
+from zoo.weights.labels import lines
 
 SIDE = 224
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -69,10 +70,9 @@ def _read_labels(spec: Spec, outputs: int) -> list[str]:
     assert spec.path is not None
     file = spec.path / LABELS
     try:
-        lines = files.read_regular(file, files.MAX_TEXT).decode("utf-8").splitlines()
+        labels = lines(files.read_regular(file, files.MAX_TEXT))
     except (OSError, UnicodeDecodeError) as e:
         raise damaged(spec, f"the labels, {file}, cannot be read ({e})") from e
-    labels = [line.strip() for line in lines if line.strip()]
     if len(labels) != outputs:
         raise unservable(spec, f"{file} has {len(labels)} labels, the checkpoint {outputs} classes")
     return labels

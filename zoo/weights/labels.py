@@ -48,7 +48,7 @@ def described(model: ModelConfig, path: Path | None) -> list[str] | None:
     by_list = model.adapter in FROM_A_LIST
     found = () if by_list else _read(path / "config.json", _id2label)
     if not found and (by_list or not is_ours):
-        found = _read(path / "classes.txt", _lines)
+        found = _read(path / "classes.txt", lines)
     return [*found] or _texts(options.get("labels"))
 
 
@@ -80,5 +80,6 @@ def _id2label(raw: bytes) -> list[str]:
     return [] if labels == [f"LABEL_{i}" for i in range(len(labels))] else labels  # which transformers makes up
 
 
-def _lines(raw: bytes) -> list[str]:
+def lines(raw: bytes) -> list[str]:
+    """The labels in a file that has one a line, in UTF-8. Raises UnicodeDecodeError."""
     return [line.strip() for line in raw.decode().splitlines() if line.strip()]

@@ -9,6 +9,8 @@ from workers.models.base import Spec, damaged, not_there, unservable
 from workers.models.graphs.image import Size, order_of, sides_of
 from workers.models.graphs.session import Graph, Port
 from zoo.errors import InvalidInput
+from zoo.system import files
+from zoo.weights.labels import lines
 
 LONGEST = 1 << 20  # characters of an entry of the metadata: the names of 10,000 classes have a third of it
 SIDE = 640  # that ultralytics takes for a graph of any size
@@ -86,12 +88,12 @@ def labels_of(spec: Spec, graph: Graph, option: tuple[str, ...] | str | None) ->
     """
     if isinstance(option, str):
         file = graph.path.parent / option
-        if not file.is_file():
+        if not file.exists():
             raise not_there(spec, f"no labels at {file}")
         try:
-            found = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
-        except UnicodeDecodeError as e:
-            raise damaged(spec, f"{file} is no text") from e
+            found = lines(files.read_regular(file, files.MAX_TEXT))
+        except (OSError, UnicodeDecodeError) as e:
+            raise unservable(spec, f"the labels, {file}, cannot be read ({e})") from e
     elif option is not None:
         found = list(option)
     else:
