@@ -8,13 +8,17 @@ import resource
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 
+from tests.gateway.serving import gateway_of
 from tests.support import ROOT, Running, config_text, toy
 from zoo.cli import main
 from zoo.config.reading import load_config
@@ -23,7 +27,7 @@ from zoo.doctor import devices, machine, packages, report, setup
 from zoo.doctor.finding import Finding
 from zoo.weights import inventory
 
-MB = 1 << 20
+__all__ = ["gateway_of"]
 PROBED: dict[str, Any] = {
     "cuda": {"devices": [], "why_none": "NVML cannot be used: Driver Not Loaded", "driver": ""},
     "memory": {"used_mb": 1000.0, "total_mb": 8000.0, "machine_mb": 16000.0, "error": ""},
@@ -385,3 +389,52 @@ def test_a_port_for_metrics_that_is_taken_is_wrong(zoo_dir: Path) -> None:
         keys = {"metrics": f"127.0.0.1:{port}"}
         assert states(setup.endpoint(config(zoo_dir, **keys), None, 0.2), "metrics") == ["wrong"]
     assert states(setup.endpoint(config(zoo_dir, **keys), None, 0.2), "metrics") == ["ok"]
+
+
+# ---------------------------------------------------------------- gateway
+
+
+@contextmanager
+def answering(status: int, text: str) -> Iterator[int]:
+    """A server that says the same to everything. Gives its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def gateway(folder: Path, port: int) -> Finding:
+    (found,) = said(setup.gateway(config(folder, text=f'[gateway]\nhttp = "127.0.0.1:{port}"\n')), "gateway")
+    return found
+
+
+@pytest.mark.parametrize(("status", "state"), [(200, "ok"), (503, "warning"), (404, "warning")])
+def test_what_listens_at_the_gateways_port_is_told_apart(tmp_path: Path, status: int, state: str) -> None:
+    with answering(status, "the broker does not answer") as port:
+        found = gateway(tmp_path, port)
+    assert found.state == state
+    assert ("not ready: the broker does not answer" in found.message) is (status == 503)
+    assert ("no gateway of the zoo" in found.message) is (status == 404)
+    assert gateway(tmp_path, port).state == "ok"  # nothing listens there any more
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.settimeout(10.0)
+        thread = threading.Thread(target=lambda: mute.accept()[0].close())
+        thread.start()
+        assert gateway(tmp_path, mute.getsockname()[1]).message.startswith("no gateway of the zoo")
+        thread.join()
+
+
+def test_a_gateway_of_ours_is_ready(shared_broker: Running, gateway_of: Callable[..., Any], tmp_path: Path) -> None:
+    found = gateway(tmp_path, gateway_of(shared_broker).port)
+    assert (found.state, found.message.endswith("and is ready")) == ("ok", True)

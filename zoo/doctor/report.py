@@ -29,6 +29,7 @@ def findings(path: str | None, endpoint: str | None, timeout: float) -> Iterator
         for about, examine in (("state_dir", setup.folders), ("weights", setup.weights)):
             yield from _kept(about, lambda examine=examine: examine(config))  # type: ignore[misc]
         yield from _kept("endpoint", lambda: setup.endpoint(config, endpoint, timeout))
+        yield from _kept("gateway", lambda: setup.gateway(config))
 
 
 def _kept(about: str, examine: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""The configuration, its folders and weights, and the endpoint, with the broker that may serve it."""
+"""The configuration, its folders and weights, the endpoint with the broker that may serve it, and the gateway."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import socket
 import stat
 from collections import Counter
 from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from zoo.errors import ConfigError, ZooError
 from zoo.system.files import shown
 from zoo.weights import catalogue
 
+HTTP_S, MOST_BYTES = 3.0, 1000  # of an answer of the gateway
+READY = "/v2/health/ready"
 LEAST_MB = 64  # free on the disk of state_dir
 Broker = dict[str, Any]  # of `get_status`
 
@@ -192,3 +196,36 @@ def _ports(config: ZooConfig) -> Iterator[Finding]:
         yield Finding("metrics", WRONG, f"{metrics} cannot be listened on: {e}", "set another address in [broker]")
     else:
         yield Finding("metrics", OK, f"{metrics} is free")
+
+
+# ---------------------------------------------------------------- gateway
+
+
+def gateway(config: ZooConfig) -> Iterator[Finding]:
+    """Whether what listens at `[gateway] http` is a gateway, and ready. Nothing where its libraries are not there."""
+    if find_spec("litestar") is None or (address := config.gateway.address) is None:
+        return
+    about, where = "gateway", f"http://{config.gateway.http}"
+    host, port = address
+    if not port:
+        yield Finding(about, OK, f"{where}: it will take any port that is free")
+        return
+    connection = HTTPConnection(host, port, timeout=HTTP_S)
+    try:
+        connection.request("GET", READY)
+        answer = connection.getresponse()
+        status, text = answer.status, answer.read(MOST_BYTES).decode("utf-8", "replace").strip()
+    except ConnectionRefusedError:
+        yield Finding(about, OK, f"none runs on {where}; `zoo gateway` or `zoo serve --gateway` starts one")
+        return
+    except (OSError, HTTPException) as e:
+        status, text = 0, str(e) or type(e).__name__
+    finally:
+        connection.close()
+    if status == 200:
+        yield Finding(about, OK, f"one serves {where}, and is ready")
+    elif status == 503:
+        yield Finding(about, WARNING, f"one serves {where}, and is not ready: {text}", "start or repair its broker")
+    else:
+        remedy = "end what listens there, or set http in [gateway] to another port"
+        yield Finding(about, WARNING, f"no gateway of the zoo's listens on {where} ({status or text})", remedy)
