@@ -50,7 +50,8 @@ def served() -> Iterator[Running]:
         "        super().load(spec, device)\n"
         "        self.labels = ['x' * 100 + str(i) for i in range(15_000)]\n"
     )
-    models += [toy("huge", adapter="huge:Huge"), toy("silent"), toy("late"), toy("unpulled", path="not/here.pt")]
+    models += [toy("huge", adapter="huge:Huge"), toy("silent"), toy("late"), toy("unfound", path="not/there.pt")]
+    models += [toy("unpulled", path="not/here.pt", source="https://example.org/here.pt")]
     models += [toy("fresh", options={"labels": PETS})]
     running = Running(folder, models).start()
     yield running
@@ -69,7 +70,7 @@ def test_a_loaded_model_tells_its_labels(served: Running, model: str) -> None:
 
 def test_labels_that_are_too_much_to_be_told_are_a_line_in_the_log(served: Running) -> None:
     served.client().get_model("huge")
-    assert "huge: its 15,000 labels are too much to be told" in served.log()
+    wait_until(lambda: "huge: its 15,000 labels are too much to be told" in served.log())
 
 
 def test_before_its_load_and_after_it(served: Running) -> None:
@@ -149,6 +150,7 @@ def test_labels_that_cannot_be_listed_are_one_line_that_says_why(run: Run, here:
     for model, text in (
         ("silent", "invalid input: silent has no labels of its own"),
         ("late", "model unavailable: the labels of late are known after its first load: `zoo load late`"),
+        ("unfound", "model unavailable: the labels of unfound are known after its first load: put its weights there"),
         ("unpulled", "model unavailable: the labels of unpulled are known after its first load: `zoo pull unpulled`"),
         ("pest", "model not found: there is no model 'pest'; did you mean 'pets'?"),
     ):
@@ -211,5 +213,5 @@ def test_a_model_that_is_made_of_its_copy_tells_them_too(broker: Start) -> None:
     wait_until(lambda: zoo.get_status()["host_cache"]["models"])
     zoo.unload("pets")
     zoo.get_model("pets")
-    assert "pets: made of its copy" in running.log()
+    wait_until(lambda: "pets: made of its copy" in running.log())  # what is logged is written a little later
     assert known(zoo, "pets") == (PETS, "model")

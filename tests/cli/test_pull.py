@@ -784,6 +784,9 @@ def test_ls_shows_where_weights_are(published: Server, zoo_dir: Path, run: Run) 
     }  # fmt: skip
     assert "`zoo pull thing`" in notes["thing"]
     assert "by hand (some zoo: x)" in notes["by-hand"]
+    lines = {line.split()[0]: line for line in run("ls", "--timeout", "0.1")[1].splitlines()}
+    assert lines["by-hand"].endswith("by hand: some zoo: x")
+    assert lines["pickled"].endswith("by hand")  # there is no source to name
     fetch(REPOSITORY, zoo_dir / "weights" / "thing")
     stand_in = zoo_dir / "weights" / "by-hand.bin"
     stand_in.write_bytes(b"random")

@@ -209,12 +209,12 @@ def unservable(spec: Spec, why: str) -> LoadFailed:
 
 def damaged(spec: Spec, why: str) -> LoadFailed:
     """What to raise when the weights, or what lies beside them, are not what was published."""
-    return unservable(spec, f"{why}; fetch it again with: zoo pull {spec.name}")
+    return unservable(spec, f"{why}; fetch it again: zoo pull {spec.name}, or by hand where it has no `source`")
 
 
 def not_there(spec: Spec, why: str) -> ModelUnavailable:
     """What to raise when weights, or what belongs to them, are missing."""
-    return ModelUnavailable(f"{spec.name}: {why}; fetch it with: zoo pull {spec.name}")
+    return ModelUnavailable(f"{spec.name}: {why}; fetch it: zoo pull {spec.name}, or by hand where it has no `source`")
 
 
 def require_trust(spec: Spec, file: Path) -> None:

@@ -154,7 +154,10 @@ def _labels(row: dict[str, Any]) -> list[str]:
         raise ProtocolMismatch(f"the broker is of an earlier release, which does not tell the labels of {name}")
     labels: list[str] | None = row["labels"]
     if labels is None:
-        first = f"`zoo pull {name}`, " if row["weights"] == "missing" else ""
+        first = ""
+        if row["weights"] == "missing":
+            is_published = "zoo pull" in (row["problem"] or "")
+            first = f"`zoo pull {name}`, " if is_published else "put its weights there by hand, "
         raise ModelUnavailable(
             f"the labels of {name} are known after its first load: {first}`zoo load {name}`, then ask again"
         )

@@ -59,7 +59,8 @@ def ago(at: str | None) -> str:
 def _note(row: Row) -> str:
     """What keeps the model from being served, in as few words as the columns before it leave to say."""
     if row["weights"] == "missing" and row["enabled"] and row["problem"]:
-        return f"zoo pull {row['name']}" if "zoo pull" in row["problem"] else f"by hand: {row['source']}"
+        by_hand = f"by hand: {row['source']}" if row["source"] else "by hand"
+        return f"zoo pull {row['name']}" if "zoo pull" in row["problem"] else by_hand
     if row["problem"] or row["pinned"]:
         return str(row["problem"] or "pinned")
     if row["enabled"] and not row["vram_mb"] and row["measured_mb"] is None:
