@@ -37,8 +37,8 @@ class Reply:
         self._outcomes: list[protocol.Outcome] = []
         self._bodies: list[bytes] = []
 
-    def message(self, halved: bool, grown: bool) -> tuple[bytes, ...]:
-        return protocol.pack(protocol.Done(tuple(self._outcomes), halved, grown)), *self._bodies
+    def message(self, halved: bool, grown: bool, seconds: tuple[float, float, float]) -> tuple[bytes, ...]:
+        return protocol.pack(protocol.Done(tuple(self._outcomes), halved, grown, seconds)), *self._bodies
 
     def add(self, task: Task) -> None:
         """Packs a task's answers; one that failed, or fails here, is answered with its error."""

@@ -6,6 +6,7 @@ and decoding it and making the same view took half of a worker's own time per re
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 from workers import encoded, inputs, memory
@@ -38,16 +39,23 @@ class Dispatches:
             waiting.append((Task(job), parts[at : at + job.parts]))
             at += job.parts
         halved = False
+        read = ran = packed = 0.0
         reply = Reply(launch, self._lifeline, stand_in=self._loaded.stand_in)
+        began = time.monotonic()
         while waiting:
             tasks = self._read_some(dispatch, waiting)
             readable = [task for task in tasks if task.error is None]
+            there = time.monotonic()
             if readable and predict(adapter, launch.model, launch.device, readable):
                 halved = True
+            through = time.monotonic()
             for task in tasks:
                 reply.add(task)
                 task.done()  # before more is decoded
-        return reply.message(halved, self._growth.is_news())
+            packed_at = time.monotonic()
+            read, ran, packed = read + there - began, ran + through - there, packed + packed_at - through
+            began = packed_at
+        return reply.message(halved, self._growth.is_news(), (read, ran, packed))
 
     def _read_some(self, dispatch: protocol.Dispatch, waiting: deque[tuple[Task, list[bytes]]]) -> list[Task]:
         """As many of the requests that wait as may be decoded, and looked at by the model, at once; at least one."""

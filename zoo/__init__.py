@@ -28,9 +28,10 @@ if TYPE_CHECKING:
         Quality,
         Segmentation,
     )
+    from zoo.timings import Timings
 
 _HOMES = (  # where a public name is looked for: the modules that load least come first
-    "zoo.errors", "zoo.config.schema", "zoo.config.reading", "zoo.results", "zoo.enrichment",
+    "zoo.errors", "zoo.config.schema", "zoo.config.reading", "zoo.timings", "zoo.results", "zoo.enrichment",
     "zoo.client.frames", "zoo.client.client", "zoo.client.aio",
 )  # fmt: skip
 
@@ -39,8 +40,8 @@ __all__ = [
     "Client", "ConfigError", "DeadlineExceeded", "DepthMap", "Detections", "Embedding", "Enriched", "Enrichment",
     "Frame", "InferenceFailed", "InvalidInput", "Keypoints", "Lease", "LoadFailed", "ModelConfig", "ModelDisabled",
     "ModelInUse", "ModelNotFound", "ModelPriority", "ModelTooLarge", "ModelUnavailable", "OcrText",
-    "OutOfMemory", "ProtocolMismatch", "Quality", "Quarantined", "QueueFull", "Segmentation", "WorkerCrashed",
-    "WorkerHung", "ZooConfig", "ZooError", "load_config",
+    "OutOfMemory", "ProtocolMismatch", "Quality", "Quarantined", "QueueFull", "Segmentation", "Timings",
+    "WorkerCrashed", "WorkerHung", "ZooConfig", "ZooError", "load_config",
 ]  # fmt: skip
 
 

@@ -12,13 +12,14 @@ and maps of a crop are painted where the crop was (`origin`); coordinates that a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self, get_args
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, cast, get_args
 
 import msgspec
 import numpy as np
 
 from zoo.drawing.canvas import RAMP, Canvas, hue, shade
 from zoo.labels import folded
+from zoo.timings import UNKNOWN, Timings
 
 SEEN = 0.3  # a keypoint below this score is a guess, and is not drawn
 LIKELY = 0.5  # a label of several that may apply at once does from this score on
@@ -31,6 +32,24 @@ LIMBS = (
     ("left_eye", "right_eye"), ("nose", "left_eye"), ("nose", "right_eye"), ("left_eye", "left_ear"),
     ("right_eye", "right_ear"),
 )  # fmt: skip
+
+
+class Answered(Protocol):
+    """What an answer came with: the broker's number for its request, and where the time went."""
+
+    @property
+    def request(self) -> int: ...
+
+    @property
+    def timings(self) -> Timings: ...
+
+
+class _Nowhere(NamedTuple):
+    request: int = 0
+    timings: Timings = UNKNOWN
+
+
+NOWHERE = _Nowhere()  # of a result that came from no broker
 
 
 def plain(value: Any) -> Any:
@@ -46,7 +65,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-class TypedResult(msgspec.Struct, array_like=True, eq=False, kw_only=True):
+class TypedResult(msgspec.Struct, array_like=True, eq=False, kw_only=True, dict=True):
     """Base of the typed results.
 
     Attributes:
@@ -57,6 +76,28 @@ class TypedResult(msgspec.Struct, array_like=True, eq=False, kw_only=True):
 
     shapes: ClassVar[dict[str, tuple[int | str, ...]]] = {}
     stand_in: bool = False
+
+    @property
+    def timings(self) -> Timings:
+        """Where its time went, in seconds. Like `request` no part of what the model answered: not in `to_dict`."""
+        return cast(Timings, self.__dict__.get("_came", NOWHERE).timings)
+
+    @property
+    def request(self) -> int:
+        """The broker's number for the request, to have it explained; 0 where it is not known."""
+        return cast(int, self.__dict__.get("_came", NOWHERE).request)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (*super().__reduce__(), self.__dict__)
+
+    def __copy__(self) -> Self:
+        return self._with()
+
+    def _with(self, **changes: Any) -> Self:
+        """A copy. (What msgspec itself copies has neither timings nor request.)"""
+        made = msgspec.structs.replace(self, **changes)
+        made.__dict__.update(self.__dict__)
+        return made
 
     def to_dict(self, *, maps: bool = True) -> dict[str, Any]:
         """Plain JSON-like values, with the result's type under "type".
@@ -79,7 +120,7 @@ class TypedResult(msgspec.Struct, array_like=True, eq=False, kw_only=True):
                 shifted[name] = value + np.resize(np.array([dx, dy], np.float32), value.shape[-1])
         if (origin := getattr(self, "origin", None)) is not None:
             shifted["origin"] = (origin[0] + round(dx), origin[1] + round(dy))
-        return msgspec.structs.replace(self, **shifted) if shifted else self
+        return self._with(**shifted) if shifted else self
 
     def summary(self) -> list[str]:
         """All of it in lines for a person to read, the best first."""
@@ -416,6 +457,28 @@ AnyResult = (
 TYPES = frozenset(get_args(AnyResult))
 
 
+class PlainResult(dict[str, Any]):
+    """A dict that an adapter answered, as the client gets it. `timings`, `request`: as those of a `TypedResult`."""
+
+    __slots__ = ("_came",)
+
+    @property
+    def timings(self) -> Timings:
+        return getattr(self, "_came", NOWHERE).timings
+
+    @property
+    def request(self) -> int:
+        return getattr(self, "_came", NOWHERE).request
+
+
+def answered(answer: Any, came: Answered) -> Any:
+    """An answer that knows with which message it came."""
+    if type(answer) is dict:
+        answer = PlainResult(answer)
+    answer._came = came
+    return answer
+
+
 class PlainAnswer(TypedResult):
     """A dict that an adapter answered, in the form of the other results. It never travels."""
 
@@ -440,9 +503,10 @@ class PlainAnswer(TypedResult):
 
 def typed(answer: AnyResult) -> TypedResult:
     """An answer of any kind as a `TypedResult`: a plain dict in a `PlainAnswer`, a result as it is."""
-    if isinstance(answer, dict):
-        return PlainAnswer(values=answer, stand_in=answer.get("stand_in") is True)
-    return answer
+    if not isinstance(answer, dict):
+        return answer
+    found = PlainAnswer(values=answer, stand_in=answer.get("stand_in") is True)
+    return answered(found, answer) if isinstance(answer, PlainResult) else found
 
 
 def place(box: Sequence[float] | np.ndarray) -> str:

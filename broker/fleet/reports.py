@@ -104,7 +104,7 @@ class WorkerReports:
             if look and self.usage.hold(number):
                 worker.held.append(parts)
                 return
-        self.core.submit(WorkerDone(number, finished, message.halved))
+        self.core.submit(WorkerDone(number, finished, message.halved, message.seconds))
         if self.roster.is_short and self.core.scheduler.is_idle():
             self.roster.refill()
 

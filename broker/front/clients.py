@@ -246,7 +246,7 @@ class Clients:
         offsets, body = a.body
         if not offsets:
             if route is not None:
-                self._front.send(route.identity, protocol.Result(route.rid, 0), body)
+                self._front.send(route.identity, protocol.Result(route.rid, 0, a.request, a.timings), body)
             return
         arena = self._arena_of(a.worker)
         slots = [(arena, offset) for offset in offsets]
@@ -259,7 +259,7 @@ class Clients:
             return
         line.results.update(slots)
         route.session.note(route.rid, slots)
-        if not self._front.send(route.identity, protocol.Result(route.rid, arena), body):
+        if not self._front.send(route.identity, protocol.Result(route.rid, arena, a.request, a.timings), body):
             line.results.difference_update(slots)
             self._free(slots)
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from zoo.config.schema import BrokerConfig, ModelConfig
+from zoo.timings import UNKNOWN, Timings
 
 
 class Kind(enum.Enum):
@@ -121,11 +122,15 @@ class Finished(_Record):
 
 
 class WorkerDone(_Record):
-    """The worker is through with a batch. `halved`: memory did not suffice for all of it at once."""
+    """The worker is through with a batch. `halved`: memory did not suffice for all of it at once.
+
+    `seconds`: as the worker says, to read the batch, to run it, to pack what came of it.
+    """
 
     worker: int
     outcomes: list[Finished]
     halved: bool = False
+    seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 class WorkerSaid(_Record):
@@ -284,6 +289,7 @@ class Deliver(_Record):
     request: int
     body: Any
     worker: int
+    timings: Timings = UNKNOWN
 
 
 class Answer(_Record):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.support import ROOT, Running, toy
-from zoo import Client, InvalidInput, ModelNotFound
+from zoo import Client, InvalidInput, ModelNotFound, Timings
 from zoo.cli import main
 
 EARLIER = "f0f0692"  # before the skin was hardened
@@ -124,6 +124,8 @@ def test_this_client_works_with_the_earlier_broker(
         assert row["name"] == "toy2"
         with pytest.raises(ModelNotFound):
             client.models("nothing")
+        answer = client.infer("toy", np.zeros((4, 4, 3), np.uint8))
+        assert (answer.timings, answer.request) == (Timings(), 0)  # that broker says nothing of it
         assert main.main(["--endpoint", running.endpoint, "ls", "--labels", "toy2"]) == 1
         assert "earlier release, which does not tell the labels of toy2" in capsys.readouterr().err
         assert main.main(["--endpoint", running.endpoint, "logs", "toy"]) == 1

@@ -107,6 +107,9 @@ def check_street(found: Enrichment, frame: np.ndarray) -> None:
         x1, y1, x2, y2 = plate
         seen = (x1 - (x2 - x1) // 20, y1 - 1, x2 + (x2 - x1) // 20, y2 + 1)
         assert tuple(detection.answers["read"]["box"]) == seen
+        for answer in detection.answers.values():
+            assert answer.request > 0
+            assert 0.0 < answer.timings.infer <= answer.timings.total
         np.testing.assert_array_equal(detection.answers["read"]["pixels"], crop(frame, seen))
     np.testing.assert_array_equal(found.frame["whole"]["pixels"], frame)
     assert found.missing == {}

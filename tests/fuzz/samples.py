@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from zoo import results
+from zoo.timings import Timings
 from zoo.wire import payload, protocol
 
 FROM_CLIENT: list[protocol.Message] = [
@@ -32,6 +33,7 @@ HELLO = protocol.Hello(b"8 bytes!", 1, "fuzz")
 FROM_BROKER: list[protocol.Message] = [
     protocol.Welcome("/run/handoff", 1 << 20, "boot"),
     protocol.Result(7, 1),
+    protocol.Result(7, 1, 99, Timings(0.1, 0.2, 0.3, 0.7, 0.01, 0.02)),
     protocol.Error(7, "invalid_input", "no", False, 1.0, True, 9),
     protocol.Value(7, {"a": [1, "b"]}),
 ]
@@ -43,6 +45,7 @@ FROM_WORKER: list[protocol.Message] = [
     protocol.LoadError("load_failed", "no", protocol.Shortage(1.0, 2.0)),
     protocol.Done((), False, False),
     protocol.Done((protocol.Outcome(1, (0, 4096)), protocol.Outcome(2, (), "invalid_input", "no")), True, True),
+    protocol.Done((protocol.Outcome(1),), seconds=(0.1, 0.2, float("nan"))),
 ]
 LIFELINE: list[protocol.Message] = [
     protocol.LifelineAttach("client", b"8 bytes!"),

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import zmq
 
+from zoo import results
 from zoo.client import session
 from zoo.client.exchange import Waiter
 from zoo.client.frames import RequestBody
@@ -113,11 +114,11 @@ class Dealer:
     def _deal_with(self, parts: list[bytes]) -> tuple[Waiter | None, Sequence[protocol.Message]]:
         message = protocol.unpack_from_broker(parts[0])
         outcome: Any = None
-        if isinstance(message, protocol.Result):
+        if type(message) is protocol.Result:
             outcome = self._result(message, parts)
-        elif isinstance(message, protocol.Value):
+        elif type(message) is protocol.Value:
             outcome = message.value
-        elif isinstance(message, protocol.Error):
+        elif type(message) is protocol.Error:
             outcome = message.exception()
             if message.message == protocol.UNKNOWN_SESSION:
                 self.link.is_unknown()
@@ -142,7 +143,9 @@ class Dealer:
             return OutOfMemory(f"this process has no memory left for the result ({e})")
         finally:
             self._loan = None
-        return body.results if body.many else body.results[0]
+        if not body.many:
+            return results.answered(body.results[0], message)
+        return [results.answered(one, message) for one in body.results]
 
     def _look_up(self, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         if self._loan is None:

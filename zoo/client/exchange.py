@@ -115,7 +115,7 @@ class Exchange:
         if isinstance(message, protocol.Welcome):
             return None, ()
         rid = message.rid
-        held = isinstance(message, protocol.Error) and message.held
+        held = type(message) is protocol.Error and message.held
         pending = self._pending.get(rid)
         if pending is None:
             return None, self._late(message, held)

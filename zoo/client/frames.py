@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
@@ -254,7 +255,7 @@ class Store:
         how = formats.check_format(*look)
         placed: list[Placed] = []
         try:
-            placed.extend(self._place(part, how) for part in arrays.check_frames(frame))
+            placed.extend(map(self._place, arrays.check_frames(frame), itertools.repeat(how)))
         except BaseException:
             drop(placed)
             raise
@@ -268,7 +269,9 @@ class Store:
         """
         described: list[payload.FrameRef] = []
         buffers: list[Any] = []
+        slots: list[Slot] = []
         for slot, how in placed:
+            slots.append(slot)
             if slot.arena is None:
                 described.append(payload.FrameRef(-1, len(buffers), slot.shape, slot.typestr, *how))
                 buffers.append(np.ascontiguousarray(slot.buffer).data)
@@ -282,7 +285,7 @@ class Store:
                 f"{what}: {size / (1 << 20):.0f} MB are too much for one message, which takes "
                 f"{protocol.MAX_MESSAGE_BYTES >> 21} MB"
             )
-        return RequestBody(body, buffers, [one.slot for one in placed], self.shared)
+        return RequestBody(body, buffers, slots, self.shared)
 
     def _place(self, part: Any, how: formats.PixelFormat) -> Placed:
         if isinstance(part, Frame):

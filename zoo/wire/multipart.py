@@ -12,6 +12,7 @@ import contextlib
 from collections import deque
 from collections.abc import Sequence
 from itertools import repeat
+from operator import attrgetter
 from typing import Any
 
 import zmq
@@ -92,7 +93,7 @@ class Mailbox:
         except BaseException:
             self.torn = True
             raise
-        return [frame.bytes for frame in frames]
+        return list(map(_BYTES, frames))
 
     def at_hand(self) -> list[bytes] | None:
         """The message that was not dealt with yet, if all of it is here."""
@@ -103,4 +104,5 @@ class Mailbox:
         self._frames, self.kept = [], None
 
 
+_BYTES = attrgetter("bytes")
 _FLAGS = [(NOBLOCK | _MORE,) * (parts - 1) + (NOBLOCK,) for parts in range(128)]

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from zoo import errors
+from zoo.timings import UNKNOWN, Timings
 
 VERSION = 1
 _VERSION_BYTE = bytes([VERSION])
@@ -167,10 +168,15 @@ class Welcome(Message, tag=1):
 
 
 class Result(Message, tag=2):
-    """The body is a `ResultBody`. `arena`: the id of the worker's arena that it refers to, or 0."""
+    """The body is a `ResultBody`. `arena`: the id of the worker's arena that it refers to, or 0.
+
+    `request`: as in `Error`.
+    """
 
     rid: int
     arena: int = 0
+    request: int = 0
+    timings: Timings = UNKNOWN
 
 
 class Error(Message, tag=3):
@@ -281,11 +287,13 @@ class Done(Message, tag=3):
     """A batch is through: the outcomes in the order of its jobs, then the body of each that succeeded.
 
     `halved`: memory did not suffice for all of it at once. `grown`: the process uses more than when it last said so.
+    `seconds`: to read the batch, to run the adapter's `predict`, to pack what it answered.
     """
 
     outcomes: tuple[Outcome, ...]
     halved: bool = False
     grown: bool = False
+    seconds: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
 FromWorker = Loaded | LoadError | Done

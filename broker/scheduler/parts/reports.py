@@ -27,6 +27,9 @@ from broker.scheduler.parts.shortages import Shortages
 from broker.scheduler.registry import Registry
 from broker.scheduler.state import Move, Phase, Request, State, Worker
 from zoo.errors import BY_CODE
+from zoo.timings import Timings
+
+Spent = tuple[float, float, float, float]  # the moment when the worker began; seconds of reading, running, packing
 
 
 @dataclass
@@ -85,6 +88,7 @@ class Reports:
         batch = worker.inflight  # none: it answers a batch that was not sent
         if not batch or [request.id for request in batch] != [outcome.request for outcome in e.outcomes]:
             return
+        spent = _spent(worker, batch[0], e.seconds, r.now)
         worker.inflight, worker.ahead = worker.ahead, []
         r.running -= len(batch)
         worker.took((r.now - worker.dispatched_at) / len(batch))
@@ -97,14 +101,15 @@ class Reports:
         elif worker.batch_limit.most:
             self._shortages.batch_went_well(worker, len(batch))
         for request, outcome in zip(batch, e.outcomes, strict=True):
-            self._answer(worker, request, outcome)
+            self._answer(worker, request, outcome, spent)
         r.usage_changed()
 
-    def _answer(self, worker: Worker, request: Request, outcome: Finished) -> None:
+    def _answer(self, worker: Worker, request: Request, outcome: Finished, spent: Spent) -> None:
         if not request.running:  # answered long ago (deadline, cancel, client gone)
             self._r.out.append(Settled(request.id, worker.number, outcome.body))
         elif outcome.error is None:
-            self._answers.finish(request, Deliver(request.id, outcome.body, worker.number))
+            timings = _timings(worker, request, spent, self._r.now)
+            self._answers.finish(request, Deliver(request.id, outcome.body, worker.number, timings))
         elif outcome.short is not None:
             self._shortages.request_ran_out(worker, request, outcome.short, outcome.error[1])
         else:
@@ -164,3 +169,26 @@ class Reports:
         if worker is not None and worker.inflight and worker.phase is Phase.ENDING:
             self.exited(WorkerExited(number, "its memory came back"))
         return worker is None or worker.phase is Phase.ENDING
+
+
+# ---------------------------------------------------------------- where the time went
+
+
+def _spent(worker: Worker, first: Request, seconds: tuple[float, float, float], now: float) -> Spent:
+    """When the worker began with its batch, and for how long it was at it. More than it had is not believed.
+
+    One that had the batch lying ahead began when it had sent off the one before, a little before that was heard.
+    """
+    begun = worker.dispatched_at
+    read, ran, packed = seconds
+    if read >= 0.0 and ran >= 0.0 and packed >= 0.0 and (sooner := now - (read + ran + packed)) >= first.sent:
+        return (sooner if sooner < begun else begun), read, ran, packed
+    return begun, 0.0, 0.0, 0.0
+
+
+def _timings(worker: Worker, request: Request, spent: Spent, now: float) -> Timings:
+    since, load = request.since, 0.0
+    begun, read, ran, packed = spent
+    if worker.loaded_at > since:  # it waited for that load, from its own beginning or from the load's
+        load = worker.loaded_at - (since if since > worker.started_at else worker.started_at)
+    return Timings(begun - since - load, load, ran, now - since, read, packed)

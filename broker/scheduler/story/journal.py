@@ -3,8 +3,8 @@
 An ordinary request pays for it with a few fields and one append. Its story is its own three moments, and between them
 what was decided about its model meanwhile.
 
-On the way of a request it costs 0.4 us of some 250. Errors carry the broker's number of the request; answers do not, or
-every result would pay for a field that `zoo explain MODEL` shows as well.
+On the way of a request it costs 0.4 us of some 250. Errors and results carry the broker's number of the request, by
+which it is found here.
 """
 
 from __future__ import annotations
