@@ -118,6 +118,10 @@ class Service:
         self._labels = known = labels.Labels(core)
         self._fleet = fleet = Fleet(core, loop, handoff, self._meters, copies, known, told_load)
         self._clients = clients = Clients(core, self._front, handoff, fleet.arena_of)
+        observed = None
+        if self._metrics is not None:
+            self._metrics.watch(self._front, handoff, clients.sessions, fleet.usage.gauge)
+            observed = self._metrics.latencies
         views = status.Views(core.scheduler, fleet.usage.gauge, copies, known)
         self._intake = intake.Intake(core, self._front, handoff, clients, fleet.workers, views, learnt, self.reload)
         handoff.roles = {"client": clients, "worker": fleet}
@@ -125,8 +129,8 @@ class Service:
         core.actions = {
             events.StartWorker: fleet.start,
             events.KillWorker: fleet.kill,
-            events.SendBatch: fleet.dispatch,
-            events.Deliver: clients.deliver,
+            events.SendBatch: fleet.dispatch if observed is None else observed.sending(fleet.dispatch),
+            events.Deliver: clients.deliver if observed is None else observed.delivering(clients.deliver),
             events.Answer: clients.answer,
             events.Refuse: clients.refuse,
             events.Settled: clients.settled,

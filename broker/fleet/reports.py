@@ -32,17 +32,19 @@ def outcomes(done: protocol.Done, bodies: list[bytes]) -> list[Finished]:
     Raises:
         ProtocolMismatch: there are more results than bodies, or fewer.
     """
-    left = iter(bodies)
+    made: list[Finished] = []
+    at = 0
     try:
-        made = [
-            Finished(o.id, None, (o.code[:MOST_CODE], o.message[: protocol.MAX_TEXT]), shortage(o.short))
-            if o.code
-            else Finished(o.id, (o.offsets, next(left)))
-            for o in done.outcomes
-        ]
-    except StopIteration:
+        for o in done.outcomes:
+            if o.code:
+                error = o.code[:MOST_CODE], o.message[: protocol.MAX_TEXT]
+                made.append(Finished(o.id, None, error, shortage(o.short)))
+            else:
+                made.append(Finished(o.id, (o.offsets, bodies[at])))
+                at += 1
+    except IndexError:
         raise ProtocolMismatch("fewer results than it said") from None
-    if next(left, None) is not None:
+    if at != len(bodies):
         raise ProtocolMismatch("more results than it said")
     return made
 
@@ -93,19 +95,22 @@ class WorkerReports:
     def _done(self, worker: WorkerProcess, message: protocol.Done, parts: list[bytes], measured: bool) -> None:
         number = worker.number
         finished = outcomes(message, parts[1:])
-        if not (worker.loaded and self.core.scheduler.awaits(number, [one.request for one in finished])):
+        scheduler = self.core.scheduler
+        if not (worker.loaded and scheduler.awaits(number, finished)):
             raise ProtocolMismatch("it answers what it was not asked")
-        first, worker.worked = not worker.worked, True
-        if first:
+        look = message.grown
+        for outcome in message.outcomes:
+            if outcome.short is not None:
+                look = True
+        if not worker.worked:
+            worker.worked = True
             self.usage.gauge.worked(number)
-        if not measured:
-            look = message.grown or (first and not self.core.scheduler.is_measured(number))
-            look = look or any(outcome.short is not None for outcome in message.outcomes)
-            if look and self.usage.hold(number):
-                worker.held.append(parts)
-                return
+            look = look or not scheduler.is_measured(number)
+        if look and not measured and self.usage.hold(number):
+            worker.held.append(parts)
+            return
         self.core.submit(WorkerDone(number, finished, message.halved, message.seconds))
-        if self.roster.is_short and self.core.scheduler.is_idle():
+        if self.roster.is_short and scheduler.is_idle():
             self.roster.refill()
 
     def _loaded(self, worker: WorkerProcess, message: protocol.Loaded, parts: list[bytes]) -> None:

@@ -255,6 +255,7 @@ class Clients:
             self._free(slots)
             if route is not None:
                 text = "the result is large and this connection cannot share memory"
+                self._front.refused["", "inference_failed"] += 1
                 self._front.send(route.identity, protocol.Error(route.rid, "inference_failed", text))
             return
         line.results.update(slots)

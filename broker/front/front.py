@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from typing import Any
 
 import zmq
@@ -28,6 +29,7 @@ class Front:
         door: who is connected.
         inline: bytes of frames and answers that lie here.
         outgoing: answers that wait for their client to read.
+        refused: (model, code) → answers with an error to what never came to the scheduler; model "": none registered.
 
     Raises:
         OSError, ConfigError: the endpoint cannot be listened on.
@@ -36,6 +38,7 @@ class Front:
     def __init__(self, config: ZooConfig, place: endpoint.Place, shares: Shares, access: Access) -> None:
         broker = config.broker
         self.shares = shares
+        self.refused: Counter[tuple[str, str]] = Counter()
         self.access = access
         self._place, self._endpoint = place, config.endpoint
         self._context = zmq.Context()

@@ -123,6 +123,7 @@ class Intake:
                     self.front.send(identity, protocol.Value(_rid(message), value))
         except ZooError as e:
             text = str(e)[: protocol.MAX_TEXT]
+            self._count(getattr(message, "model", None), e.code)
             self.front.send(identity, protocol.Error(_rid(message), e.code, text, e.retryable, e.retry_after))
 
     def _complain(self, identity: bytes, parts: Parts, error: ProtocolMismatch) -> None:
@@ -131,7 +132,13 @@ class Intake:
         if self._nonsense <= NONSENSE_LOGGED:
             log.warning("unreadable message from a client: %s", error)
         rid, code, text = misread.complaint(parts[1] if len(parts) > 1 else b"", error)
+        self._count(None, code)
         self.front.send(identity, protocol.Error(rid, code, text[: protocol.MAX_TEXT]))
+
+    def _count(self, model: str | None, code: str) -> None:
+        """An answer with an error, for the metrics: only names that are registered, so that these stay few."""
+        name = model if model is not None and model in self._scheduler.models else ""
+        self.front.refused[name, code] += 1
 
     def _is_revoked(self, source: Any) -> bool:
         """Whether it came by a connection of a client whose CURVE key was taken away since."""

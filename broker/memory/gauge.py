@@ -171,6 +171,10 @@ class Gauge:
         last = self._devices[device].last
         return last.figures if last is not None else None
 
+    def ours_mb(self, device: str) -> float:
+        """What our workers were seen to use there, those whose memory is not back included."""
+        return sum(use.mb for use in self._on(self._devices[device]))
+
     def fails(self, device: str) -> bool:
         """The last look has failed."""
         last = self._devices[device].last

@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 import itertools
 import math
+from collections import Counter
 from typing import Any
 
 from broker.scheduler.capacity.adaptive import Adaptive
@@ -56,6 +57,7 @@ class Registry:
         overdrawn: devices that are charged more than they may be, while no worker on them may go.
         look_at: when the next look for room is due. looked_at: when the last one was.
         evictions: (model, priority) → how often. learnt: counts changes of any model's peaks.
+        unnamed_errors: code → how many requests for no model that is registered were answered so.
         asked_last: the model last asked for, while it may be worth to load ahead what follows it.
         absent: models that were loaded before the broker's start, and are to come back.
         reconfigured_at: when config.toml was last taken over.
@@ -88,6 +90,7 @@ class Registry:
         self.contested = False
         self.overdrawn: set[str] = set()
         self.evictions: dict[tuple[str, str], int] = {}
+        self.unnamed_errors: Counter[str] = Counter()
         self.learnt = 0
         self.absent: list[str] = []
         self.reconfigured_at = -math.inf

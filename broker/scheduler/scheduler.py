@@ -104,6 +104,7 @@ class Scheduler:
         """What may be asked about the scheduler. Advice: it may be otherwise after the next event."""
         r = self.registry
         self.models, self.ledger, self.story, self.evictions = r.models, r.ledger, r.story, r.evictions
+        self.workers, self.unnamed_errors = r.workers, r.unnamed_errors
         self.is_cold, self.trouble, self.no_such_model = admission.is_cold, admission.trouble, admission.no_such_model
         self.explain, self.explain_request = overview.explain, overview.explain_request
         self.decisions, self.session_of = overview.decisions, overview.session_of

@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,16 +18,19 @@ from prometheus_client.parser import text_string_to_metric_families
 from broker import exposition
 from broker.exposition import Exposition
 from broker.guard import Guard
+from broker.latencies import Latencies, Tally
 from broker.memory.host_cache import Copies
 from broker.metrics import Metrics
 from broker.scheduler.capacity.ledger import Device
-from broker.scheduler.events import Asked, Kind, Reconfigured, SessionClosed
+from broker.scheduler.events import Asked, Deliver, Kind, Reconfigured, SendBatch, SessionClosed
 from broker.scheduler.scheduler import Scheduler
-from broker.scheduler.state import Peak
-from tests.support import wait_until
+from broker.scheduler.state import Model, Peak, Worker
+from tests.support import toy, wait_until
 from zoo.config.schema import BrokerConfig, ModelConfig
-from zoo.errors import ConfigError
+from zoo.errors import ConfigError, InvalidInput, ZooError
+from zoo.timings import Timings
 
+FRAME = np.full((6, 8, 3), 9, np.uint8)
 Served = tuple[Exposition, int]
 
 
@@ -192,6 +196,109 @@ def test_a_scrape_that_meets_a_change_looks_again_and_keeps_the_last_if_need_be(
     scheduler.models["m1"].shortages = {}  # as if it were half made
     assert [f.name for f in metrics.collect()] == [f.name for f in metrics.collect()]
     assert list(metrics.collect()), "the last sound ones"
+
+
+Values = dict[tuple[str, ...], float]
+
+
+def told(port: int) -> Values:
+    """By the sample's name and the values of its labels, in the order of their names."""
+    families = text_string_to_metric_families(scrape(port))
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_a_scrape_tells_what_was_done(broker) -> None:  # type: ignore[no-untyped-def]
+    port = free_port()
+    models = [toy(options={"load_seconds": 0.05}), toy("other"), toy("broken", options={"load": "raise"})]
+    client = broker(models, metrics=f"127.0.0.1:{port}").client()
+    answers = [client.infer("toy", FRAME, do="sleep", seconds=0.02 * n) for n in range(3)]
+    answers += client.infer("toy", FRAME, boxes=[(0, 0, 4, 4), (1, 1, 4, 4)])[:1]
+    for name, how in (
+        ("toy", {"do": "refuse"}), ("toy", {"do": "raise"}), ("toy", {"do": "raise"}), ("broken", {}), ("nothing", {}),
+    ):  # fmt: skip
+        with pytest.raises(ZooError):
+            client.infer(name, FRAME, **how)
+    with pytest.raises(InvalidInput):
+        client.infer("toy", FRAME, boxes=[(0, 0, 4, 4)] * 2000)
+    kept = client.infer("other", FRAME, do="large")
+    lease = client.load("other")
+    found = told(port)
+    for name, times in (
+        ("zoo_request_seconds", [answer.timings.total for answer in answers]),
+        ("zoo_queue_seconds", [answer.timings.queue for answer in answers]),
+        ("zoo_inference_seconds", [answer.timings.infer for answer in answers]),
+    ):
+        assert found[f"{name}_count", "toy"] == len(answers) == found[f"{name}_bucket", "+Inf", "toy"]
+        assert found[f"{name}_sum", "toy"] == pytest.approx(sum(times))
+        assert found[f"{name}_bucket", "0.01", "toy"] == sum(seconds <= 0.01 for seconds in times)
+        assert found[f"{name}_count", "broken"] == 0
+    assert (found["zoo_batch_size_count", "toy"], found["zoo_batch_size_sum", "toy"]) == (8, 8)
+    errors = {key[1:]: value for key, value in found.items() if key[0] == "zoo_request_errors_total"}
+    assert errors == {
+        ("invalid_input", "toy"): 2, ("inference_failed", "toy"): 2, ("load_failed", "broken"): 1,
+        ("model_not_found", ""): 1,
+    }  # fmt: skip
+    assert found["zoo_requests_total", "toy"] == 8
+    assert (found["zoo_model_loads_total", "toy"], found["zoo_worker_ends_total", "load_failed", "broken"]) == (1, 1)
+    assert found["zoo_model_state", "other", "loaded"] == found["zoo_model_state", "broken", "failed"] == 1
+    assert found["zoo_model_state", "other", "unloaded"] == 0
+    assert (found["zoo_model_leases", "other"], found["zoo_sessions",], found["zoo_results_in_use",]) == (1, 1, 1)
+    assert (found["zoo_arenas", "client"], found["zoo_arena_bytes", "client"]) == (1, 8 << 20)
+    assert found["zoo_arenas", "worker"] == 1
+    charged = sum(value for key, value in found.items() if key[0] == "zoo_model_charged_bytes")
+    assert charged == found["zoo_device_charged_bytes", "cpu"] > 0
+    del kept
+    lease.release()
+    wait_until(lambda: told(port)["zoo_results_in_use",] == 0)
+
+
+def test_a_crash_and_a_hang_are_counted_by_their_cause(broker) -> None:  # type: ignore[no-untyped-def]
+    port = free_port()
+    client = broker([toy(dispatch_timeout=0.3)], metrics=f"127.0.0.1:{port}").client()
+    for code, how in (("worker_crashed", {"do": "die"}), ("worker_hung", {"do": "sleep", "seconds": 60})):
+        with pytest.raises(ZooError) as failed:
+            client.infer("toy", FRAME, **how)
+        assert failed.value.code == code
+    client.infer("toy", FRAME)
+    client.unload("toy")
+    found = told(port)
+    ends = {key[1]: n for key, n in found.items() if key[0] == "zoo_worker_ends_total" and n}
+    assert ends == {"crashed": 2, "hung": 1, "unloaded": 1}
+    assert (found["zoo_worker_restarts_total", "toy"], found["zoo_worker_crashes_total", "toy"]) == (3, 3)
+    assert found["zoo_request_errors_total", "worker_crashed", "toy"] == 1
+    assert found["zoo_request_errors_total", "worker_hung", "toy"] == 1
+
+
+def test_however_many_names_are_asked_for_the_labels_stay_few() -> None:
+    scheduler = Scheduler(BrokerConfig(), [Device("cpu", "cpu", 100.0)], models(2))
+    metrics = Metrics(scheduler, Copies(0), Guard(lambda: None), False)
+    for i in range(500):
+        scheduler.handle(Asked(i, b"s", f"nothing-{i}", Kind.INFER, 5.0), 0.0)
+    scheduler.handle(Reconfigured(BrokerConfig(), {"cpu": 100.0}, models(1), set(), []), 1.0)
+    samples = [s for family in metrics.collect() for s in family.samples]
+    assert {s.labels["model_name"] for s in samples if "model_name" in s.labels} == {"m0", ""}
+    assert [s.value for s in samples if s.labels == {"model_name": "", "code": "model_not_found"}] == [500]
+
+
+def test_a_value_at_a_bound_is_below_it_and_the_rest_is_above_all() -> None:
+    tally = Tally((1.0, 2.0))
+    latencies = Latencies({})
+    assert tally.buckets() == [("1.0", 0), ("2.0", 0), ("+Inf", 0)]
+    told: list[object] = []
+    latencies.delivering(told.append)(Deliver(1, None, 7))  # of a worker that is not known any more
+    latencies.sending(told.append)(SendBatch(7, []))
+    assert len(told) == 2
+    workers = {1: Worker(Model(models(1)[0]))}
+    latencies = Latencies(workers)
+    for seconds in (0.001, 0.0011, 60.0, 60.1):
+        latencies.delivering(told.append)(Deliver(1, None, 1, Timings(total=seconds)))
+    buckets = dict(latencies.of("m0").total.buckets())
+    assert [buckets[bound] for bound in ("0.001", "0.0025", "30.0", "60.0", "+Inf")] == [1, 2, 2, 3, 4]
+    assert latencies.of("m0").total.sum == pytest.approx(120.1021)
 
 
 def test_the_metrics_of_a_broker_count_lost_lines_and_its_own_errors(broker) -> None:  # type: ignore[no-untyped-def]

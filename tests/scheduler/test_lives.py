@@ -148,7 +148,7 @@ def test_late_words_of_a_worker_that_is_gone_change_nothing() -> None:
     for event in (*late, WorkerExited(number, "late"), MemoryBack(number), MemoryStuck(number)):
         assert w.s.handle(event, w.now) == []
         assert w.state("a") is State.UNLOADED
-    assert w.model("a").crashes == w.model("a").errors == 0
+    assert (w.model("a").crashes, dict(w.model("a").errors)) == (0, {})
     assert w.model("a").loads == 1
 
 

@@ -132,7 +132,7 @@ def test_an_unload_that_turns_out_to_be_of_a_model_in_use_is_told_to_the_story_a
     w.pin("a")
     assert message(w, refused) == "a is in use (pinned, a request in flight); not unloaded"
     assert any(f"refused request {refused}: a is in use" in line for line in w.story("a"))
-    assert w.model("a").errors == 1
+    assert w.model("a").errors == {"model_in_use": 1}
 
 
 def test_a_model_that_failed_to_load_says_why_and_when_the_next_try_is_possible() -> None:
@@ -185,7 +185,7 @@ def test_a_code_that_is_none_of_ours_becomes_one_of_ours() -> None:
     w.done("a", ("made_up", "hm"))
     assert (w.code(known), w.code(unknown)) == ("invalid_input", "inference_failed")
     assert (message(w, known), message(w, unknown)) == ("no picture", "hm")
-    assert w.model("a").errors == 2
+    assert w.model("a").errors == {"invalid_input": 1, "inference_failed": 1}
 
 
 def test_trouble_is_told_of_models_that_would_need_a_load_and_cannot_have_it() -> None:

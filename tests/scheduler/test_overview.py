@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.scheduler.events import DeviceUnread, Measured, Settled
+from broker.scheduler.events import DeviceUnread, Finished, Measured, Settled
 from broker.scheduler.state import State
 from tests.scheduler.world import World, model
 
@@ -154,10 +154,11 @@ def test_a_worker_has_answered_only_what_it_runs() -> None:
     w.load("a")
     asked = w.ask("a")
     number = w.process("a").worker
-    assert w.s.awaits(number, [asked])
+    assert w.s.awaits(number, [Finished(asked)])
     assert not w.s.awaits(number, [])
-    assert not w.s.awaits(number, [asked, asked + 1])
-    assert w.s.awaits(number + 1, [7]), "what is said of a worker that is gone is not judged"
+    assert not w.s.awaits(number, [Finished(asked + 1)])
+    assert not w.s.awaits(number, [Finished(asked), Finished(asked + 1)])
+    assert w.s.awaits(number + 1, [Finished(7)]), "what is said of a worker that is gone is not judged"
     w.done("a")
     assert not w.s.awaits(number, [])
 

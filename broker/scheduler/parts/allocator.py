@@ -19,7 +19,7 @@ from broker.scheduler.parts.admission import Admission
 from broker.scheduler.parts.answering import Answers
 from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import Move
+from broker.scheduler.state import End, Move
 
 MOST_SPARED = 4  # named in a line
 
@@ -48,7 +48,7 @@ class Allocator:
         for worker in relief.oversized:
             why = f"its process has grown to {worker.mb:g} MB, more than the whole budget of {device}"
             if worker.idle:
-                self._lifecycle.evict(worker, why)
+                self._lifecycle.evict(worker, End.OVERRUN, why)
             else:
                 self._lifecycle.drain(worker, why)
         if relief.oversized:
@@ -57,7 +57,7 @@ class Allocator:
         for victim in relief.victims:
             unused = r.now - victim.last_used
             why = f"{device} is charged {used:g} MB, {limit:g} may be; unused for {unused:.1f} s"
-            self._lifecycle.evict(r.named(victim.model), why)
+            self._lifecycle.evict(r.named(victim.model), End.OVERRUN, why)
         if relief.short_mb > EPSILON_MB and device not in r.overdrawn:
             r.overdrawn.add(device)
             r.tell(
@@ -147,7 +147,7 @@ class Allocator:
                 f"{model.name} needs {need:g} MB{'' if demand.loads else ' more'}, {missing:g} MB short of {limit:g}; "
                 f"{r.policy.why(victim, decision.spared, r.now)}"
             )
-            self._lifecycle.evict(r.named(victim.model), why, needer=model.name, short_mb=missing)
+            self._lifecycle.evict(r.named(victim.model), End.ROOM, why, needer=model.name, short_mb=missing)
         self._tell_spared(model.name, missing, victims, [c for c in decision.spared if c.mb > 0])
         if decision.fits:
             self._admit(demand, device)

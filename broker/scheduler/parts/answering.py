@@ -46,6 +46,8 @@ class Answers:
     def turn_down(self, session: bytes, refusal: Refuse, name: str) -> None:
         """A request for `name` that is not accepted."""
         self._tell(refusal, name if name in self._r.models else "")
+        model = self._r.models.get(name)
+        (self._r.unnamed_errors if model is None else model.errors)[refusal.code] += 1
         self._r.journal.add(Turned(refusal.request, self._r.now, name, refusal, session))
         self._r.out.append(refusal)
 
@@ -58,7 +60,8 @@ class Answers:
         session = r.sessions.get(request.session)
         if session is not None:
             session.requests.discard(request.id)
-            self.forget_empty(request.session, session)
+            if not session.requests and not session.leases:
+                del r.sessions[request.session]
         if request.queue is not None:
             request.queue.drop(request)
             short = model.primary.short
@@ -73,7 +76,12 @@ class Answers:
 
     def say(self, request: Request, action: Action) -> None:
         """The answer to a request that was accepted, or never had to wait."""
-        request.ended, request.outcome = self._r.now, action if type(action) is Refuse else type(action)
+        request.ended = self._r.now
+        if type(action) is Refuse:
+            request.outcome = action
+            request.model.errors[action.code] += 1
+        else:
+            request.outcome = type(action)
         self._r.journal.add(request)
         self._r.out.append(action)
 
@@ -89,7 +97,6 @@ class Answers:
     ) -> None:
         """`held`: a worker still reads its frames."""
         can = BY_CODE[code].retryable if retryable is None else retryable
-        request.model.errors += 1
         refusal = Refuse(request.id, code, text, can, after, held)
         if code != "cancelled":
             self._tell(refusal, request.model.name)
@@ -133,7 +140,6 @@ class Answers:
     def refuse_unloads(self, model: Model) -> None:
         """It is in use, after all."""
         for request in list(model.unloads):
-            model.errors += 1
             refusal = self.in_use(request)
             self._tell(refusal, model.name)
             self.finish(request, refusal)

@@ -31,7 +31,7 @@ from broker.scheduler.events import SendBatch
 from broker.scheduler.parts.answering import Answers
 from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import Model, Phase, Request, State, Worker
+from broker.scheduler.state import End, Model, Phase, Request, State, Worker
 from broker.scheduler.state.timers import BATCH, IDLE
 
 SERVING, DRAINING = Phase.SERVING, Phase.DRAINING
@@ -153,11 +153,11 @@ class Dispatcher:
     def _became_idle(self, worker: Worker) -> None:
         """Nothing runs and nothing waits; leases and pins may remain."""
         if worker.phase is DRAINING:
-            self._lifecycle.evict(worker, "unload was asked for")
+            self._lifecycle.evict(worker, End.UNLOADED, "unload was asked for")
         elif worker.held:
             return
         elif worker.model.keep_alive == 0:
-            self._lifecycle.evict(worker, "the last reference went, keep_alive = 0")
+            self._lifecycle.evict(worker, End.IDLE, "the last reference went, keep_alive = 0")
         else:
             self.arm_idle(worker, worker.last_used + self._r.idle_limit(worker.model))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from broker.scheduler.events import KillWorker, Kind, ShutDown, Stop
 from broker.scheduler.parts.answering import Answers
 from broker.scheduler.registry import Lifetime, Registry
-from broker.scheduler.state import Move, Phase, peaks
+from broker.scheduler.state import End, Move, Phase, peaks
 from broker.scheduler.state.timers import GRACE
 
 
@@ -60,6 +60,7 @@ class WindingDown:
             self._answers.turn_away(request)
         for worker in list(r.workers.values()):
             if worker.phase is not Phase.ENDING:
+                worker.model.ends[End.SHUTDOWN] += 1
                 r.move(worker, Move.KILL)
                 r.out.append(KillWorker(worker.number))
         for model in r.models.values():

@@ -14,7 +14,7 @@ from broker.scheduler.events import Settled, WorkerExited
 from broker.scheduler.parts.answering import Answers
 from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import Guess, Move, Request, State, Worker
+from broker.scheduler.state import End, Guess, Move, Request, State, Worker
 from zoo.errors import BY_CODE
 
 
@@ -31,7 +31,8 @@ class Failures:
     def fail_load(self, worker: Worker, code: str, cause: str, move: Move, *, retryable: bool = True) -> None:
         """The load is not tried again for a while, and what waits for it alone is refused."""
         model = worker.model
-        self._lifecycle.end(worker, move)
+        ran_out = code == "out_of_memory"
+        self._lifecycle.end(worker, move, End.OUT_OF_MEMORY if ran_out else End.LOAD_FAILED)
         extra, guessed = not worker.primary, model.guess is Guess.OPEN
         if guessed:
             model.guess = Guess.WRONG
@@ -91,7 +92,7 @@ class Failures:
 
     def _hung(self, worker: Worker, limit: float) -> None:
         r, model, batch = self._r, worker.model, worker.inflight
-        self._lifecycle.end(worker, Move.KILL, gentle=True)
+        self._lifecycle.end(worker, Move.KILL, End.HUNG, gentle=True)
         model.crashes += 1
         r.tell(worker.name, "killed", worker=worker.number, running=[q.id for q in batch], limit_seconds=limit)
         ahead, worker.ahead = worker.ahead, []

@@ -8,7 +8,7 @@ from broker.scheduler.events import Forget, IdleCleanup, Pinned, Released, Sessi
 from broker.scheduler.parts.answering import Answers
 from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import Guess, Model, State, Worker
+from broker.scheduler.state import End, Guess, Model, State, Worker
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Holding:
 
     def clean_up(self, e: IdleCleanup) -> None:
         for worker in self.idle_workers(e.idle_seconds, self._r.now):
-            self._lifecycle.evict(worker, f"clean-up: idle for {self._r.now - worker.last_used:.1f} s")
+            self._lifecycle.evict(worker, End.IDLE, f"clean-up: idle for {self._r.now - worker.last_used:.1f} s")
 
     def idle_for_long(self, worker: Worker) -> float | None:
         """A worker's idle timer. Ends it if it has been idle for long enough; else gives when to look again."""
@@ -86,5 +86,5 @@ class Holding:
         due = worker.last_used + self._r.idle_limit(worker.model)
         if self._r.now < due:
             return due
-        self._lifecycle.evict(worker, f"idle for {self._r.now - worker.last_used:.1f} s")
+        self._lifecycle.evict(worker, End.IDLE, f"idle for {self._r.now - worker.last_used:.1f} s")
         return None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from broker.scheduler.events import Answer, KillWorker, StartWorker
 from broker.scheduler.parts.answering import Answers
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import Guess, Model, Move, Phase, State, Worker
+from broker.scheduler.state import FAILURES, End, Guess, Model, Move, Phase, State, Worker
 from broker.scheduler.state.timers import WATCH
 
 
@@ -29,6 +29,8 @@ class Lifecycle:
         """A process of the model. `guess`: it was not asked for."""
         r = self._r
         worker = Worker(model, next(r.worker_numbers), device, before=model.primary)
+        model.restarts += model.ended_badly
+        model.ended_badly = False
         r.ledger.charge(worker.number, model.name, device, worker.mb)
         if model.workers:
             taken = {other.name for other in model.workers}
@@ -55,12 +57,12 @@ class Lifecycle:
 
     # ------------------------------------------------------------ end
 
-    def evict(self, worker: Worker, why: str, **details: object) -> None:
+    def evict(self, worker: Worker, cause: End, why: str, **details: object) -> None:
         """Ends an idle worker."""
         if worker.referenced:  # the second promise of the zoo; whatever decided this is wrong
             raise AssertionError(f"{worker.name} is in use ({worker.reasons()}) and was to be evicted")
         r, model = self._r, worker.model
-        self.end(worker, Move.KILL)
+        self.end(worker, Move.KILL, cause)
         model.guess = Guess.WRONG if model.guess is Guess.OPEN else Guess.NONE
         model.evictions += 1
         key = (model.name, model.config.priority.name)
@@ -71,8 +73,10 @@ class Lifecycle:
             **details,
         )  # fmt: skip
 
-    def end(self, worker: Worker, move: Move, *, gentle: bool = False) -> None:
+    def end(self, worker: Worker, move: Move, cause: End, *, gentle: bool = False) -> None:
         """Its process has ended (`Move.EXIT`), or is killed."""
+        worker.model.ends[cause] += 1
+        worker.model.ended_badly = cause in FAILURES
         self._step_down(worker)
         worker.short = []
         self._r.move(worker, move)

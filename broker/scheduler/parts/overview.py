@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.scheduler.capacity.demand import Want
+from broker.scheduler.events import Finished
 from broker.scheduler.registry import Registry
 from broker.scheduler.state import Peak, State, Worker
 from broker.scheduler.story.story import Line
@@ -124,10 +125,10 @@ class Overview:
 
     # ------------------------------------------------------------ advice
 
-    def awaits(self, number: int, requests: list[int]) -> bool:
+    def awaits(self, number: int, outcomes: list[Finished]) -> bool:
         """False when the worker cannot have answered just these: they are not what it runs."""
         worker = self._r.workers.get(number)
-        return worker is None or (bool(requests) and [request.id for request in worker.inflight] == requests)
+        return worker is None or worker.runs(outcomes)
 
     def is_measured(self, number: int) -> bool:
         """True when the worker's model has been measured at work on its device."""

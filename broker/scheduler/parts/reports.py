@@ -25,7 +25,7 @@ from broker.scheduler.parts.failures import Failures
 from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.parts.shortages import Shortages
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import Move, Phase, Request, State, Worker
+from broker.scheduler.state import End, Move, Phase, Request, State, Worker
 from zoo.errors import BY_CODE
 from zoo.timings import Timings
 
@@ -83,23 +83,22 @@ class Reports:
     def done(self, e: WorkerDone) -> None:
         """A batch is through."""
         r, worker = self._r, self._r.workers.get(e.worker)
-        if worker is None:
-            return
-        batch = worker.inflight  # none: it answers a batch that was not sent
-        if not batch or [request.id for request in batch] != [outcome.request for outcome in e.outcomes]:
-            return
-        spent = _spent(worker, batch[0], e.seconds, r.now)
+        if worker is None or not worker.runs(e.outcomes):
+            return  # else it answers a batch that was not sent
+        now, model, batch = r.now, worker.model, worker.inflight
+        size = len(batch)
+        spent = _spent(worker, batch[0], e.seconds, now)
         worker.inflight, worker.ahead = worker.ahead, []
-        r.running -= len(batch)
-        worker.took((r.now - worker.dispatched_at) / len(batch))
-        worker.dispatched_at = worker.last_used = r.now
-        worker.requests += len(batch)
-        worker.model.requests += len(batch)
-        r.touched[worker.model] = None
+        r.running -= size
+        worker.took((now - worker.dispatched_at) / size)
+        worker.dispatched_at = worker.last_used = now
+        worker.requests += size
+        model.requests += size
+        r.touched[model] = None
         if e.halved:
-            self._shortages.smaller_batches(worker, len(batch))
+            self._shortages.smaller_batches(worker, size)
         elif worker.batch_limit.most:
-            self._shortages.batch_went_well(worker, len(batch))
+            self._shortages.batch_went_well(worker, size)
         for request, outcome in zip(batch, e.outcomes, strict=True):
             self._answer(worker, request, outcome, spent)
         r.usage_changed()
@@ -139,7 +138,7 @@ class Reports:
             cause = f"its process ended while loading ({e.how})"
             self._failures.fail_load(worker, "load_failed", cause, Move.EXIT)
         elif worker.answers:
-            self._lifecycle.end(worker, Move.EXIT)
+            self._lifecycle.end(worker, Move.EXIT, End.OUT_OF_MEMORY if e.starved else End.CRASHED)
             worker.model.crashes += 1
             running = [request.id for request in batch]
             r.tell(worker.name, "crashed", worker=e.worker, running=running, how=e.how)

@@ -29,7 +29,7 @@ from broker.scheduler.capacity.demand import Demand, Want
 from broker.scheduler.capacity.habits import Habits
 from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import Guess, Model, Move, State
+from broker.scheduler.state import End, Guess, Model, Move, State
 
 LEAST = 0.5  # how probable it has to be that a model is among the next requests
 
@@ -111,7 +111,7 @@ class Scaling:
             return
         for worker in list(self._r.moving.values()):
             if worker.model.guess is Guess.OPEN and worker.state is State.LOADING:
-                self._lifecycle.end(worker, Move.KILL)
+                self._lifecycle.end(worker, Move.KILL, End.UNWANTED)
                 worker.model.guess = Guess.WRONG
                 self._r.tell(worker.name, "dropped", others=tuple(self._r.demands))
 

@@ -34,7 +34,7 @@ from broker.scheduler.parts.answering import Answers
 from broker.scheduler.parts.failures import Failures
 from broker.scheduler.parts.lifecycle import Lifecycle
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import MOST_MB, Move, Peak, Request, State, Worker, peaks
+from broker.scheduler.state import MOST_MB, End, Move, Peak, Request, State, Worker, peaks
 
 GUESS = 1.25
 
@@ -65,7 +65,7 @@ class Shortages:
             self._failures.fail_load(worker, "out_of_memory", what, move)
             return
         model.failures.ran_out = True
-        self._lifecycle.end(worker, move)
+        self._lifecycle.end(worker, move, End.OUT_OF_MEMORY)
         self._tell(worker, f"load failed: {what}; it is tried once more, with {need:g} MB", need, charge)
         if not self._admission.ever_fits(model):
             self._admission.outgrown(model)

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from broker.scheduler.events import Kind
+from broker.scheduler.events import Finished, Kind
 from broker.scheduler.state.peaks import Peak
 from broker.scheduler.state.quarantine import Quarantine
 from broker.scheduler.state.queue import Queue
@@ -175,6 +175,14 @@ class Worker:
         self.phase = TRANSITIONS[self.phase, move]
         self.state = STATES[self.phase]
 
+    def runs(self, outcomes: list[Finished]) -> bool:
+        """These are about its batch, in its order, and it has one."""
+        batch = self.inflight
+        for request, outcome in zip(batch, outcomes, strict=False):  # no generator: each request passes here
+            if request.id != outcome.request:
+                return False
+        return len(batch) == len(outcomes) > 0
+
     def took(self, seconds: float) -> None:
         """A request's share of the batch that is through."""
         self.service_s += (NEWEST if self.service_s else 1.0) * (seconds - self.service_s)
@@ -253,6 +261,24 @@ class Worker:
 # ---------------------------------------------------------------- models
 
 
+class End(enum.Enum):
+    """Why a process has ended."""
+
+    ROOM = "room"  # another model needed its memory
+    OVERRUN = "overrun"  # more was charged than may be
+    IDLE = "idle"
+    UNLOADED = "unloaded"  # asked for, or its configuration changed: it finished what it had
+    UNWANTED = "unwanted"  # a load ahead of any request was in the way
+    SHUTDOWN = "shutdown"
+    LOAD_FAILED = "load_failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    HUNG = "hung"
+    CRASHED = "crashed"
+
+
+FAILURES = {End.LOAD_FAILED, End.OUT_OF_MEMORY, End.HUNG, End.CRASHED}
+
+
 class Guess(enum.Enum):
     """Whether a process was started ahead of any request."""
 
@@ -317,12 +343,14 @@ class Model:
         gap_s: how soon its callers usually come back when it has become idle (inf: they never have).
         least_load_s: its fastest load (inf: none yet).
         shortages: "load", "batch" or "request" → how often memory ran out under one.
+        errors: code → how many requests were answered so. ends: cause → how many processes have ended so.
+        ended_badly: the last process that ended was not meant to. restarts: processes started after such a one.
     """
 
     __slots__ = (
-        "config", "crashes", "errors", "evictions", "failures", "gap_s", "guess", "keep_alive", "later", "leases",
-        "least_load_s", "loads", "name", "peaks", "pinned", "primary", "quarantine", "queue", "removed", "requests",
-        "settings", "shortages", "unloads", "version", "workers",
+        "config", "crashes", "ended_badly", "ends", "errors", "evictions", "failures", "gap_s", "guess", "keep_alive",
+        "later", "leases", "least_load_s", "loads", "name", "peaks", "pinned", "primary", "quarantine", "queue",
+        "removed", "requests", "restarts", "settings", "shortages", "unloads", "version", "workers",
     )  # fmt: skip
 
     def __init__(self, config: ModelConfig) -> None:
@@ -342,8 +370,11 @@ class Model:
         self.failures = LoadFailures()
         self.quarantine = Quarantine()
         self.gap_s = self.least_load_s = math.inf
-        self.requests = self.errors = self.loads = self.evictions = self.crashes = 0
+        self.requests = self.loads = self.evictions = self.crashes = self.restarts = 0
+        self.errors: Counter[str] = Counter()
         self.shortages: Counter[str] = Counter()
+        self.ends: Counter[End] = Counter()
+        self.ended_badly = False
         self.workers: list[Worker] = []
         self.primary = Worker(self)
 
