@@ -90,9 +90,9 @@ class ObjectDetector:
                 spec, f"{spec.path} scales pictures to {size}; this adapter serves one size, whatever comes"
             )
         self.labels = folder.labels_of(spec, config)
-        self._named = Classes(self.labels)
+        self._classes = Classes(self.labels)
         with configured(spec):
-            self._classes(own)
+            self._classes.numbers(own.classes)
         # Kernels are chosen while the load is being measured.
         (raw,) = self._forward([np.zeros((size["height"], size["width"], 3), np.uint8)])
         require_numbers(spec, raw.logits.cpu().numpy(), raw.pred_boxes.cpu().numpy())
@@ -101,13 +101,9 @@ class ObjectDetector:
         """All inputs in one forward pass, or in as few as `max_batch` allows."""
         asked = self._options.of(inputs)
         frames = images(inputs)
-        classes = [self._classes(options) for options in asked]
+        classes = [self._classes.numbers(options.classes) for options in asked]
         found = batches.in_passes(asked, frames, self._forward)
         return [self._detections(*one) for one in zip(found, frames, asked, classes, strict=True)]
-
-    def _classes(self, options: DetrOptions) -> list[int] | None:
-        """Raises InvalidInput for one that the checkpoint does not have."""
-        return self._named.numbers(options.classes)
 
     def _forward(self, frames: Sequence[np.ndarray]) -> list[Raw]:
         found = self._vision(frames)
