@@ -57,10 +57,12 @@ class Labels:
         """The fields of an answer.
 
         Args:
-            described: what its files tell.
+            described: what its files tell, which stands where the model itself says nothing.
         """
         model = self._core.scheduler.models[name]
         said = self._said.get(name)
+        if said is not None and not said.labels and described:
+            said = None
         if said is not None and model.state in ANSWERS:
             return {"labels": said.labels, "labels_from": "model"}
         if said is not None and said.weights == footprints.version(self._core.config, model.config):

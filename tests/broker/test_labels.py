@@ -68,6 +68,15 @@ def test_a_loaded_model_tells_its_labels(served: Running, model: str) -> None:
     assert known(zoo, model) == (SAYS.get(model, (None, []))[1], "model")
 
 
+def test_of_a_model_that_says_nothing_the_files_count(broker: Start, zoo_dir: Path) -> None:
+    (zoo_dir / "pets").mkdir()
+    (zoo_dir / "pets" / "classes.txt").write_text("cat\ndog\n")
+    zoo = broker([toy("pets", path=str(zoo_dir / "pets"))]).client()
+    assert known(zoo, "pets") == (["cat", "dog"], "files")
+    zoo.get_model("pets")
+    assert known(zoo, "pets") == (["cat", "dog"], "files")
+
+
 def test_labels_that_are_too_much_to_be_told_are_a_line_in_the_log(served: Running) -> None:
     served.client().get_model("huge")
     wait_until(lambda: "huge: its 15,000 labels are too much to be told" in served.log())
