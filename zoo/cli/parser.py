@@ -82,7 +82,7 @@ def _seconds(text: str) -> float:
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a number of lines")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
     return int(text)
 
 
@@ -97,6 +97,20 @@ def _box(text: str) -> tuple[float, ...]:
     if len(corners) != 4 or not all(map(math.isfinite, corners)):
         raise argparse.ArgumentTypeError(f"expected X1,Y1,X2,Y2 in pixels, got {text!r}")
     return corners
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and text.isascii() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in pixels, such as 1920x1080, got {text!r}")
+    return int(width), int(height)
+
+
+def _scale(text: str) -> tuple[float, ...]:
+    ends = tuple(map(_number, text.split(",")))
+    if len(ends) != 2 or not all(map(math.isfinite, ends)):
+        raise argparse.ArgumentTypeError(f"expected LO,HI, got {text!r}")
+    return ends
 
 
 def _picture(text: str) -> Path:
@@ -148,9 +162,16 @@ FORGET = _flag("--forget", "count what is declared, until it is measured again")
 ABOUT = _argument("about", nargs="?", metavar="MODEL|REQUEST")
 LOADED = (MODEL, _flag("--pin", "and keep it: it is not evicted until `zoo unpin`"))
 CHECKED = _argument("--config", metavar="FILE", help="default: $ZOO_CONFIG, ./config.toml, the shipped one")
+RAW = (
+    _argument("--color", choices=(*pictures.COLORS, *pictures.CAMERA), help="IMAGE is raw pixels: with --size"),
+    _argument("--size", type=_size, metavar="WIDTHxHEIGHT", help="of raw pixels (default of --color: rgb)"),
+    _argument("--stride", type=_count, metavar="BYTES", help="of a row of Y or grey, if rows are padded"),
+    _argument("--scale", type=_scale, metavar="LO,HI", help="raw pixels of 16 bits (little-endian): 0 and 255"),
+)
 INFERRED = (
     MODEL,
     _argument("image", metavar="IMAGE", help="a JPEG or PNG file; - reads standard input"),
+    *RAW,
     _drawn("the image with the answer"),
     _argument("--box", action="append", type=_box, metavar="X1,Y1,X2,Y2",
               help="only this part, in pixels (--box=-5,0,9,9 if it begins with a minus); may be repeated, "
@@ -159,6 +180,7 @@ INFERRED = (
 )  # fmt: skip
 ENRICHED = (
     _argument("image", nargs="+", metavar="IMAGE", help="a JPEG or PNG file; - reads standard input"),
+    *RAW,
     _argument("--detector", required=True, metavar="MODEL", help="whose boxes are the detections"),
     _options("--detector-option"),
     _argument("--min-score", type=_share, metavar="SHARE", help="leave less sure detections alone"),

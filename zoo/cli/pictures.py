@@ -20,21 +20,23 @@ if TYPE_CHECKING:
 SHOWN = 20  # lines of an answer
 FEW = 4  # and where many models answer
 MARK = " [STAND-IN]"
+DESCRIBED = ("color", "size", "stride", "scale")  # of raw pixels, as `Client.infer` has them
+COLORS, CAMERA = ("rgb", "bgr"), ("nv12", "i420", "gray")
 
 
 def infer(args: Namespace, zoo: Client) -> int:
     """Send one image to a model and print the answer."""
     from zoo.results import typed
 
-    raw = _read(args.image)
+    frame, how = _frame(args, args.image)
     started = time.monotonic()
-    answer = zoo.infer(args.model, raw, boxes=args.box, **dict(args.option))
+    answer = zoo.infer(args.model, frame, boxes=args.box, **how, **dict(args.option))
     seconds = time.monotonic() - started
     answers = [typed(one) for one in (answer if args.box else [answer])]
     plain = [one.to_dict() for one in answers]
     say(args, plain if args.box else plain[0], _told(args.model, seconds, args.box, answers))
     if args.output is not None:
-        _draw(raw, answers, args.output)
+        _draw(frame, answers, args.output, args.color or "rgb")
     return OK
 
 
@@ -44,18 +46,47 @@ def enrich(args: Namespace, zoo: Client) -> int:
     Which models these are, config.toml says (docs/enrich.md). Several images are a video, and the detector looks at
     the last one. --timeout is for the whole of it.
     """
-    raw = [_read(image) for image in args.image]
-    detections = zoo.infer(args.detector, raw[-1], **dict(args.detector_option))
-    event = zoo.enrich(raw, detections, suspicious=args.suspicious, min_score=args.min_score, timeout=args.timeout)
+    frames, hows = zip(*(_frame(args, image) for image in args.image), strict=True)
+    how = hows[0]
+    detections = zoo.infer(args.detector, frames[-1], **how, **dict(args.detector_option))
+    event = zoo.enrich(list(frames), detections, suspicious=args.suspicious, min_score=args.min_score,
+                       timeout=args.timeout, **how)  # fmt: skip
     say(args, {"detector": args.detector, **event.to_dict()}, _told_event(args.detector, detections, event))
     if args.output is not None:
-        _draw(raw[-1], [event], args.output, marked=detections.stand_in)
+        _draw(frames[-1], [event], args.output, args.color or "rgb", marked=detections.stand_in)
     failed = event.missing or any(found.missing for found in event.detections)
     answered = event.frame or any(found.answers for found in event.detections)
     return REFUSED if failed and not answered else OK
 
 
 # ---------------------------------------------------------------- what goes in
+
+
+def _frame(args: Namespace, image: str) -> tuple[Any, dict[str, Any]]:
+    """A file as it is sent, and the arguments of `infer` that describe it: none for an encoded image."""
+    how = {key: value for key in DESCRIBED if (value := getattr(args, key)) is not None}
+    if not how:
+        return _read(image), how
+    if args.output is not None and (args.color not in (None, *COLORS) or args.scale):
+        raise WrongUsage(f"-o: drawn is on encoded images, and raw ones of --color {' or '.join(COLORS)}")
+    return _pixels(_read(image), image, args), {key: how[key] for key in how if key != "size" or args.color in CAMERA}
+
+
+def _pixels(raw: bytes, image: str, args: Namespace) -> Any:
+    """Raw pixels: of rgb and bgr HxWx3, of the others all bytes in one dimension. 16-bit numbers with --scale."""
+    import numpy as np
+
+    kind = np.dtype("<u2" if args.scale else "u1")
+    if args.size is None:
+        raise WrongUsage(f"{image}: say --size WIDTHxHEIGHT of raw pixels")
+    if args.color in CAMERA:
+        if len(raw) % kind.itemsize:
+            raise WrongUsage(f"{image}: has {len(raw):,} bytes, an odd number: these are no 16-bit pixels")
+        return np.frombuffer(raw, kind)
+    width, height = args.size
+    if len(raw) != (size := width * height * 3 * kind.itemsize):
+        raise WrongUsage(f"{image}: has {len(raw):,} bytes; {width}x{height} pixels of three colours have {size:,}")
+    return np.frombuffer(raw, kind).reshape(height, width, 3)
 
 
 def _read(image: str) -> bytes:
@@ -125,7 +156,7 @@ def _findings(found: Findings, note: str = "") -> Iterator[str]:
 # ---------------------------------------------------------------- what comes out, as a picture
 
 
-def _draw(raw: bytes, answers: list[Any], output: Path, *, marked: bool = False) -> None:
+def _draw(frame: Any, answers: list[Any], output: Path, color: str, *, marked: bool = False) -> None:
     """`marked`: says that a stand-in has answered, whatever the answers do."""
     from PIL import Image
 
@@ -136,9 +167,9 @@ def _draw(raw: bytes, answers: list[Any], output: Path, *, marked: bool = False)
         raise InvalidInput(
             f"no picture was written to {output}: this model answers a plain dict, there is nothing to draw"
         )
-    frame: Any = raw
     for answer in answers:
-        frame = answer.draw(frame)
+        frame = answer.draw(frame, color=color)  # in the order of its colours that came
+    frame = frame[..., ::-1] if color == "bgr" else frame
     try:
         Image.fromarray(canvas.marked(frame) if marked else frame).save(output)
     except (OSError, ValueError) as e:
