@@ -181,6 +181,9 @@ def test_without_a_broker_files_tell_the_labels(run: Run, zoo_dir: Path, monkeyp
     assert (status, out.split()) == (0, PETS)
     assert "no broker runs" in err
     assert json.loads(run(*ask, "pets", "--json")[1]) == {"model": "pets", "labels": PETS, "labels_from": "files"}
+    (zoo_dir / "pets" / "config.json").write_text(json.dumps({"id2label": {"0": "\x1b]0;mine\x07cat", "1": "dog\x9b"}}))
+    assert run(*ask, "pets")[1] == "\\x1b]0;mine\\x07cat\ndog\\x9b\n"  # nothing that a terminal obeys
+    assert "labels: \\x1b]0;mine\\x07cat, dog" in run("pull", "pets")[1]
     assert run(*ask, "single")[2].startswith("zoo: model unavailable: the labels of single are known after its first")
     assert run(*ask, "pest")[2] == "zoo: model not found: there is no model 'pest'; did you mean 'pets'?\n"
 

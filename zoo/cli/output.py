@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from zoo.errors import ZooError
+from zoo.system.program import one_line
 
 OK, REFUSED, USAGE, UNREACHABLE, LOST, INTERRUPTED, CUT_OFF = 0, 1, 2, 3, 4, 130, 141  # exit statuses
 STATUS = {"usage": USAGE, "config_error": USAGE, "broker_unreachable": UNREACHABLE, "output": LOST}  # else REFUSED
@@ -41,14 +42,19 @@ def say(args: Namespace, value: Any, lines: Iterable[str]) -> int:
         print()
     else:
         for line in lines:
-            print(line)
+            print(for_terminal(line))
     return OK
+
+
+def for_terminal(text: str) -> str:
+    """Labels, texts that were read and names come from files of others: a terminal is to obey nothing in them."""
+    return "\n".join(map(one_line, text.split("\n")))
 
 
 def remark(text: str) -> None:
     """A line about the answer, after what was printed of it so far."""
     sys.stdout.flush()
-    print(f"zoo: {text}", file=sys.stderr, flush=True)
+    print(f"zoo: {for_terminal(text)}", file=sys.stderr, flush=True)
 
 
 def complain(e: ZooError, as_json: bool, what: str = "") -> int:
@@ -61,7 +67,7 @@ def complain(e: ZooError, as_json: bool, what: str = "") -> int:
         )  # fmt: skip
     else:
         what = what or WORDS.get(e.code) or e.code.replace("_", " ")
-        line = f"zoo: {what}: {'; '.join(str(e).splitlines())}{_hint(e) if status == REFUSED else ''}"
+        line = f"zoo: {what}: {one_line('; '.join(str(e).splitlines()))}{_hint(e) if status == REFUSED else ''}"
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:

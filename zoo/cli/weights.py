@@ -44,7 +44,8 @@ def pull(args: Namespace) -> int:
         if isinstance(told, ModelUnavailable):
             output.complain(told, args.json, "not pulled")
         elif not args.json:
-            print(f"{model.name}: {told}", *(() if args.pin else _labels(row)), sep="\n", flush=True)
+            for line in (f"{model.name}: {told}", *(() if args.pin else _labels(row))):
+                print(output.for_terminal(line), flush=True)
     say(args, rows, (line for row in rows if args.pin for line in _pins(row)))
     return REFUSED if any(row["error"] for row in rows) else OK
 
