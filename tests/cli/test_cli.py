@@ -212,6 +212,18 @@ def test_infer_sends_the_file_and_prints_the_answer(run: Run, here: Running, pic
     assert run("infer", "toy", __file__)[0] == 1
 
 
+def test_infer_says_where_the_time_went_and_the_number_to_explain(run: Run, here: Running, picture: Path) -> None:
+    run("unload", "toy")
+    first = run("infer", "toy", picture, "--option", "do=sleep", "--option", "seconds=0.02")[1].splitlines()[0]
+    found = re.fullmatch(r"toy: (\d+) ms \(([\w ,]+); request (\d+)\)", first)
+    assert found, first
+    times = {name: int(ms) for name, ms in (part.split() for part in found[2].split(", "))}
+    assert times["infer"] >= 20
+    assert times["load"] > 0
+    assert times["total"] <= int(found[1]) + 1
+    assert f"request {found[3]} came in" in run("explain", found[3])[1]
+
+
 def test_a_plain_dict_is_not_drawn_and_that_is_said(run: Run, here: Running, picture: Path, tmp_path: Path) -> None:
     status, out, err = run("infer", "toy", picture, "-o", tmp_path / "out.png")
     assert status == 1

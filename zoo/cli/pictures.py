@@ -32,9 +32,10 @@ def infer(args: Namespace, zoo: Client) -> int:
     started = time.monotonic()
     answer = zoo.infer(args.model, frame, boxes=args.box, **how, **dict(args.option))
     seconds = time.monotonic() - started
-    answers = [typed(one) for one in (answer if args.box else [answer])]
+    parts = answer if args.box else [answer]
+    answers = [typed(one) for one in parts]
     plain = [one.to_dict() for one in answers]
-    say(args, plain if args.box else plain[0], _told(args.model, seconds, args.box, answers))
+    say(args, plain if args.box else plain[0], _told(args.model, seconds, args.box, answers, _spent(parts[0])))
     if args.output is not None:
         _draw(frame, answers, args.output, args.color or "rgb")
     return OK
@@ -103,9 +104,9 @@ def _read(image: str) -> bytes:
 
 
 def _told(
-    model: str, seconds: float, boxes: list[tuple[float, ...]] | None, answers: list[TypedResult]
+    model: str, seconds: float, boxes: list[tuple[float, ...]] | None, answers: list[TypedResult], spent: str
 ) -> Iterator[str]:
-    yield f"{model}: {seconds * 1000:.0f} ms"
+    yield f"{model}: {seconds * 1000:.0f} ms{spent}"
     for number, answer in enumerate(answers):
         if boxes:
             yield f"box {','.join(f'{v:g}' for v in boxes[number])}"
@@ -115,6 +116,14 @@ def _told(
         yield from (f"  {line}" for line in lines[:SHOWN])
         if len(lines) > SHOWN:
             yield f"  and {len(lines) - SHOWN} more (--json has them all)"
+
+
+def _spent(answer: Any) -> str:
+    """Where the broker saw the time go, without what is too short to show, and by which number it knows the request."""
+    times = [f"{name} {seconds * 1000:.0f}" for name, seconds in dict(answer.timings).items() if seconds >= 0.0005]
+    said = [", ".join(times)] if times else []
+    said += [f"request {answer.request}"] if answer.request else []
+    return f" ({'; '.join(said)})" if said else ""
 
 
 def _told_event(detector: str, detections: TypedResult, event: Enrichment) -> Iterator[str]:

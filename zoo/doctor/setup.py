@@ -17,7 +17,7 @@ from zoo.config.gateway import split_address
 from zoo.config.reading import find_config, load_config
 from zoo.config.schema import ZooConfig
 from zoo.doctor.finding import OK, WARNING, WRONG, Finding
-from zoo.errors import ConfigError, ZooError
+from zoo.errors import BrokerUnreachable, ConfigError, ZooError
 from zoo.system.files import shown
 from zoo.weights import catalogue
 
@@ -147,7 +147,8 @@ def _serves(config: ZooConfig, where: str, path: Path | None, timeout: float) ->
             yield Finding(about, OK, f"none runs on {where}: one that was killed left its socket, the next replaces it")
             yield from _ports(config)
         elif path is None:
-            yield Finding(about, WARNING, f"none answers on {where}: {e}", "`zoo serve` starts one")
+            remedy = "`zoo serve` starts one" if isinstance(e, BrokerUnreachable) else "do what it says, and ask again"
+            yield Finding(about, WARNING, f"none answers on {where}: {e}", remedy)
         else:
             yield Finding(about, WRONG, f"something listens on {where}, but: {e}", "end it, or take another endpoint")
         return
