@@ -172,7 +172,7 @@ def test_the_screen_says_what_status_says(broker: Callable[..., Running]) -> Non
             assert "1 leases" in text(app, "#head")
         bar = text(app, "#devices")
         assert bar.endswith("500/1,024 MB")
-        cells = 80 - 8 - len(" 500/1,024 MB") - 1
+        cells = 80 - len("cpu ") - len(" 500/1,024 MB") - 1
         assert abs(bar.count("█") - cells * 500 / 1024) <= 1
         assert len(bar) <= 80
         client.infer("toy", FRAME)

@@ -154,7 +154,9 @@ class Top(App[None]):
             return
         width = max(40, self.size.width)
         self._head.update(Text(self._line(), no_wrap=True, overflow="ellipsis"))
-        bars = [self._bar(device, width) for device in self._seen.status["devices"]]
+        devices = self._seen.status["devices"]
+        named = max(len(device["name"]) for device in devices) + 1
+        bars = [self._bar(device, width, named) for device in devices]
         self._devices.update(Text("\n").join(bars))
         self._fill()
 
@@ -168,12 +170,13 @@ class Top(App[None]):
         stopping = "  STOPPING" if status["stopping"] else ""
         return f"zoo top  {loaded}  {counts}  {status['leases']} leases  pid {status['broker']['pid']}{stopping}"
 
-    def _bar(self, device: dict[str, Any], width: int) -> Text:
+    def _bar(self, device: dict[str, Any], width: int, named: int) -> Text:
+        """`width`: of the line; `named`: of the name at its beginning."""
         assert self._seen is not None
-        label = f"{device['name']:<8}"
+        label = f"{device['name']:<{named}}"
         figure = f" {device['used_mb']:,.0f}/{device['budget_mb']:,.0f} MB"
         line = Text(label, no_wrap=True)
-        for part in figures.bar(device, self._seen.processes, width - len(label) - len(figure) - 1):
+        for part in figures.bar(device, self._seen.processes, max(1, width - len(label) - len(figure) - 1)):
             sign, color = LOOKS.get(part.kind, ("█", self._color(part.name)))
             line.append(sign * part.cells, color)
         return line.append(figure)
