@@ -144,6 +144,7 @@ def test_statistics_count_what_was_answered(client: triton.InferenceServerClient
     (found,) = client.get_inference_statistics("toy", "1")["model_stats"]
     assert found["last_inference"] > 1e12
     assert found["inference_stats"]["compute_infer"]["ns"] > 0
+    assert found["inference_stats"]["queue"]["count"] == good + 1
     assert {row["name"] for row in client.get_inference_statistics()["model_stats"]} == {
         "toy",
         "every",
@@ -312,6 +313,19 @@ def test_the_highest_scores_as_classes(client: triton.InferenceServerClient) -> 
         client.infer("every", [image(FRAME)], outputs=[triton.InferRequestedOutput("masks")])
     with refused("complex64 is not a datatype"):
         client.infer("every", [image(FRAME)], parameters={"kind": "complex"})
+
+
+def test_answers_say_where_their_time_went_and_their_number(
+    served: RunningGateway, client: triton.InferenceServerClient
+) -> None:
+    boxes = image(np.array([[0, 0, 8, 8], [0, 0, 9, 9]], np.float32), name="boxes")
+    for tensors in ([image(FRAME)], [image(FRAME), boxes]):
+        answer = client.infer("every", tensors, parameters={"kind": "plain"}).get_response()
+        said = answer["parameters"]
+        assert said["request"] > 0
+        spent = {name: said[f"{name}_seconds"] for name in ("queue", "load", "infer", "total")}
+        assert 0 < spent["infer"] < spent["total"] < 30
+        assert min(spent.values()) >= 0
 
 
 # ---------------------------------------------------------------- asyncio

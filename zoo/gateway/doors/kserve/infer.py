@@ -22,6 +22,8 @@ from zoo.gateway.doors.kserve.state import VERSION, KServe, check_version
 from zoo.gateway.doors.kserve.tensors import OutputTensor
 from zoo.gateway.gateway import Gateway, HttpRequest
 from zoo.gateway.incoming import WINDOW_BITS
+from zoo.results import PlainResult, TypedResult
+from zoo.timings import UNKNOWN
 
 HEAD_LENGTH = "Inference-Header-Content-Length"
 LARGE = 1 << 16  # numbers, or bytes, from which on work on them is done in a thread
@@ -80,14 +82,22 @@ async def _answer(
         inputs.close()
     answered = time.monotonic_ns()
     outputs = _chosen(head, results.tensors(result), result)
+    came = _came(result)
     if sum(len(one.values) if isinstance(one.values, list) else one.values.size for one, _ in outputs) > LARGE:
-        encoded = await asyncio.to_thread(_encoded, model, head, outputs, kserve, caller)
+        encoded = await asyncio.to_thread(_encoded, model, head, outputs, kserve, caller, came)
     else:
-        encoded = _encoded(model, head, outputs, kserve, caller)
+        encoded = _encoded(model, head, outputs, kserve, caller, came)
     made = await _response(*encoded, request.headers)
     items = len(result) if isinstance(result, list) else 1
-    kserve.statistics.succeeded(model, time.monotonic_ns() - began, read - began, answered - read, items)
+    spent = came.timings if came is not None else UNKNOWN
+    kserve.statistics.succeeded(model, time.monotonic_ns() - began, read - began, answered - read, items, spent)
     return made
+
+
+def _came(result: Any) -> TypedResult | PlainResult | None:
+    """An answer that knows where its time went; of several for boxes, which were one request, the first."""
+    first = result[0] if isinstance(result, list) and result else result
+    return first if isinstance(first, TypedResult | PlainResult) else None
 
 
 # ---------------------------------------------------------------- outputs
@@ -119,6 +129,7 @@ def _encoded(
     outputs: list[tuple[OutputTensor, OutputWanted]],
     kserve: KServe,
     caller: KnownCaller,
+    came: TypedResult | PlainResult | None,
 ) -> tuple[bytes, list[bytes | memoryview]]:
     """The JSON of an answer, and the binary tensors that follow it."""
     described: list[dict[str, Any]] = []
@@ -135,6 +146,9 @@ def _encoded(
             row["data"] = tensor.listed()
         described.append(row)
     answer: dict[str, Any] = {"model_name": model, "model_version": VERSION, "outputs": described}
+    if came is not None:
+        times = {f"{name}_seconds": came.timings[name] for name in came.timings}
+        answer["parameters"] = {"request": came.request, **times}
     if head.id:
         answer["id"] = head.id
     return msgspec.json.encode(answer), follow

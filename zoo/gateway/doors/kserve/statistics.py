@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from zoo.timings import UNKNOWN, Timings
+
 MOST_MODELS = 1024  # names that are counted: those that the broker knows, which are fewer
 
 
@@ -60,15 +62,25 @@ class Statistics:
     def of(self, model: str) -> ModelStatistics:
         return self._by_model.get(model) or ModelStatistics()
 
-    def succeeded(self, model: str, total_ns: int, input_ns: int, infer_ns: int, items: int) -> None:
-        """One request: reading its tensors, the broker's answer, and all together."""
+    def succeeded(
+        self, model: str, total_ns: int, input_ns: int, infer_ns: int, items: int, spent: Timings = UNKNOWN
+    ) -> None:
+        """One request.
+
+        Args:
+            total_ns, input_ns, infer_ns: all of it here, of that reading its tensors, and waiting for the broker.
+            items: answers: one, or one for each box.
+            spent: what the broker says of where the time went.
+        """
         counted = self._by_model.setdefault(model, ModelStatistics())
         counted.last_inference = int(time.time() * 1000)
         counted.inferences += items
         counted.success.add(total_ns)
-        counted.compute_input.add(input_ns)
-        counted.compute_infer.add(infer_ns)
-        counted.compute_output.add(max(0, total_ns - input_ns - infer_ns))
+        queue_ns, worked_ns = round(1e9 * (spent.queue + spent.load)), round(1e9 * spent.infer)
+        counted.queue.add(queue_ns)
+        counted.compute_input.add(input_ns + round(1e9 * spent.preprocess))
+        counted.compute_infer.add(worked_ns if spent.total else infer_ns)
+        counted.compute_output.add(max(0, total_ns - input_ns - infer_ns) + round(1e9 * spent.postprocess))
 
     def failed(self, model: str, total_ns: int) -> None:
         if model in self._by_model or len(self._by_model) < MOST_MODELS:
