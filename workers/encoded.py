@@ -19,7 +19,7 @@ import struct
 import numpy as np
 from PIL import Image
 
-from zoo.drawing.picture import upright
+from zoo.drawing.picture import FORMATS, upright
 from zoo.errors import InvalidInput
 
 MAX_SIDE = 16384
@@ -29,7 +29,6 @@ MAX_REQUEST_BYTES = 256 << 20  # of all its pictures, encoded
 MAX_SCANS = 64  # of a JPEG; each goes over all of its pixels. 10 are usual in a progressive one
 MAX_PARTS = 1 << 16  # segments, chunks, blocks, numbers in a tag
 MAX_RUN_LENGTH_PIXELS, MAX_RUN_LENGTH_BYTES = 1 << 20, 1 << 22  # of a BMP with runs, which Pillow decodes in Python
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # not EPS and the like, which start other programs
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")

@@ -220,5 +220,5 @@ def fingerprint(given: Given) -> bytes:
 
 
 def decode(data: np.ndarray) -> np.ndarray:
-    """A picture in one of `encoded.FORMATS`: see `encoded.Encoded`, also for what it raises."""
+    """A picture in one of `picture.FORMATS`: see `encoded.Encoded`, also for what it raises."""
     return encoded.Encoded(data.tobytes()).decode()

@@ -376,6 +376,12 @@ def test_the_size_of_an_encoded_picture_is_that_of_it_upright(turned: int, size:
     assert asked["osnet-x0-25"].boxes == ((0, 0, *size),)
 
 
+def test_a_format_that_no_worker_takes_is_not_even_looked_at() -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(out, "EPS")
+    assert Event(out.getvalue(), []).size == (math.inf, math.inf)
+
+
 def test_what_only_a_decoder_can_tell_is_left_to_it() -> None:
     _, asked = enriched([("person", (1.5, 2, 1000, 1000))], frames=b"no picture")
     assert asked["osnet-x0-25"].boxes == ((1, 2, 1000, 1000),)

@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, ImageOps
 from zoo.errors import InvalidInput
 from zoo.wire import arrays, formats
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # not EPS and the like, which start other programs
 TURNED = (5, 6, 7, 8)  # orientations of EXIF by which width and height change places; there are 1 to 8
 
 
@@ -45,7 +46,7 @@ def size_of(part: Any, how: formats.PixelFormat = formats.RGB) -> tuple[float, f
     how = formats.encoded(how) if is_file else formats.sent(how, array.shape, array.dtype.str)
     if how.color == "encoded":
         try:
-            with Image.open(io.BytesIO(array.tobytes())) as image:
+            with Image.open(io.BytesIO(array.tobytes()), formats=FORMATS) as image:
                 # Of a TIFF, Pillow gives the size as it will be.
                 turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in TURNED
                 return (image.height, image.width) if turned else image.size
