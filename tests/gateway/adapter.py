@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,20 @@ class Every:
 
     def predict(self, inputs: list[Input]) -> list[Any]:
         return [answer(item.options.get("kind", "detections"), item.array, len(item.frames)) for item in inputs]
+
+
+class Slow(Every):
+    """Its load takes the model's option `seconds`; it is `late` by so many seconds where it finds `slow` objects."""
+
+    def load(self, spec: Spec, device: str) -> None:
+        super().load(spec, device)
+        time.sleep(spec.options.get("seconds", 0.0))
+        self.slow, self.late = spec.options.get("slow", -1), spec.options.get("late", 0.0)
+
+    def predict(self, inputs: list[Input]) -> list[Any]:
+        if any(int(item.array.reshape(-1)[0]) == self.slow for item in inputs):
+            time.sleep(self.late)
+        return super().predict(inputs)
 
 
 def answer(kind: str, array: np.ndarray, frames: int) -> Any:

@@ -118,11 +118,18 @@ def check_frigate(frigate: FrigateConfig) -> Iterator[tuple[str, str]]:
     """As `check_gateway`."""
     if problem := endpoint_problem(frigate.endpoint):
         yield "endpoint", problem
-    elif frigate.endpoint.startswith("tcp://") and not is_loopback(
-        frigate.endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
-    ):
-        yield "endpoint", f"{frigate.endpoint}: only ipc:// and loopback addresses; this protocol knows no tokens"
     if not frigate.models:
         yield "models", 'name at least one: { "yolov8n.onnx" = "NAME" }'
     if isinstance(frigate.labels, str) and frigate.labels not in ("coco80", "coco91"):
         yield "labels", f'expected "coco80", "coco91" or a list of names, got {frigate.labels!r}'
+
+
+def check_reach(frigate: FrigateConfig, gateway: GatewayConfig) -> Iterator[tuple[str, str]]:
+    """As `check_gateway`: who can reach the endpoint."""
+    host = frigate.endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    if frigate.endpoint.startswith("tcp://") and not is_loopback(host) and not gateway.trusted_networks:
+        yield (
+            "endpoint",
+            f"{frigate.endpoint}: only ipc:// and loopback addresses without trusted_networks in [gateway]: this "
+            "protocol knows no tokens",
+        )

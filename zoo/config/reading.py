@@ -18,7 +18,7 @@ import msgspec
 
 from zoo.config import rules
 from zoo.config.endpoint import endpoint_problem
-from zoo.config.gateway import FrigateConfig, GatewayConfig, check_frigate, check_gateway
+from zoo.config.gateway import FrigateConfig, GatewayConfig, check_frigate, check_gateway, check_reach
 from zoo.config.schema import BrokerConfig, DeviceConfig, ModelConfig, ModelPriority, ZooConfig
 from zoo.errors import ConfigError
 from zoo.system import files
@@ -105,6 +105,8 @@ def _read_gateway(raw: Any, models: list[ModelConfig | None], reader: _Reader) -
     read: list[FrigateConfig | None] = reader.tables(FrigateConfig, tables, "gateway.frigate")
     known = {model.name for model in models if model is not None}
     for number, frigate in enumerate(read):
+        if frigate and gateway:
+            reader.each(("gateway.frigate", number), check_reach(frigate, gateway))
         for name in sorted({*frigate.models.values()} - known) if frigate and None not in models else ():
             reader.wrong(("gateway.frigate", number), "models", f"there is no model {name!r} in this file")
     return gateway and msgspec.structs.replace(gateway, frigate=[one for one in read if one is not None])

@@ -16,10 +16,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from zoo.config.schema import ZooConfig
 from zoo.errors import ConfigError
 from zoo.gateway import app
+from zoo.gateway.doors import frigate
 from zoo.gateway.gateway import Gateway
 
 Life = Callable[[Gateway], Coroutine[Any, Any, None]]
-LIVES: Sequence[Life] = ()  # of the doors that do not speak HTTP; each returns at once where it is not configured
+LIVES: Sequence[Life] = (
+    frigate.serve,
+)  # of the doors that do not speak HTTP; each returns at once where it is not configured
 
 HEAD_S = 10.0  # for the head of a request, and of the first one of a connection
 HEAD_BYTES = 1 << 20  # of a head, and of what comes with it in one read
