@@ -382,6 +382,14 @@ def test_a_format_that_no_worker_takes_is_not_even_looked_at() -> None:
     assert Event(out.getvalue(), []).size == (math.inf, math.inf)
 
 
+@pytest.mark.parametrize(("segments", "size"), [(6, (64, 48)), (9, (math.inf, math.inf))])
+def test_the_size_is_looked_for_at_the_beginning_alone(segments: int, size: tuple[float, float]) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(out, "JPEG")
+    comment = b"\xff\xfe\xff\xff" + bytes(0xFFFF - 2)
+    assert Event(b"\xff\xd8" + segments * comment + out.getvalue()[2:], []).size == size
+
+
 def test_what_only_a_decoder_can_tell_is_left_to_it() -> None:
     _, asked = enriched([("person", (1.5, 2, 1000, 1000))], frames=b"no picture")
     assert asked["osnet-x0-25"].boxes == ((1, 2, 1000, 1000),)
