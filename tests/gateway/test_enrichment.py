@@ -240,6 +240,7 @@ def test_a_form_in_small_pieces(served: RunningGateway) -> None:
         (PICTURE, {"Content-Type": "multipart/form-data"}, "Content-Type"),
         (b"", {"Content-Type": "image/jpeg"}, "body: it is empty"),
         (*as_json(image=base64.b64encode(b"no picture").decode(), detection_type="person"), "image: not a picture"),
+        (b"no picture", {"Content-Type": "image/jpeg"}, "image: not a picture"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_told(served: RunningGateway, body: Any, headers: dict[str, str], says: str) -> None:

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import re
 import secrets
@@ -27,6 +29,7 @@ from zoo.gateway.metrics import DoorMetrics
 from zoo.gateway.refusals import NotAllowed, Refusal, describe, log
 
 ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}\Z")
+REFUSED_BYTES, REFUSED_S = 64 << 20, 0.5  # of a body that is too large, read and dropped before that is answered
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'",
@@ -64,6 +67,8 @@ class Shield:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status == 413:
+                    await _take_some(receive)
                 headers = MutableScopeHeaders.from_message(message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
@@ -100,6 +105,18 @@ class Shield:
         except ValueError:
             return False
         return True
+
+
+async def _take_some(receive: Receive) -> None:
+    """Of a body that is refused: one who is still sending when the connection ends may never read the answer."""
+    taken = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REFUSED_S):
+            while taken < REFUSED_BYTES:
+                message = await receive()
+                if message["type"] != "http.request" or not message["more_body"]:
+                    return
+                taken += len(message["body"])
 
 
 async def _refuse(refusal: Refusal, send: Send) -> None:

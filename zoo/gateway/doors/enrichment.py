@@ -6,6 +6,7 @@ change a URL. What `/enrich` answers is `Enrichment.to_dict`, and the time in mi
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import math
@@ -254,8 +255,10 @@ async def _enriched(zoo: AsyncClient, pictures: list[Any], asked: EnrichAsked) -
     if found is None and asked.detector:
         found = await zoo.infer(asked.detector, pictures[-1], color="encoded", timeout=asked.timeout)
     elif found is None and asked.detection_type:
-        box = asked.bbox if asked.bbox is not None else _whole(pictures[-1])
+        box = asked.bbox if asked.bbox is not None else await asyncio.to_thread(_whole, pictures[-1])
         found = [{"label": asked.detection_type, "box": box, "score": asked.confidence}]
+    if not found:
+        await asyncio.to_thread(_whole, pictures[-1])  # no model will say that it is no picture
     return await zoo.enrich(
         pictures if len(pictures) > 1 else pictures[0],
         [] if found is None else found,
