@@ -1,7 +1,8 @@
 """What the gateway's doors cost, as ratios within one run.
 
 `python -m benchmarks.gateway [--quick]`. The ways take turns, and each ratio is the median over the turns of the pair's
-ratio. The floor of a body is an endpoint of the same framework on the same server that reads it and drops it.
+ratio. The floor of a body is an endpoint of the same framework on the same server that reads it and drops it; that of
+Frigate's door a ROUTER that drops what it gets and answers with as many bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import zmq
 from PIL import Image
 
 import zoo
@@ -33,13 +35,21 @@ CONFIG = """
 device = "cpu"
 [gateway]
 http = "127.0.0.1:0"
+[[gateway.frigate]]
+endpoint = "ipc://FOLDER/frigate"
+models = { "instant.onnx" = "instant" }
 [[models]]
 name = "peek"
 adapter = "benchmarks.adapters:Peek"
 vram_mb = 10
+[[models]]
+name = "instant"
+adapter = "benchmarks.adapters:Instant"
+vram_mb = 10
 """
 SHAPE = (1080, 1920, 3)
 CONNECTIONS = 200
+DETECTOR_ANSWER = b'{"shape":[20,6],"dtype":"float32"}'
 HEAD = "Inference-Header-Content-Length"
 
 Call = Callable[[], object]
@@ -100,6 +110,52 @@ def floor() -> None:
     import uvloop
 
     uvloop.run(serve())
+
+
+def idle_router(endpoint: str) -> None:
+    """A ROUTER that does nothing: it drops the picture and answers."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.bind(endpoint)
+        print("http://127.0.0.1:0", file=sys.stderr, flush=True)
+        while True:
+            identity, *_ = router.recv_multipart(copy=False)
+            router.send_multipart([identity, b"", DETECTOR_ANSWER, bytes(480)])
+
+
+def detecting(context: zmq.Context[zmq.Socket[bytes]], endpoint: str, model: bool) -> Call:
+    """A detection as Frigate's detector asks for it, of 320 x 320 pixels."""
+    sock = context.socket(zmq.REQ)
+    sock.setsockopt(zmq.LINGER, 0)
+    sock.connect(endpoint)
+    if model:
+        sock.send_json({"model_request": True, "model_name": "instant.onnx"})
+        assert json.loads(sock.recv())["model_loaded"]
+    head = json.dumps({"shape": [1, 320, 320, 3], "dtype": "uint8", "model_type": "yologeneric"}).encode()
+    pixels = np.zeros((1, 320, 320, 3), np.uint8)
+
+    def call() -> None:
+        sock.send_multipart([head, pixels])
+        assert len(sock.recv_multipart()[1]) == 480
+
+    return call
+
+
+def measure_detector(where: str, client: zoo.Client, turns: int) -> dict[str, float]:
+    frame = np.zeros((320, 320, 3), np.uint8)
+    with zmq.Context() as context:
+        calls: dict[str, Call] = {
+            "320x320 to a ROUTER that does nothing": detecting(context, f"ipc://{where}/idle", False),
+            "320x320 by ZeroMQ": lambda: client.infer("instant", frame),
+            "320x320 by Frigate": detecting(context, f"ipc://{where}/frigate", True),
+        }
+        times = in_turns(calls, turns, 100)
+        context.destroy(linger=0)
+    idle, direct, ours = times.values()
+    figures = {f"{name} (ms)": statistics.median(values) for name, values in times.items()}
+    rows = list(zip(ours, idle, direct, strict=True))
+    figures["Frigate / ROUTER (at most 2.5)"] = statistics.median(one / other for one, other, _ in rows)
+    figures["Frigate / (ROUTER + ZeroMQ)"] = statistics.median(one / (other + zero) for one, other, zero in rows)
+    return figures
 
 
 def posting(port: int, path: str, body: bytes, headers: dict[str, str]) -> Call:
@@ -180,18 +236,21 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--floor", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--router", metavar="ENDPOINT", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.floor:
-        floor()
+    if args.floor or args.router:
+        floor() if args.floor else idle_router(args.router)
         return
-    with common.folder() as where, common.broker(CONFIG, where) as (endpoint, _):
+    with common.folder() as where, common.broker(CONFIG.replace("FOLDER", where), where) as (endpoint, _):
         config = str(Path(where) / "config.toml")
         with (
             serving("zoo.gateway", "--config", config, "--endpoint", endpoint) as gateway,
             serving("benchmarks.gateway", "--floor") as drop,
+            serving("benchmarks.gateway", "--router", f"ipc://{where}/idle"),
             zoo.Client(endpoint) as client,
         ):
             figures = measure(gateway, drop, client, 5 if args.quick else 20)
+            figures |= measure_detector(where, client, 5 if args.quick else 20)
             figures[f"of {CONNECTIONS} keep-alive connections answered"] = keep_alive(gateway)
     common.save("gateway", figures)
     print(common.table([(name, f"{value:.2f}") for name, value in figures.items()]))
