@@ -871,7 +871,7 @@ def test_auto_pull_fetches_before_the_load_and_its_failure_is_told(published: Se
         zoo.unload("toy")
         zoo.infer("toy", FRAME)
         assert published.asked == []
-    assert "fetched 300,000 bytes" in running.log()
+    wait_until(lambda: "fetched 300,000 bytes" in running.log())
 
 
 def test_a_load_that_times_out_while_pulling_is_gone_on_with(published: Server, broker: Callable) -> None:

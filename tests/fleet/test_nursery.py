@@ -58,7 +58,7 @@ def test_loaded_models_outlive_their_nursery_and_another_takes_its_place(broker:
     nursery(running, other_than=old)
     assert client.infer("one", FRAME)["pid"] == pid
     assert parent(client.infer("two", FRAME)["pid"]) == nursery(running), "forked in the same way"
-    assert running.log().count("the nursery: it has ended (killed by SIGKILL)") == 1
+    wait_until(lambda: running.log().count("the nursery: it has ended (killed by SIGKILL)") == 1)
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: client.get_status()["workers"] == 1, what="its end is noticed, with only the broker to reap it")
     assert any("killed by SIGKILL" in line for line in client.explain("one"))
@@ -125,7 +125,7 @@ def test_a_start_in_the_hands_of_a_dying_nursery_is_made_again_and_no_failed_loa
     before = len(running.processes())
     (running.folder / "die").touch()
     assert client.infer("toy", FRAME)["mean"] == 0
-    assert "ended (killed by SIGKILL)" in running.log()
+    wait_until(lambda: "ended (killed by SIGKILL)" in running.log())
     assert not any("failed" in line for line in client.explain("toy"))
     wait_until(lambda: len(running.processes()) == before + 1, what="what the first one had forked is gone")
 
@@ -167,11 +167,11 @@ def test_what_an_import_does_to_the_nursery_it_does_once(broker: Start, how: str
     (running.folder / "deadly.py").write_text(DEADLY[how])
     client = running.start().client()
     assert client.infer("toy", FRAME)["mean"] == 0
-    assert f"deadly is left out from now on, {SAYS[how]}" in running.log()
+    wait_until(lambda: f"deadly is left out from now on, {SAYS[how]}" in running.log())
     os.kill(nursery(running), signal.SIGKILL)
     client.unload("toy")
     assert client.infer("toy", FRAME)["mean"] == 0
-    assert running.log().count("is left out") == 1
+    wait_until(lambda: running.log().count("is left out") == 1)
 
 
 def test_a_module_during_whose_import_the_nursery_is_killed_is_not_blamed_at_once(broker: Start) -> None:
@@ -182,7 +182,7 @@ def test_a_module_during_whose_import_the_nursery_is_killed_is_not_blamed_at_onc
     wait_until(began.exists)
     os.kill(nursery(running), signal.SIGKILL)
     assert client.infer("toy", FRAME)["mean"] == 0
-    assert "while it imported slow" in running.log()
+    wait_until(lambda: "while it imported slow" in running.log())
     assert "left out" not in running.log()
 
 

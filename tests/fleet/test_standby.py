@@ -80,7 +80,7 @@ def test_one_that_died_while_it_waited_is_replaced_and_not_handed_out(broker: St
     wait_until(lambda: not alive(pid), what="it has died")
     assert client.infer("toy", FRAME)["pid"] != pid
     wait_until(lambda: waiting(running), what="another one waits")
-    assert "a process that waited for a model has ended: killed by SIGKILL" in running.log()
+    wait_until(lambda: "a process that waited for a model has ended: killed by SIGKILL" in running.log())
 
 
 def test_how_many_wait_can_be_changed_while_the_broker_runs(broker: Start) -> None:

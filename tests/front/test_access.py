@@ -203,7 +203,7 @@ def test_a_broken_key_among_the_others_is_said_at_the_start(far: Far) -> None:
     (far.keys.folder / "clients" / "broken.key").write_text("nonsense")
     far.running.start()
     assert far.client("ann").infer("toy", FRAME)
-    assert "broken.key is left out, the others count" in far.running.log()
+    wait_until(lambda: "broken.key is left out, the others count" in far.running.log())
 
 
 def test_a_folder_of_keys_where_others_write_is_refused(far: Far) -> None:

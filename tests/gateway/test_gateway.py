@@ -215,7 +215,7 @@ def test_an_address_that_is_taken_is_told(broker) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         gateway = RunningGateway(running.folder, running.endpoint, http=address).start(wait=False)
         assert gateway.process.wait(20) == 2
-        assert f"gateway.http: {address} cannot be listened on" in gateway.log()
+        wait_until(lambda: f"gateway.http: {address} cannot be listened on" in gateway.log())
 
 
 def test_serve_keeps_the_gateway_alive_and_ends_it_with_the_broker(broker) -> None:
@@ -238,7 +238,7 @@ def test_serve_keeps_the_gateway_alive_and_ends_it_with_the_broker(broker) -> No
     second = gateway()
     assert second not in (0, first)
     assert alive(running.pid)
-    assert "the gateway ended with status -9" in running.log()
+    wait_until(lambda: "the gateway ended with status -9" in running.log())
     running.kill()  # waits for the end of all that it had started
     assert not alive(second)
 

@@ -118,7 +118,7 @@ def test_a_state_file_that_cannot_be_used_stops_no_load(broker: Start, text: str
     state.mkdir()
     (state / "footprints.json").write_text(text)
     client = running.start().client()
-    assert "cannot be used" in running.log()
+    wait_until(lambda: "cannot be used" in running.log())
     assert (state / "footprints.json.aside").read_text() == text
     client.infer("a", FRAME)
     wait_until(lambda: (state / "footprints.json").exists(), what="what is learnt is kept again")

@@ -110,8 +110,8 @@ def test_what_a_device_never_tells_is_warned_of_once_and_the_device_serves(
         )  # fmt: skip
         assert "unknown of unknown in use by all" in said.stdout
     time.sleep(1.2)  # housekeeping has looked again
-    assert machine.log().count("never tells") == 1
-    assert "Not Supported" in machine.log()
+    wait_until(lambda: machine.log().count("never tells") == 1)
+    wait_until(lambda: "Not Supported" in machine.log())
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_an_error_of_a_device_that_worked_stops_new_loads_there_and_nothing_else
     assert any("nothing is started on cuda:0" in line for line in client.explain("b"))
     machine.say(errors={})
     client.infer("b", FRAME)
-    assert "cuda:0 can be read again" in machine.log()
+    wait_until(lambda: "cuda:0 can be read again" in machine.log())
     assert device(client)["device_used_mb"] is not None
 
 
@@ -250,6 +250,6 @@ def test_cuda_that_is_not_there_is_refused_and_says_why(broker: Start, keys: dic
     machine.running.start(wait=False)
     assert machine.running.process is not None
     assert machine.running.process.wait(30) != 0
-    assert "there is no CUDA device 'cuda:0' on this machine" in machine.log()
-    assert why in machine.log()
+    wait_until(lambda: "there is no CUDA device 'cuda:0' on this machine" in machine.log())
+    wait_until(lambda: why in machine.log())
     assert "Traceback" not in machine.log()
