@@ -83,7 +83,7 @@ def test_commands_are_those_that_there_are(example: Example) -> None:
                 pass
             case ["pip", "install", what] if found := re.fullmatch(r"model-zoo\[([\w,]+)\]", what):
                 assert set(found[1].split(",")) <= EXTRAS.keys()
-            case ["curl", address] if address.startswith("localhost:8000/"):
+            case ["curl", address] | ["curl", "-F", _, address] if address.startswith("localhost:8000/"):
                 pass
             case ["zoo", "standins", "weights"]:
                 pass

@@ -74,7 +74,8 @@ def compare(old: ZooConfig, new: ZooConfig, edited: Collection[str] = ()) -> Cha
             lines.append((model.name, "removed"))
             continue
         for key, before, after in _differences(model, found):
-            lines.append((model.name, f"{key}: {before!r} is now {after!r}"))
+            late = ", which takes a restart of the gateway" if key == "deepstack" else ""
+            lines.append((model.name, f"{key}: {before!r} is now {after!r}{late}"))
             if key in RUNNING:
                 restart.add(model.name)
         if model.name in edited and model.adapter == found.adapter:

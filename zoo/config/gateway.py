@@ -40,7 +40,10 @@ class GatewayConfig(msgspec.Struct, kw_only=True):
         trusted_networks: addresses, such as "192.168.1.0/24", from which callers without a token may infer and load.
         hosts: further names under which the gateway is reached, such as "zoo.lan" (a `Host` header that is neither an
             address, nor this machine's name, nor one of these is refused).
-        deepstack_labels: labels that DeepStack's routes answer with; the others are left out. [] for all.
+        deepstack_labels: labels that DeepStack's routes for objects (detection, custom models) answer with, in this
+            spelling; the others are left out. [] for all.
+        deepstack_seconds: DeepStack's routes answer within it, with `success: false` where a model is not loaded by
+            then: these requests do not say how long their callers wait.
         max_body_mb: the largest body of a request.
         body_seconds: how long a body may take to arrive.
         max_connections: at once; further ones are answered with 503.
@@ -55,6 +58,7 @@ class GatewayConfig(msgspec.Struct, kw_only=True):
     trusted_networks: list[str] = []
     hosts: list[str] = []
     deepstack_labels: list[str] = []
+    deepstack_seconds: Wait = 9.0
     max_body_mb: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 64
     body_seconds: Wait = 30.0
     max_connections: Count = 512

@@ -78,6 +78,8 @@ def parse_config(text: str, file: Path | None = None) -> ZooConfig:
         reader.wrong((key, 0), None, f"unknown table or key {key!r}; {known}")
     reader.distinct(devices, "devices")
     reader.distinct(models, "models")
+    if enrich is not None and None not in models:
+        _check_roles(models, enrich, reader)
     if None not in devices:
         for i, model in enumerate(models):
             reader.each(("models", i), _misplaced(model, [d.name for d in devices]) if model else ())
@@ -110,6 +112,20 @@ def _read_gateway(raw: Any, models: list[ModelConfig | None], reader: _Reader) -
         for name in sorted({*frigate.models.values()} - known) if frigate and None not in models else ():
             reader.wrong(("gateway.frigate", number), "models", f"there is no model {name!r} in this file")
     return gateway and msgspec.structs.replace(gateway, frigate=[one for one in read if one is not None])
+
+
+def _check_roles(models: list[Any], enrich: rules.EnrichConfig, reader: _Reader) -> None:
+    """One model for each of DeepStack's routes, and plates are read by the enrichment table."""
+    first: dict[str, str] = {}
+    for i, model in enumerate(models):
+        if not model.deepstack or not model.enabled:
+            continue
+        other = first.setdefault(model.deepstack, model.name)
+        if other != model.name:
+            reader.wrong(("models", i), "deepstack", f"{other!r} says {model.deepstack!r} already; one model may")
+        if model.deepstack == "alpr" and all(rule.after != model.name for rule in enrich.rules):
+            what = f'no rule of [[enrich.rules]] has after = "{model.name}", for a model that reads what this one finds'
+            reader.wrong(("models", i), "deepstack", what)
 
 
 # ---------------------------------------------------------------- values that are fine each on its own

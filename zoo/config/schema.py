@@ -54,6 +54,7 @@ class ModelConfig(msgspec.Struct, kw_only=True):
             more than one): each takes longer, but the worker gets through more of them. 0: none waits.
         pinned: never evicted once it is loaded.
         deepstack: which of DeepStack's routes it answers (see `docs/gateway.md`); "": it is one of the custom models.
+            "alpr" finds plates; the model that is `after` it in `[[enrich.rules]]` reads them.
         options: for the adapter.
         trust_pickle: read the weights although their format can run code of its own (see `docs/models.md`).
         available: run time only: it has been loaded successfully at least once.

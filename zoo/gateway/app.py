@@ -37,12 +37,12 @@ from litestar.di import Provide
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from zoo.gateway.doors import enrichment, kserve, metrics
+from zoo.gateway.doors import deepstack, enrichment, kserve, metrics
 from zoo.gateway.gateway import Gateway
 from zoo.gateway.refusals import answer
 from zoo.gateway.shield import Shield
 
-ROUTES: Sequence[Callable[[], Any]] = (kserve.router, enrichment.router, metrics.router)
+ROUTES: Sequence[Callable[[], Any]] = (kserve.router, deepstack.router, enrichment.router, metrics.router)
 
 
 def make(gateway: Gateway) -> Shield:

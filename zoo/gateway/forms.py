@@ -1,7 +1,7 @@
 """Forms (`multipart/form-data`, or urlencoded): fields as texts, files written to the arena as they come.
 
 A token may come in a field. Where it comes after a file, that file waits in this process's memory: whose arena it goes
-to is not known before.
+to is not known before. All that wait so share one limit, for their callers have shown no token yet.
 """
 
 from __future__ import annotations
@@ -13,13 +13,29 @@ import multipart
 
 from zoo.client.aio import AsyncClient
 from zoo.client.frames import Frame
-from zoo.errors import InvalidInput
+from zoo.errors import InvalidInput, QueueFull
 from zoo.gateway.incoming import Incoming, Writing
 
 MOST_FIELD_BYTES = 1 << 16  # of all texts together
 MOST_PARTS = 256
 Fields = dict[str, str]
 OpenClient = Callable[[Fields], Awaitable[AsyncClient | None]]
+
+
+class WaitingFiles:
+    """The bytes of files that wait for their callers to be known. `most`: of all of them together."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.used = 0
+
+    def take(self, nbytes: int) -> None:
+        """Raises QueueFull."""
+        if self.used + nbytes > self.most:
+            raise QueueFull(
+                "too many pictures came before their tokens; send api_key before the picture, or as X-API-Key"
+            )
+        self.used += nbytes
 
 
 class Form:
@@ -31,11 +47,20 @@ class Form:
             the bytes themselves.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: WaitingFiles) -> None:
         self.fields: Fields = {}
         self.files: dict[str, list[Frame | bytes]] = {}
+        self._waiting = waiting
+        self._taken = 0
+
+    def wait(self, nbytes: int) -> None:
+        """Counts bytes of a file that is kept here. Raises QueueFull."""
+        self._waiting.take(nbytes)
+        self._taken += nbytes
 
     def close(self) -> None:
+        self._waiting.used -= self._taken
+        self._taken = 0
         for files in self.files.values():
             for file in files:
                 if isinstance(file, Frame):
@@ -43,12 +68,13 @@ class Form:
 
 
 class FormPart:
-    """One part of a form while it comes."""
+    """One part of a form while it comes. `waits`: it is a file whose caller is not known yet."""
 
     def __init__(self, name: str, *, is_file: bool, zoo: AsyncClient | None, expected: int) -> None:
         self.name = name
         self.is_file = is_file
         self._kept = bytearray()
+        self.waits = is_file and zoo is None
         self._writing = Writing(zoo, expected) if is_file and zoo is not None else None
 
     async def write(self, data: bytes) -> None:
@@ -73,25 +99,27 @@ class FormPart:
             self._writing.close()
 
 
-async def read(body: Incoming, content_type: str, open_client: OpenClient) -> Form:
+async def read(body: Incoming, content_type: str, open_client: OpenClient, waiting: WaitingFiles | None = None) -> Form:
     """The whole form.
 
     Args:
         content_type: the header of the request.
         open_client: asked with the fields so far when a file begins; None: the caller is not known yet.
+        waiting: `Gateway.waiting`, where it may not be known.
 
     Raises:
-        InvalidInput: it is no form. What `body` and `open_client` raise.
+        InvalidInput: it is no form. QueueFull: see `WaitingFiles`. What `body` and `open_client` raise.
     """
+    waiting = waiting or WaitingFiles(0)
     kind, options = multipart.parse_options_header(content_type)
     if kind == "application/x-www-form-urlencoded":
-        form = Form()
+        form = Form(waiting)
         form.fields.update(parse_qsl((await body.rest(MOST_FIELD_BYTES)).decode("utf-8", "replace")))
         return form
     boundary = options.get("boundary", "")
     if kind != "multipart/form-data" or not boundary:
         raise InvalidInput("Content-Type: expected multipart/form-data with its boundary")
-    reading = _Reading(body, open_client)
+    reading = _Reading(body, open_client, waiting)
     try:
         await reading.all(boundary)
     except BaseException:
@@ -101,8 +129,8 @@ async def read(body: Incoming, content_type: str, open_client: OpenClient) -> Fo
 
 
 class _Reading:
-    def __init__(self, body: Incoming, open_client: OpenClient) -> None:
-        self.form = Form()
+    def __init__(self, body: Incoming, open_client: OpenClient, waiting: WaitingFiles) -> None:
+        self.form = Form(waiting)
         self._body = body
         self._open_client = open_client
         self._part: FormPart | None = None
@@ -134,6 +162,8 @@ class _Reading:
                     raise InvalidInput(
                         f"{self._part.name}: all fields together have more than {MOST_FIELD_BYTES} bytes"
                     )
+            if self._part.waits:
+                self.form.wait(len(event))
             await self._part.write(bytes(event))
         elif self._part is not None:
             part, self._part = self._part, None

@@ -12,7 +12,7 @@ from litestar import Request
 from zoo.client.aio import AsyncClient
 from zoo.config.schema import ZooConfig
 from zoo.errors import BrokerUnreachable, InvalidInput, ZooError
-from zoo.gateway import access, incoming
+from zoo.gateway import access, forms, incoming
 from zoo.gateway.access import Callers, KnownCaller, Rights
 from zoo.gateway.metrics import DoorMetrics
 from zoo.gateway.sessions import Sessions
@@ -27,6 +27,7 @@ class Gateway:
     Attributes:
         config: the whole configuration, of which `config.gateway` is ours.
         sessions: see `Sessions`. own: the gateway's own session, for questions that no caller pays for.
+        waiting: of all forms, see `zoo/gateway/forms.py`.
         metrics: of all doors; those that do not speak HTTP count there themselves.
     """
 
@@ -37,6 +38,7 @@ class Gateway:
         self.callers = Callers(table, config.resolve(table.tokens) if table.tokens else None)
         self.sessions = Sessions(table, endpoint or config.endpoint)
         self.own = self.sessions.client()
+        self.waiting = forms.WaitingFiles(table.max_body_bytes)
         self.metrics = DoorMetrics(lambda: len(self.sessions))
 
     def admit(self, request: HttpRequest, rights: Rights, key: str | None = None) -> KnownCaller:
