@@ -192,18 +192,16 @@ def test_answers_are_counted_by_door(broker, gateway_of) -> None:
 def test_it_goes_on_when_the_broker_was_started_again(broker, gateway_of) -> None:
     running = broker()
     gateway: RunningGateway = gateway_of(running)
-    body = {
-        "inputs": [{"name": "image", "shape": [1, 1, 3], "datatype": "UINT8", "data": [[[1, 2, 3]]]}],
-        "parameters": {"timeout": 500_000},
-    }
+    image = {"name": "image", "shape": [1, 1, 3], "datatype": "UINT8", "data": [[[1, 2, 3]]]}
 
-    def infer() -> tuple[int, str]:
+    def infer(seconds: int = 20) -> tuple[int, str]:
+        body = {"inputs": [image], "parameters": {"timeout": seconds * 1_000_000}}
         answer = gateway.ask("POST", "/v2/models/toy/infer", body)
         return answer.status, answer.json.get("code", "")
 
     assert infer() == (200, "")
     running.kill()
-    status, code = infer()
+    status, code = infer(1)
     assert (status, code) in ((503, "broker_unreachable"), (504, "deadline_exceeded"))
     running.start()
     wait_until(lambda: infer() == (200, ""))
