@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -277,3 +279,36 @@ def test_beyond_loopback_only_with_trusted_networks() -> None:
     with pytest.raises(ConfigError, match="trusted_networks"):
         parse_config(table.format(""))
     assert parse_config(table.format('trusted_networks = ["10.0.0.0/8"]')).gateway.frigate
+
+
+@pytest.mark.parametrize("other", ["127.0.0.1", ""])
+def test_by_tcp_whose_address_is_trusted(broker: Any, gateway_of: Any, other: str) -> None:
+    """And the gateway ends while a detector is connected."""
+    running = broker([EVERY])
+    text = '\n[[gateway.frigate]]\nendpoint = "tcp://0.0.0.0:*"\nmodels = { "yolov8n.onnx" = "every" }\n'
+    gateway = gateway_of(running, tables("models", [EVERY]) + text, trusted_networks=["203.0.113.0/24"])
+    served = re.compile(r"detectors are served on tcp://0.0.0.0:(\d+)")
+    (port,) = wait_until(lambda: served.findall(gateway.log()), 10.0, "the socket is there")
+    address = other or own_address()
+    client = FrigateClient(f"tcp://{address}:{port}")
+    try:
+        if other:
+            assert client.is_ready()
+            assert np.count_nonzero(client.detect(picture(2))[:, 1]) == 2
+        else:
+            with pytest.raises(zmq.Again):
+                client.ask({"model_request": True, "model_name": "yolov8n.onnx"}, ms=1000)
+        gateway.stop()
+        gateway.start()
+    finally:
+        client.close()
+
+
+def own_address() -> str:
+    """Of this machine, for others. Skips the test where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+            return str(probe.getsockname()[0])
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
