@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import re
@@ -78,11 +79,12 @@ class RunningGateway:
     def ask(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, *, timeout: float = 30.0
     ) -> Answer:
-        """One request on a connection of its own; a dict goes as JSON."""
+        """One request on a connection of its own; a dict goes as JSON. An answer may come before all was sent."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         try:
             given = json.dumps(body) if isinstance(body, dict) else body
-            connection.request(method, path, given, headers or {})
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, path, given, headers or {})
             return Answer(connection.getresponse())
         finally:
             connection.close()
