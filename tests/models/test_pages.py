@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.cli.test_examples import Example, examples
+from tests.gateway.serving import beside
 from tests.support import ROOT, Running
 
 
@@ -57,7 +58,8 @@ def test_the_examples_of_the_readme_run(whole_zoo: Running, reader: Path, monkey
         # The second example is called with the client of the first, which its `with` has closed.
         run(blocks[:1], names)
         names["zoo"] = client
-        run(blocks[1:], names)
+        with contextlib.contextmanager(beside)(whole_zoo) as gateway:
+            run([e._replace(text=e.text.replace("localhost:8000", gateway.address)) for e in blocks[1:]], names)
 
 
 @pytest.mark.models
