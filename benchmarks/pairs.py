@@ -4,7 +4,7 @@ OTHER is the root of another checkout, such as a git worktree of an earlier comm
 each, in alternating order, so that a host that slows down slows both. The figure to quote is the median of the pairs'
 ratios this / other, with its 95 % interval by the sign test (binomial, no assumption about the noise).
 
-Each pair has processes of its own: two brokers of one and the same checkout differ by up to 10 % in the CPU time of a
+Each pair has processes of its own: two brokers of one and the same checkout differ by up to 5 % in the CPU time of a
 request for as long as they live, by where the system happened to place their memory. Both are compiled first.
 
 The parts:
