@@ -14,6 +14,8 @@ from hypothesis import settings
 
 from tests import support
 from tests.support import Running, toy
+from zoo import curve
+from zoo.cli import main
 
 # In CI the same examples every time, so that a red run can be repeated; everywhere else new ones.
 settings.register_profile("ci", derandomize=True, database=None)
@@ -80,6 +82,33 @@ def broker() -> Iterator[Callable[..., Running]]:
     finally:
         for folder in folders:
             support.remove(folder)
+
+
+@pytest.fixture
+def far_broker(broker: Callable[..., Running], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Running]:
+    """`far_broker(models)` makes one behind tcp:// and CURVE, and gives this process its keys; the test starts it."""
+
+    def make(models: list[dict[str, Any]] | str | None = None) -> Running:
+        running = broker(models, start=False, endpoint=f"tcp://127.0.0.1:{support.free_port()}", curve_dir="keys")
+        curve.make_keys(running.folder / "keys")
+        monkeypatch.setenv("ZOO_CURVE_DIR", str(running.folder / "keys"))
+        return running
+
+    return make
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line in this process: status, standard output, standard error."""
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        try:
+            status = main.main([str(arg) for arg in argv])
+        except SystemExit as e:
+            status = int(str(e.code))
+        return status, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -72,6 +73,14 @@ def tables(name: str, rows: list[dict[str, Any]]) -> str:
     for row in rows:
         lines += [f"[[{name}]]", *(f"{key} = {_value(value)}" for key, value in row.items())]
     return "\n".join([*lines, ""])
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 at which nothing listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Running:

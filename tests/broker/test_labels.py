@@ -14,7 +14,6 @@ import pytest
 from tests import support
 from tests.support import Running, toy, wait_until
 from zoo import AsyncClient, Client, ModelNotFound
-from zoo.cli import main
 
 Start = Callable[..., Running]
 PETS = ["Cats", "dogs", "GUINEA_PIGS"]
@@ -124,18 +123,6 @@ def test_both_clients_ask_for_one_model(served: Running) -> None:
 # ---------------------------------------------------------------- on the command line
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line in this process: status, standard output, standard error."""
-
-    def run(*argv: object) -> tuple[int, str, str]:
-        status = main.main([str(arg) for arg in argv])
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 @pytest.fixture

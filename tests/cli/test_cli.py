@@ -18,26 +18,11 @@ from PIL import Image
 
 from tests.support import ROOT, Running, config_text, tables, toy, wait_until
 from zoo import Client, curve
-from zoo.cli import main, parser
+from zoo.cli import parser
 from zoo.weights import inventory
 
 Start = Callable[..., Running]
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line in this process: status, standard output, standard error."""
-
-    def run(*argv: object) -> tuple[int, str, str]:
-        try:
-            status = main.main([str(arg) for arg in argv])
-        except SystemExit as e:
-            status = int(str(e.code))
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
 
 
 @pytest.fixture

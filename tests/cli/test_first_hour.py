@@ -18,21 +18,11 @@ import pytest
 from tests.support import ROOT, Running, config_text, toy
 from workers.models.base import Input
 from zoo import Client
-from zoo.cli import main
 from zoo.config import reading
 from zoo.errors import ConfigError
 
 Start = Callable[..., Running]
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*argv: object) -> tuple[int, str, str]:
-        status = main.main([str(arg) for arg in argv])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def test_init_writes_a_valid_configuration_with_its_folders_and_replaces_nothing(tmp_path: Path, run: Run) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import zoo
-from tests.support import wait_until
+from tests.support import free_port, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 FRAME = np.full((10, 10, 3), 8, np.uint8)
@@ -103,11 +103,7 @@ def test_the_broker_runs_in_an_environment_without_torch(without_torch, zoo_dir)
 
 
 def test_prometheus_shows_the_names_that_dashboards_hold_on_to(broker):
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     models = [{"name": n, "adapter": "tests.toy:Toy", "vram_mb": 300, "priority": "LOW"} for n in "ab"]
     running = broker(models, metrics=f"127.0.0.1:{port}", vram_budget_gb=0.5, device="cpu")
 

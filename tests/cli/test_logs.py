@@ -14,22 +14,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import pytest
 
 from tests.support import ROOT, Running, toy, wait_until
-from zoo.cli import logs, main
+from zoo.cli import logs
 
 FRAME = np.full((8, 8, 3), 7, np.uint8)
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (INFO|WARNING|ERROR) .")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*argv: str) -> tuple[int, str, str]:
-        status = main.main(list(argv))
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @contextmanager

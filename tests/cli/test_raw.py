@@ -11,18 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.support import Running, tables, toy
-from zoo.cli import main
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*argv: object) -> tuple[int, str, str]:
-        status = main.main([str(arg) for arg in argv])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

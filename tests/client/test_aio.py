@@ -25,7 +25,6 @@ from zoo import (
     ModelInUse,
     ModelNotFound,
     QueueFull,
-    curve,
 )
 from zoo.wire import protocol
 
@@ -286,15 +285,8 @@ def test_close_ends_what_is_under_way_and_leaves_nothing(broker: Start) -> None:
     assert sockets() <= before[0]
 
 
-def test_tcp_with_pings(broker: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = broker(start=False, endpoint=f"tcp://127.0.0.1:{port}", curve_dir="keys")
-    curve.make_keys(running.folder / "keys")
-    monkeypatch.setenv("ZOO_CURVE_DIR", str(running.folder / "keys"))
+def test_tcp_with_pings(far_broker: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = far_broker()
     monkeypatch.setattr(protocol, "PING_S", 0.05)
     running.start()
     watcher = running.client()

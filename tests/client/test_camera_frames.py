@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from PIL import Image
 
 from tests.client.inside import slots
 from tests.support import Running
-from zoo import AsyncClient, Client, InvalidInput, curve
+from zoo import AsyncClient, Client, InvalidInput
 
 Start = Callable[..., Running]
 NV12 = np.random.default_rng(0).integers(0, 256, (36, 32), np.uint8)
@@ -102,13 +101,8 @@ def test_the_asynchronous_client_takes_them_too(shared_broker: Running) -> None:
         np.testing.assert_array_equal(seen(answer), RGB)
 
 
-def test_tcp_carries_them_inline(broker: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = broker(start=False, endpoint=f"tcp://127.0.0.1:{port}", curve_dir="keys")
-    curve.make_keys(running.folder / "keys")
-    monkeypatch.setenv("ZOO_CURVE_DIR", str(running.folder / "keys"))
+def test_tcp_carries_them_inline(far_broker: Start) -> None:
+    running = far_broker()
     zoo = running.start().client()
     np.testing.assert_array_equal(seen(zoo.infer("toy", NV12, color="nv12", do="echo")), RGB)
     np.testing.assert_array_equal(seen(zoo.infer("toy", NV12[:, :30], color="nv12", do="echo")), RGB[:, :30])

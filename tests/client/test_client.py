@@ -484,16 +484,9 @@ def test_a_fork_cannot_use_its_parents_client_and_does_not_keep_its_session(zoo:
 
 
 @pytest.fixture
-def far(broker: Start, monkeypatch: pytest.MonkeyPatch) -> Running:
+def far(far_broker: Start) -> Running:
     """A broker behind tcp:// and CURVE."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = broker(start=False, endpoint=f"tcp://127.0.0.1:{port}", curve_dir="keys")
-    curve.make_keys(running.folder / "keys")
-    monkeypatch.setenv("ZOO_CURVE_DIR", str(running.folder / "keys"))
+    running = far_broker()
     return running.start()
 
 

@@ -7,7 +7,6 @@ import io
 import os
 import re
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -37,7 +36,6 @@ from zoo import (
     ModelUnavailable,
     QueueFull,
     WorkerCrashed,
-    curve,
 )
 from zoo.client import calls, threads
 from zoo.enrichment import Enrichment
@@ -181,13 +179,8 @@ def test_the_asynchronous_client_gives_the_same_answer(chain: Running) -> None:
     assert "score" in there.detections[3].note
 
 
-def test_tcp_carries_the_frame_inline(broker: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = broker(CHAIN, start=False, endpoint=f"tcp://127.0.0.1:{port}", curve_dir="keys")
-    curve.make_keys(running.folder / "keys")
-    monkeypatch.setenv("ZOO_CURVE_DIR", str(running.folder / "keys"))
+def test_tcp_carries_the_frame_inline(far_broker: Start) -> None:
+    running = far_broker(CHAIN)
     frame = street()
     check_street(running.start().client().enrich([frame, frame], [CAR, TRUCK]), frame)
 

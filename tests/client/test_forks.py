@@ -19,7 +19,7 @@ import pytest
 
 from tests.client.inside import arena, driver, link, slots
 from tests.support import ROOT, Running, toy, wait_until
-from zoo import AsyncClient, BrokerUnreachable, Client, InvalidInput, ZooError, curve
+from zoo import AsyncClient, BrokerUnreachable, Client, InvalidInput, ZooError
 
 Start = Callable[..., Running]
 FRAME = np.zeros((4, 4, 3), np.uint8)
@@ -276,17 +276,8 @@ def test_a_dropped_lease_is_given_back(broker: Start) -> None:
     assert client.unload("toy")
 
 
-def test_a_dropped_client_over_tcp_ends_its_session_and_its_thread(
-    broker: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = broker(start=False, endpoint=f"tcp://127.0.0.1:{port}", curve_dir="keys")
-    curve.make_keys(running.folder / "keys")
-    monkeypatch.setenv("ZOO_CURVE_DIR", str(running.folder / "keys"))
+def test_a_dropped_client_over_tcp_ends_its_session_and_its_thread(far_broker: Start) -> None:
+    running = far_broker()
     running.start()
     watcher = running.client()
     watcher.get_status()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from broker.front.access import Access
 from tests import support
 from tests.client.test_peers import NOBODY, STRANGER
 from tests.client.test_peers import pytestmark as as_root
-from tests.support import Running, as_user, wait_until
+from tests.support import Running, as_user, free_port, wait_until
 from zoo import Client, curve
 from zoo.client import session
 from zoo.errors import AccessDenied, BrokerUnreachable, ConfigError, ZooError
@@ -59,9 +58,7 @@ class Far:
 
     def __init__(self, broker: Start, monkeypatch: pytest.MonkeyPatch) -> None:
         self._patch = monkeypatch
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.running = broker(start=False, endpoint=f"tcp://127.0.0.1:{port}", curve_dir="keys")
         self.keys = Keys(self.running.folder / "keys")
         for name in ("ann", "bob"):

@@ -9,12 +9,14 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import support
 from tests.support import ROOT, Running, config_text, wait_until
 
 
@@ -109,6 +111,19 @@ def beside(running: Running, models: list[dict[str, Any]] | str = "", **keys: An
         made.stop()
     finally:
         made.kill()
+
+
+@contextlib.contextmanager
+def served_alone(models: list[dict[str, Any]] | str, **keys: Any) -> Iterator[RunningGateway]:
+    """A broker with these models, and a gateway (`keys`) beside it, for all tests of a file."""
+    folder = Path(tempfile.mkdtemp(prefix="zoo-t-", dir="/tmp"))
+    try:
+        running = Running(folder, models)
+        with contextlib.contextmanager(beside)(running.start(), **keys) as gateway:
+            yield gateway
+        running.close()
+    finally:
+        support.remove(folder)
 
 
 @pytest.fixture

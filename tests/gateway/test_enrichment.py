@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ import numpy as np
 import pytest
 
 from tests import support
-from tests.gateway.serving import Answer, RunningGateway, beside
+from tests.gateway.serving import Answer, RunningGateway, served_alone
 from tests.gateway.test_kserve import jpeg
-from tests.support import Running, toy, wait_until
+from tests.support import toy, wait_until
 
 RULES = """
 [enrich]
@@ -41,18 +40,10 @@ NAMES = ("of-person", "of-frame", "of-video", "spare")
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[RunningGateway]:
-    folder = Path("/tmp") / f"zoo-t-{os.getpid()}-e"
-    folder.mkdir()
     finder = {"name": "finder", "adapter": "tests.gateway.adapter:Every", "vram_mb": 10}
     models = support.tables("models", [*map(toy, NAMES), toy("off", enabled=False), finder])
-    running = Running(folder, models + RULES)
-    gateways = beside(running.start(), max_body_mb=1)
-    try:
-        yield next(gateways)
-        next(gateways, None)
-        running.close()
-    finally:
-        support.remove(folder)
+    with served_alone(models + RULES, max_body_mb=1) as gateway:
+        yield gateway
 
 
 def form(*parts: tuple[str, bytes, str | None]) -> tuple[bytes, dict[str, str]]:

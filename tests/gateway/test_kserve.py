@@ -16,9 +16,8 @@ import tritonclient.http.aio as triton_aio
 from PIL import Image
 from tritonclient.utils import InferenceServerException, shared_memory
 
-from tests import support
-from tests.gateway.serving import RunningGateway, beside
-from tests.support import Running, toy
+from tests.gateway.serving import RunningGateway, served_alone
+from tests.support import toy
 
 FRAME = np.full((24, 32, 3), 3, np.uint8)  # of which tests.gateway.adapter makes three objects
 EVERY = {"name": "every", "adapter": "tests.gateway.adapter:Every", "vram_mb": 10, "category": "detection"}
@@ -31,17 +30,10 @@ def jpeg(frame: np.ndarray = FRAME) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    folder = Path("/tmp") / f"zoo-t-{os.getpid()}-k"
-    folder.mkdir()
-    running = Running(folder, [toy(), EVERY, toy("off", enabled=False), toy("broken", options={"load": "raise"})])
-    gateways = beside(running.start(), shared_memory=True)
-    try:
-        yield next(gateways)
-        next(gateways, None)
-        running.close()
-    finally:
-        support.remove(folder)
+def served() -> Iterator[RunningGateway]:
+    models = [toy(), EVERY, toy("off", enabled=False), toy("broken", options={"load": "raise"})]
+    with served_alone(models, shared_memory=True) as gateway:
+        yield gateway
 
 
 @pytest.fixture

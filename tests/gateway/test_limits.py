@@ -7,7 +7,6 @@ import contextlib
 import gzip
 import http.client
 import json
-import os
 import socket
 import struct
 import time
@@ -24,7 +23,7 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from tests import support
-from tests.gateway.serving import RunningGateway, beside
+from tests.gateway.serving import RunningGateway, served_alone
 from tests.support import Running, wait_until
 from zoo import errors
 from zoo.config.gateway import GatewayConfig
@@ -56,16 +55,8 @@ def request(raw: bytes = FRAME.tobytes(), /, **changed: Any) -> tuple[bytes, dic
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[RunningGateway]:
-    folder = Path("/tmp") / f"zoo-t-{os.getpid()}-l"
-    folder.mkdir()
-    running = Running(folder, [support.toy()])
-    gateways = beside(running.start(), max_body_mb=1, body_seconds=1.0, arena_mb=2)
-    try:
-        yield next(gateways)
-        next(gateways, None)
-        running.close()
-    finally:
-        support.remove(folder)
+    with served_alone([support.toy()], max_body_mb=1, body_seconds=1.0, arena_mb=2) as gateway:
+        yield gateway
 
 
 def test_a_body_that_says_it_is_too_large_is_refused_unread(served: RunningGateway) -> None:

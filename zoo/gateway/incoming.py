@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from zoo.client.aio import AsyncClient
@@ -224,12 +224,6 @@ async def unless_gone(receive: Receive, answer: Awaitable[Any]) -> Any:
 async def _watch(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def pieces(body: Incoming) -> AsyncIterator[memoryview]:
-    """A body from piece to piece, for parsers that are fed."""
-    while part := await body.chunk():
-        yield part
 
 
 def _too_large(most: int) -> BodyTooLarge:

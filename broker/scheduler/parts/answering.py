@@ -60,8 +60,7 @@ class Answers:
         session = r.sessions.get(request.session)
         if session is not None:
             session.requests.discard(request.id)
-            if not session.requests and not session.leases:
-                del r.sessions[request.session]
+            self.forget_empty(request.session, session)
         if request.queue is not None:
             request.queue.drop(request)
             short = model.primary.short
