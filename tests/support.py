@@ -46,6 +46,20 @@ def wait_until(condition: Callable[[], T], timeout: float = 30.0, what: str = ""
         time.sleep(0.005)
 
 
+def stops_growing(held: Callable[[], float], work: Callable[[], object], slack: float, rounds: int = 8) -> None:
+    """Does the work again until what is held (say, MB) grows by less than `slack` in a round.
+
+    A buffer or a cache that fills up to its bound stops growing; a leak grows in every round.
+    """
+    seen = [held()]
+    for _ in range(rounds):
+        work()
+        seen.append(held())
+        if seen[-1] < seen[-2] + slack:
+            return
+    raise AssertionError(f"grew in each round: {', '.join(f'{one:.1f}' for one in seen)}")
+
+
 def toy(name: str = "toy", **keys: Any) -> dict[str, Any]:
     """A `[[models]]` table with the toy adapter."""
     return {**TOY, "name": name, **keys}
