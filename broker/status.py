@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter as Count
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ from zoo.system.files import shown
 from zoo.weights import catalogue
 
 MOST_DIGITS, MOST_NAME = 20, 64
+OVERVIEW_LINES = 200  # decisions of one answer: a sentence is made of each
+MOST_CLIENTS = 10  # named of those that wait for one model
 
 
 class Views:
@@ -125,6 +128,35 @@ class Views:
         found = logs.installed()
         lines, following, more = found.recent.since(since, model) if found is not None else ([], 0, False)
         return {"lines": lines, "next": following, "more": more}
+
+    def overview(self, since: int, named: Mapping[bytes, tuple[str, int]]) -> dict[str, Any]:
+        """What was decided since then, what waits now, and how long the last inferences took.
+
+        Args:
+            named: program and process of each session that may be named.
+        """
+        lines, following, more = self._scheduler.decided(since, OVERVIEW_LINES)
+        waiting = self._scheduler.waiting()
+        for row in waiting:
+            row["oldest"] = self._at(row["oldest"])
+            clients = Count[tuple[str, int]]()
+            for session, count in row.pop("sessions").items():
+                if session in named:
+                    clients[named[session]] += count
+            row["clients"] = [
+                {"client": name, "pid": pid, "requests": n} for (name, pid), n in clients.most_common(MOST_CLIENTS)
+            ]
+        return {
+            "lines": [self._told(line) for line in lines],
+            "next": following,
+            "more": more,
+            "waiting": waiting,
+            "times": self._scheduler.times(),
+        }
+
+    def _told(self, line: story.Line) -> dict[str, Any]:
+        others = sorted(line.models - {line.model.partition("#")[0]})
+        return {"at": self._at(line.at), "model": line.model, "kind": line.kind, "text": line.text, "others": others}
 
     def enrich(self, config: ZooConfig) -> dict[str, Any]:
         """The table of enrichment, and where its clients find the models of it."""

@@ -271,6 +271,8 @@ class Intake:
                 return self.views.processes(self.workers)
             case "explain":
                 return self.views.explain(m.model, None if self._access.is_operator(session) else session.key)
+            case "overview":
+                return {**self.views.overview(m.since, self._named(session)), "boot": self._boot}
             case "enrich":
                 return self.views.enrich(config)
             case "logs":
@@ -278,7 +280,12 @@ class Intake:
                 model = None if m.model is None else self._known(m.model)
                 return {**self.views.logs(model, m.since), "boot": self._boot}
             case _:
-                raise InvalidInput(f"what: {m.what!r} is not one of status, models, ps, explain, enrich, logs")
+                raise InvalidInput(f"what: {m.what!r} is none of status, models, ps, explain, overview, enrich, logs")
+
+    def _named(self, session: ClientSession) -> dict[bytes, tuple[str, int]]:
+        """The sessions that this one may be told of, by program and process: all of them, or itself."""
+        told = self.clients.sessions.values() if self._access.is_operator(session) else (session,)
+        return {one.key: (one.client, one.pid) for one in told}
 
     def _known(self, name: str) -> str:
         """Raises ModelNotFound for a model that is not registered, or not any more."""

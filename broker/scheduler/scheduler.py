@@ -107,6 +107,7 @@ class Scheduler:
         self.workers, self.unnamed_errors = r.workers, r.unnamed_errors
         self.is_cold, self.trouble, self.no_such_model = admission.is_cold, admission.trouble, admission.no_such_model
         self.explain, self.explain_request = overview.explain, overview.explain_request
+        self.decided, self.waiting, self.times = overview.decided, overview.waiting, overview.times
         self.decisions, self.session_of = overview.decisions, overview.session_of
         self.status, self.processes, self.resident = overview.status, overview.processes, overview.resident
         self.footprints, self.unreturned_mb = overview.footprints, r.unreturned_mb

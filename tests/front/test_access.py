@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -301,6 +302,24 @@ def test_the_requests_of_other_clients_are_explained_to_operators(far: Far) -> N
     assert any("loaded" in line for line in mine)
     assert any(f"request {of_ann}" in line for line in all_of_it)
     assert not any("request " in line for line in mine)
+
+
+def test_which_clients_wait_is_told_to_operators(far: Far) -> None:
+    far.keys.list("ann", "operators")
+    far.running.start()
+    ann, bob = far.client("ann"), far.client("bob")
+    waiting = [
+        threading.Thread(target=ann.infer, args=("toy", FRAME), kwargs={"do": "sleep", "seconds": 1.0}) for _ in "abc"
+    ]
+    for thread in waiting:
+        thread.start()
+    (row,) = wait_until(lambda: ann.overview()["waiting"])
+    (mine,) = row["clients"]
+    assert (mine["pid"], mine["requests"]) == (os.getpid(), row["requests"])
+    (row,) = wait_until(lambda: bob.overview()["waiting"])
+    assert (row["model"], row["clients"]) == ("toy", [])
+    for thread in waiting:
+        thread.join()
 
 
 def test_a_key_becomes_an_operators_with_a_reload(far: Far) -> None:

@@ -283,3 +283,72 @@ def test_a_pin_that_is_there_already_is_no_news(on: bool) -> None:
     assert w.story("a") == []
     w.pin("a", not on)
     assert w.story("a") == ["unpinned" if on else "pinned: it will not be evicted"]
+
+
+# ---------------------------------------------------------------- what happened, for a screen
+
+
+def test_decisions_come_by_pages_and_without_those_about_single_requests() -> None:
+    w = World([model("a"), model("b")], 1000)
+    w.load("a")
+    w.kill_twice("a", b"d" * 16)
+    everything = w.s.explain()
+    assert any("request" in line.fields for line in everything)
+    found, at, more, pages = [], 0, True, 0
+    while more:
+        lines, at, more = w.s.decided(at, 3)
+        found += lines
+        pages += 1
+    assert found == [line for line in everything if "request" not in line.fields]
+    assert pages == -(-len(everything) // 3)
+    assert w.s.decided(at, 3) == ([], at, False)
+    w.pin("b")
+    lines, _, more = w.s.decided(at, 3)
+    assert ([line.kind for line in lines], more) == (["pinned"], False)
+
+
+def test_a_count_of_another_broker_gives_what_there_is() -> None:
+    w = World([model("a")], 1000)
+    w.load("a")
+    assert w.s.decided(10**9, 10)[:2] == ([], w.s.story.count)
+    w.s.story.tell(1.0, "a", "pinned", on=True)
+    assert [line.kind for line in w.s.decided(-5, 100)[0]][-1] == "pinned"
+
+
+def test_what_waits_is_told_with_its_sessions_and_the_reason() -> None:
+    w = World([model("a"), model("b", 900)], 1000)
+    w.load("a")
+    lease = w.lease("a")
+    assert w.s.waiting() == []
+    w.ask("b", client=b"one")
+    w.wait(2.0)
+    w.ask("b", client=b"two")
+    w.ask("b", client=b"two")
+    (row,) = w.s.waiting()
+    assert (row["model"], row["requests"], row["oldest"]) == ("b", 3, w.now - 2.0)
+    assert row["sessions"] == {b"one": 1, b"two": 2}
+    assert "a" in row["why"]
+    w.release(w.granted(lease))
+    w.gone("a")
+    (row,) = w.s.waiting()
+    assert row["why"] == "it is loading"
+    w.ready("b")
+    (row,) = w.s.waiting()
+    assert (row["requests"], row["why"]) == (1, "its worker is busy")  # two are at the worker
+
+
+def test_times_are_those_of_inferences_that_got_a_result() -> None:
+    w = World([model("a"), model("b")], 1000)
+    w.load("a", "b")
+    before = w.s.times().get("a", {"count": 0})["count"]
+    for seconds in (0.3, 0.1, 0.2, 5.0):
+        w.ask("a")
+        w.wait(seconds)
+        w.done("a")
+    w.ask("a")
+    w.done("a", ("invalid_input", "no"))
+    w.lease("b")
+    times = w.s.times()
+    assert times["a"]["count"] == before + 4
+    assert times["a"]["p50"] <= 0.2
+    assert times["a"]["p95"] == 5.0

@@ -252,7 +252,7 @@ def section(title: str) -> str:
 
 
 def named_in(title: str) -> set[str]:
-    return set(re.findall(r"^\| `([a-z_.]+)` \|", section(title), re.MULTILINE))
+    return set(re.findall(r"^\| `([a-z0-9_.]+)` \|", section(title), re.MULTILINE))
 
 
 def test_the_fields_of_status_models_and_ps_are_documented(shared_broker: Running) -> None:
@@ -266,6 +266,10 @@ def test_the_fields_of_status_models_and_ps_are_documented(shared_broker: Runnin
     assert named_in("### `status`") == keys
     assert named_in("### `models`") == {key for row in client.models() for key in row}
     assert named_in("### `ps`") == {key for row in client.processes() for key in row}
+    overview = client.overview()
+    (times,) = overview["times"].values()
+    keys = {*overview, *(f"lines.{key}" for key in overview["lines"][0]), *(f"times.{key}" for key in times)}
+    assert {name for name in named_in("### `overview`") if not name.startswith("waiting.")} == keys
     assert set(ModelConfig.__struct_fields__) >= {"name", "category", "vram_mb"}
 
 

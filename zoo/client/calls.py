@@ -105,6 +105,10 @@ def explain(model_or_request: str | int | None) -> Call[list[str]]:
     return Call(protocol.Query(0, "explain", checks.check_about(model_or_request)), list)
 
 
+def overview(since: int) -> Call[dict[str, Any]]:
+    return Call(protocol.Query(0, "overview", None, since), dict)
+
+
 def logs(model: str | None, since: int) -> Call[dict[str, Any]]:
     name = None if model is None else checks.check_model(model)
     return Call(protocol.Query(0, "logs", name, since), _parsed)

@@ -259,6 +259,14 @@ class Client:
         """
         return self._ask(calls.explain(model_or_request))
 
+    def overview(self, *, since: int = 0) -> dict[str, Any]:
+        """What was decided, what waits, and how long the last inferences took, as data (`docs/protocol.md`).
+
+        Gives a page of the last decisions, `lines`, from the oldest that is kept, or from where a page ended; `next`,
+        `more` and `boot` as of `logs`; `waiting`: which models requests wait for, and why; and `times` by model.
+        """
+        return self._ask(calls.overview(since))
+
     def logs(self, model: str | None = None, *, since: int = 0) -> dict[str, Any]:
         """A page of the broker's log, from the oldest line that it keeps, or from where a page ended.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from broker.scheduler.capacity.demand import Want
+from broker.scheduler.capacity.demand import Demand, Want
 from broker.scheduler.events import Finished
 from broker.scheduler.registry import Registry
-from broker.scheduler.state import Peak, State, Worker
+from broker.scheduler.state import Model, Peak, State, Worker
 from broker.scheduler.story.story import Line
 
 
@@ -40,6 +42,14 @@ class Overview:
         request = r.requests.get(number) or r.journal.find(number)
         return None if request is None else r.journal.tell(request, r.story, r.requests.values())
 
+    def decided(self, count: int, most: int) -> tuple[list[Line], int, bool]:
+        """A page of the decisions that are about no single request: the oldest `most` lines after `count`.
+
+        Gives them, the count to go on from, and whether there are more already.
+        """
+        lines, following = self._r.story.page(count, most)
+        return [line for line in lines if "request" not in line.fields], following, following < self._r.story.count
+
     # ------------------------------------------------------------ what there is
 
     def status(self, now: float) -> dict[str, Any]:
@@ -64,6 +74,39 @@ class Overview:
             "running": r.running,
             "workers": len(r.workers),
             "stopping": r.stopping,
+        }
+
+    def waiting(self) -> list[dict[str, Any]]:
+        """Models that requests wait for, or that want room: how many wait, since when, of which sessions, and why."""
+        r = self._r
+        found = []
+        for model in r.models.values():
+            demand = r.demands.get(model.name)
+            requests = [*model.queue.all(), *model.later.all()] if model.waiting else []
+            if not requests and (demand is None or not demand.why):
+                continue
+            found.append({
+                "model": model.name,
+                "requests": len(requests),
+                "oldest": min((request.since for request in requests), default=0.0),
+                "sessions": Counter(request.session for request in requests),
+                "why": self._why(model, demand),
+            })  # fmt: skip
+        return found
+
+    def _why(self, model: Model, demand: Demand | None) -> str:
+        """What the requests of a model wait for, in words."""
+        if demand is not None and demand.why:
+            return demand.why
+        if model.state is State.LOADING:
+            return "it is loading"
+        return "its worker is busy" if len(model.answering) == 1 else f"its {len(model.answering)} workers are busy"
+
+    def times(self) -> dict[str, dict[str, float]]:
+        """How long the last inferences took, by model: how many they are, and the seconds of half and of 19 in 20."""
+        return {
+            name: {"count": len(of), "p50": round(_share(of, 0.5), 4), "p95": round(_share(of, 0.95), 4)}
+            for name, of in self._r.journal.times().items()
         }
 
     def _loaded_models(self) -> list[dict[str, Any]]:
@@ -148,6 +191,11 @@ class Overview:
     def is_idle(self) -> bool:
         """True when nothing is loading or at work."""
         return not self._r.running and not self.is_loading()
+
+
+def _share(ordered: list[float], share: float) -> float:
+    """The least value that this share of them does not exceed. (Nearest rank.)"""
+    return ordered[math.ceil(share * len(ordered)) - 1]
 
 
 def _process(worker: Worker) -> dict[str, Any]:

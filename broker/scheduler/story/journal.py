@@ -42,6 +42,16 @@ class Journal:
     def find(self, number: int) -> Request | Turned | None:
         return next((kept for kept in reversed(self._kept) if kept.id == number), None)
 
+    def times(self) -> dict[str, list[float]]:
+        """Seconds from coming in to the answer, in order, of the kept inferences that got a result, by model."""
+        found: dict[str, list[float]] = {}
+        for kept in self._kept:
+            if isinstance(kept, Request) and kept.outcome is Deliver:
+                found.setdefault(kept.model.name, []).append(kept.ended - kept.since)
+        for seconds in found.values():
+            seconds.sort()
+        return found
+
     def tell(self, request: Request | Turned, story: Story, others: Iterable[Request]) -> list[Line]:
         """The story of a request that is kept here, or still under way. `others`: all that are under way."""
         if isinstance(request, Turned):

@@ -8,6 +8,7 @@ Refusals may come by the thousand: of one kind and model there is one line a sec
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from typing import Any
@@ -73,3 +74,10 @@ class Story:
         """Lines told after `count` was read (those still kept)."""
         new = min(self.count - count, len(self._lines))
         return [self._lines[i] for i in range(len(self._lines) - new, len(self._lines))]
+
+    def page(self, count: int, most: int) -> tuple[list[Line], int]:
+        """The oldest `most` lines told after `count` was read (those still kept), and the count to go on from."""
+        oldest = self.count - len(self._lines)
+        first = min(max(count, oldest), self.count)
+        lines = list(itertools.islice(self._lines, first - oldest, first - oldest + most))
+        return lines, first + len(lines)
