@@ -48,6 +48,7 @@ adapter = "benchmarks.adapters:Instant"
 vram_mb = 10
 """
 SHAPE = (1080, 1920, 3)
+SMALL = (480, 640, 3)  # as recorders send
 CONNECTIONS = 200
 DETECTOR_ANSWER = b'{"shape":[20,6],"dtype":"float32"}'
 HEAD = "Inference-Header-Content-Length"
@@ -55,11 +56,11 @@ HEAD = "Inference-Header-Content-Length"
 Call = Callable[[], object]
 
 
-def picture() -> np.ndarray:
+def picture(shape: tuple[int, int, int]) -> np.ndarray:
     """Smooth, with some noise: a JPEG of it has about the size of a camera's."""
-    y, x = np.mgrid[0 : SHAPE[0], 0 : SHAPE[1]]
-    smooth = np.stack([x / 8, y / 5, (x + y) / 12], axis=-1)
-    return (smooth + np.random.default_rng(1).normal(0, 6, SHAPE)).clip(0, 255).astype(np.uint8)
+    y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
+    smooth = np.stack([x * 240 / shape[1], y * 216 / shape[0], x * 160 / shape[1] + y * 90 / shape[0]], axis=-1)
+    return (smooth + np.random.default_rng(1).normal(0, 6, shape)).clip(0, 255).astype(np.uint8)
 
 
 def jpeg(frame: np.ndarray) -> bytes:
@@ -178,6 +179,16 @@ def kserve(port: int, tensor: dict[str, object], data: bytes) -> Call:
     return posting(port, "/v2/models/peek/infer", head + data, {HEAD: str(len(head))})
 
 
+def deepstack(port: int, small: bytes) -> Call:
+    """As a recorder asks: a form with a confidence and a file."""
+    head = (
+        '--b\r\nContent-Disposition: form-data; name="min_confidence"\r\n\r\n0.4\r\n'
+        '--b\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+    )
+    form = head.encode() + small + b"\r\n--b--\r\n"
+    return posting(port, "/v1/vision/custom/instant", form, {"Content-Type": "multipart/form-data; boundary=b"})
+
+
 def in_turns(calls: dict[str, Call], turns: int, each: int) -> dict[str, list[float]]:
     """Milliseconds of a call, the median of `each`, per turn."""
     for call in calls.values():
@@ -212,23 +223,29 @@ def keep_alive(port: int) -> int:
 
 
 def measure(gateway: int, drop: int, client: zoo.Client, turns: int) -> dict[str, float]:
-    frame = picture()
-    small, raw = jpeg(frame), frame.tobytes()
-    element = len(small).to_bytes(4, "little") + small
+    frame = picture(SHAPE)
+    encoded, raw = jpeg(frame), frame.tobytes()
+    small = jpeg(picture(SMALL))
+    element = len(encoded).to_bytes(4, "little") + encoded
     calls = {
-        "jpeg by ZeroMQ": lambda: client.infer("peek", small),
+        "jpeg by ZeroMQ": lambda: client.infer("peek", encoded),
         "jpeg by KServe": kserve(gateway, {"shape": [1], "datatype": "BYTES"}, element),
         "raw by ZeroMQ": lambda: client.infer("peek", frame),
         "raw dropped": posting(drop, "/", raw, {}),
         "raw by KServe": kserve(gateway, {"shape": [*SHAPE], "datatype": "UINT8"}, raw),
+        "640x480 jpeg by ZeroMQ": lambda: client.infer("instant", small),
+        "640x480 jpeg by DeepStack": deepstack(gateway, small),
     }
     times = in_turns(calls, turns, 10)
     pairs = zip(*times.values(), strict=True)
-    ratios = [(kj / zj, kr / (dropped + zr)) for zj, kj, zr, dropped, kr in pairs]
+    ratios = [(kj / zj, kr / (dropped + zr), ds / zs) for zj, kj, zr, dropped, kr, zs, ds in pairs]
     figures = {f"{name} (ms)": statistics.median(values) for name, values in times.items()}
-    figures["jpeg: KServe / ZeroMQ (at most 2)"] = statistics.median(one for one, _ in ratios)
-    figures["raw: KServe / (dropped + ZeroMQ) (at most 1.3)"] = statistics.median(one for _, one in ratios)
-    figures["jpeg (KB)"] = len(small) / 1024
+    names = (
+        "jpeg: KServe / ZeroMQ (at most 2)", "raw: KServe / (dropped + ZeroMQ) (at most 1.3)",
+        "640x480 jpeg: DeepStack / ZeroMQ (at most 2)",
+    )  # fmt: skip
+    figures |= {name: statistics.median(column) for name, column in zip(names, zip(*ratios, strict=True), strict=True)}
+    figures |= {"jpeg (KB)": len(encoded) / 1024, "640x480 jpeg (KB)": len(small) / 1024}
     return figures
 
 
