@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow node storm fuzz mutants bench lint clean
+.PHONY: demo test test-slow docs node storm fuzz mutants bench lint clean
 
 demo: $(READY)
 	$(BIN)/python -m zoo.demo
@@ -15,6 +15,10 @@ test: $(READY) lint
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=900
+
+# The documentation as a site: .site/html/index.html. A link that leads nowhere fails it.
+docs: $(READY)
+	$(BIN)/python -m docs.site
 
 # What the client in JavaScript needs, for tests/client/test_node.py; without it that test is skipped. No scripts run: the
 # package brings its libraries along.
@@ -70,4 +74,4 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) .demo demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .node .mutants
+	rm -rf $(VENV) .demo demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .node .mutants .site

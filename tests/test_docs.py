@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = [p for folder in ("zoo", "broker", "workers", "benchmarks", "tests") for p in (ROOT / folder).rglob("*.py")]
 # A path of this repository as a text names it: `broker/scheduler/`, `zoo/wire/arena.py`, tests/gpu.
 NAMED = re.compile(r"(?<![\w./~-])(?:zoo|broker|workers|benchmarks|tests|docs)/[\w./-]*\w(?:\.py|\.md|\.json|\.mjs|/)?")

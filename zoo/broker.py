@@ -15,19 +15,26 @@ import os
 import sys
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the arguments of `zoo serve`."""
+    made = argparse.ArgumentParser(prog="zoo serve", description="Run the broker in the foreground.")
+    made.add_argument(
+        "--config", metavar="FILE", help="config.toml (default: $ZOO_CONFIG, ./config.toml, the shipped one)"
+    )
+    made.add_argument("--endpoint", help="ipc://PATH or tcp://HOST:PORT, instead of the configured one")
+    made.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    made.add_argument("--log-format", default="text", choices=["text", "json"], help="json: one object per line")
+    made.add_argument("--debug", action="store_true", help="check every invariant of the scheduler after each event")
+    made.add_argument("--gateway", action="store_true", help="run the gateway too, and again when it ends")
+    return made
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 after SIGTERM or SIGINT, 2 when configuration, endpoint or machine cannot be used.
 
     1: an error of the broker's own, such as books that it found to be wrong; its log says which.
     """
-    parser = argparse.ArgumentParser(prog="zoo serve", description="Run the broker in the foreground.")
-    parser.add_argument("--config", help="config.toml (default: $ZOO_CONFIG, ./config.toml, the shipped one)")
-    parser.add_argument("--endpoint", help="ipc://PATH or tcp://HOST:PORT, instead of the configured one")
-    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
-    parser.add_argument("--log-format", default="text", choices=["text", "json"], help="json: one object per line")
-    parser.add_argument("--debug", action="store_true", help="check every invariant of the scheduler after each event")
-    parser.add_argument("--gateway", action="store_true", help="run the gateway too, and again when it ends")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     program.open_streams()
 
     from broker import logs

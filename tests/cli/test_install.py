@@ -29,6 +29,7 @@ BASE = (
     "pynvml",
     "prometheus_client",
     "packaging",
+    "shtab",
 )  # pyproject's dependencies, as imported
 
 

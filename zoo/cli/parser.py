@@ -10,11 +10,12 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
-from zoo.cli import commands, logs, output, pictures, weights
+from zoo.cli import commands, logs, output, pictures, shells, weights
 
 LIST_S = 1.0  # `zoo ls`: without a broker config.toml answers
 LOOK_S = 3.0  # how long a question waits for an answer
@@ -137,6 +138,19 @@ def _option(text: str) -> tuple[str, Any]:
         return key, value
 
 
+def completion(args: argparse.Namespace) -> int:
+    """Print what a shell reads to complete this command line, the names of models too.
+
+    bash: zoo completion bash > ~/.local/share/bash-completion/completions/zoo; zsh: to a file _zoo in a folder of its
+    fpath. It works from the next shell on.
+    """
+    from zoo import broker
+    from zoo.gateway import __main__ as gateway
+
+    whole = build({"serve": broker.parser(), "gateway": gateway.parser()})
+    return output.say(args, {"script": (text := shells.script(whole, args.shell))}, text.splitlines())
+
+
 # ---------------------------------------------------------------- the table
 
 
@@ -221,12 +235,18 @@ TABLE = (
     Command(commands.standins, arguments=None),
     Command(commands.explain, LOOK_S, (ABOUT,)),
     Command(logs.logs, LOOK_S, LOGGED),
+    Command(completion, None, (_argument("shell", choices=shells.SHELLS),)),
 )
 COMMANDS = {command.run.__name__: command for command in TABLE}
 
 
-def build() -> Parser:
-    """The parser of the whole command line."""
+def build(programs: Mapping[str, Any] = MappingProxyType({})) -> Parser:
+    """The parser of the whole command line.
+
+    Args:
+        programs: parsers of commands that are programs with arguments of their own. They alone read them; here they
+            are only shown.
+    """
     parser = Parser(
         prog="zoo",
         description="More vision models than the GPU can hold, one process each, within one budget.",
@@ -240,8 +260,9 @@ def build() -> Parser:
     for name, command in COMMANDS.items():
         told = inspect.getdoc(command.run) or ""
         own = command.arguments is None
+        parents = [programs[name]] if name in programs else [] if own else [everywhere]
         made = subparsers.add_parser(name, help=told.partition("\n")[0], description=told, add_help=not own,
-                                     parents=[] if own else [everywhere])  # fmt: skip
+                                     parents=parents)  # fmt: skip
         for names, keys in command.arguments or ():
             made.add_argument(*names, **keys)
     return parser

@@ -43,9 +43,14 @@ class ModelConfig(msgspec.Struct, kw_only=True):
         name: what clients ask for.
         path: weights, absolute or relative to `weights_dir`; "" when the adapter's library carries them.
         category: detection, pose, classification, embedding, segmentation, depth, ocr, quality, action.
-        vram_mb: declared footprint.
+        vram_mb: declared footprint: the most that it may take, until it has been measured.
+        priority: LOW is evicted first, CRITICAL last and only for another CRITICAL one (see `docs/eviction.md`).
         adapter: "package.module:Class", or "" while there is none.
-        source, revision, files, sha256: where the published weights come from: see `zoo.weights.source`.
+        source: where the published weights come from: "hf:OWNER/NAME", the address of one file, or words for people.
+        revision: branch, tag or commit of that repository.
+        files: names in it that are fetched; one that ends in "?" may be missing.
+        sha256: digests that files must have, by name. Where there is none, the repository's own is taken.
+        enabled: false: it is listed, and not served.
         idle_seconds: evict after this long without use; None takes the broker's.
         dispatch_timeout: kill the worker after this long in one request; None takes the broker's.
         device: the only one of the `[[devices]]` that it is loaded on; "" leaves the choice to the broker.
@@ -88,7 +93,13 @@ class ModelConfig(msgspec.Struct, kw_only=True):
 
 
 class DeviceConfig(msgspec.Struct, kw_only=True):
-    """One `[[devices]]` table. `kind` is "cuda" or "cpu" (host memory); `name` such as "cuda:0" or "cpu"."""
+    """One `[[devices]]` table.
+
+    Attributes:
+        name: "cuda:0" and so on, its number among those that are visible; of kind "cpu" any name.
+        kind: "cpu" is host memory.
+        budget_gb: all that is loaded there stays within it.
+    """
 
     name: str
     kind: Literal["cuda", "cpu"]
@@ -108,9 +119,10 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
         footprint: "measured" charges `vram_mb` until a model has been seen at work, then the most that it was seen to
             use, and counts what other programs use of the device. "declared" charges `vram_mb` and nothing else.
         state_dir: where measured footprints and labels are kept; "" is $XDG_STATE_HOME/zoo or ~/.local/state/zoo.
+        weights_dir: where the models' `path`s begin, and `zoo pull` puts weights.
         idle_seconds: models unused for this long are evicted.
-        request_timeout: for requests that bring no deadline of their own, and the longest drain on SIGTERM is
-            `drain_seconds`.
+        request_timeout: for requests that bring no deadline of their own.
+        drain_seconds: after SIGTERM, the longest time for what runs to be finished.
         load_timeout, dispatch_timeout: after these a worker is killed.
         max_queue: requests waiting per model.
         max_inline_mb: the largest message that carries frames or an answer itself, where memory is not shared.

@@ -18,13 +18,20 @@ from zoo.gateway import keeper
 from zoo.system import kernel
 
 
+def parser() -> argparse.ArgumentParser:
+    """Of the arguments of `zoo gateway`."""
+    made = argparse.ArgumentParser(prog="zoo gateway", description="Run the gateway in the foreground.")
+    made.add_argument(
+        "--config", metavar="FILE", help="config.toml (default: $ZOO_CONFIG, ./config.toml, the shipped one)"
+    )
+    made.add_argument("--endpoint", help="the broker's, instead of the configured one")
+    made.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    return made
+
+
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 after SIGTERM or SIGINT, 2 when the configuration cannot be served, 1: an error of its own."""
-    parser = argparse.ArgumentParser(prog="zoo gateway", description="Run the gateway in the foreground.")
-    parser.add_argument("--config", help="config.toml (default: $ZOO_CONFIG, ./config.toml, the shipped one)")
-    parser.add_argument("--endpoint", help="the broker's, instead of the configured one")
-    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     program.open_streams()
     kernel.set_name("zoo-gateway")
     logging.basicConfig(level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

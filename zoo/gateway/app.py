@@ -46,12 +46,17 @@ ROUTES: Sequence[Callable[[], Any]] = (kserve.router, deepstack.router, enrichme
 
 
 def make(gateway: Gateway) -> Shield:
-    """The ASGI application. Its OpenAPI document is at `/openapi.json`."""
+    """The ASGI application: the calls, and what is around each of them."""
+    return Shield(calls(gateway), gateway.config.gateway.hosts, gateway.metrics)
+
+
+def calls(gateway: Gateway) -> Litestar:
+    """All calls. Their OpenAPI document is at `/openapi.json`."""
 
     async def provide() -> Gateway:
         return gateway
 
-    app = Litestar(
+    return Litestar(
         [route() for route in ROUTES],
         dependencies={"gateway": Provide(provide)},
         exception_handlers={Exception: answer},
@@ -66,4 +71,3 @@ def make(gateway: Gateway) -> Shield:
         request_max_body_size=gateway.config.gateway.max_body_bytes,
         debug=False,
     )
-    return Shield(app, gateway.config.gateway.hosts, gateway.metrics)

@@ -10,15 +10,20 @@ from workers.models.standins import STANDINS, make
 from zoo.errors import ZooError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Of the arguments of `zoo standins`."""
+    made = argparse.ArgumentParser(
         prog="zoo standins",
         description="Write small checkpoints with random weights, in the form and place of the published ones. "
         "Everything works with them, and their answers mean nothing.",
     )
-    parser.add_argument("directory", metavar="DIR", help="the weights folder (weights_dir in config.toml)")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="models as named in config.toml; none means all")
-    args = parser.parse_args(argv)
+    made.add_argument("directory", metavar="DIR", help="the weights folder (weights_dir in config.toml)")
+    made.add_argument("names", nargs="*", metavar="NAME", help="models as named in config.toml; none means all")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
     try:
         for name in args.names or STANDINS:
             print(f"{name}: {make(name, args.directory)}", flush=True)
