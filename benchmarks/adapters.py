@@ -69,6 +69,26 @@ class SlowToLoad:
         return [{"value": int(item.array[0, 0, 0])} for item in inputs]
 
 
+class Frail:
+    """Its process dies of each request."""
+
+    def load(self, spec: Spec, device: str) -> None:
+        pass
+
+    def predict(self, inputs: list[Input]) -> list[AnyResult]:
+        os._exit(3)
+
+
+class Wide:
+    """Answers with 1 MB, which goes through an arena of its own."""
+
+    def load(self, spec: Spec, device: str) -> None:
+        pass
+
+    def predict(self, inputs: list[Input]) -> list[AnyResult]:
+        return [{"field": np.full((1024, 1024), item.array[0, 0, 0], np.uint8)} for item in inputs]
+
+
 class Product:
     """A square matrix times its transpose, on the device, by a library that the nursery has imported."""
 
