@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.traces import Trace
-from benchmarks.world import KILL_S, Figures
+from benchmarks.world import Figures
+from broker.simulation.simulation import KILL_S
 
 
 def replay(trace: Trace, load_s: Mapping[str, float]) -> Figures:

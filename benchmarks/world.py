@@ -1,42 +1,24 @@
-"""The scheduler in virtual time: a heap of future events stands for the service loop, the workers and the clients.
-Nothing here decides anything about models.
+"""Traces replayed in virtual time: callers over a `Simulation`, which stands for the service loop and the workers.
 
-Each worker computes for itself: several may run at once without slowing each other down, and a load slows no request.
-That flatters every policy alike; what is compared are loads and waiting times, not the throughput of a device.
+Nothing here decides anything about models. Each worker computes for itself, which flatters every policy alike; what is
+compared are loads and waiting times, not the throughput of a device.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from benchmarks.traces import Event, Step, Trace
 from broker.scheduler.capacity.ledger import Device
-from broker.scheduler.events import (
-    Asked,
-    Deliver,
-    Finished,
-    KillWorker,
-    Kind,
-    MemoryBack,
-    Refuse,
-    SendBatch,
-    StartWorker,
-    Tick,
-    WorkerDone,
-    WorkerExited,
-    WorkerReady,
-)
-from broker.scheduler.events import Event as Happening
-from broker.scheduler.scheduler import Scheduler
-from broker.scheduler.state import State
+from broker.scheduler.events import Asked, Deliver, Kind, Refuse
+from broker.simulation.simulation import Answered, Costs, Simulation
 from zoo.config.schema import BrokerConfig, ModelConfig
 
-KILL_S = 0.03  # until a killed process's memory is seen back (measured by benchmarks.swap)
-EPSILON_S = 1e-9
+IN_BATCH = 0.25  # of its time that a request adds to a batch's longest
 
 
 @dataclass
@@ -103,50 +85,38 @@ class World:
         models: list[ModelConfig] | None = None,
         max_batch: int = 8,
     ) -> None:
-        self.config = BrokerConfig(
+        config = BrokerConfig(
             eviction=eviction,  # type: ignore[arg-type]
             prefetch=prefetch,
             idle_seconds=1e9,
             max_queue=1_000_000,
             max_queue_per_client=1_000_000,
         )
-        self.s = Scheduler(self.config, [Device("gpu0", "cuda", trace.budget_mb)], models or trace.models)
+        devices = [Device("gpu0", "cuda", trace.budget_mb)]
+        costs = Costs(lambda model, _: load_s[model], self._batch_s, lambda _: max_batch)
+        self.simulation = Simulation(config, devices, models or trace.models, costs, self._answered)
         self.trace = trace
-        self.load_s = load_s
         self.in_order = in_order
         self.resident_first = resident_first
-        self.max_batch = max_batch
         self.figures = Figures()
-        self.now = 0.0
-        self._heap: list[tuple[float, int, Happening | Event]] = []
         self._numbers = itertools.count()
         self._line: _Steps = deque()  # in order: what has arrived and is not served yet
         self._open: dict[int, tuple[_Steps, Step, Event]] = {}  # and its caller's further requests
-        self._running: dict[int, list[int]] = {}  # worker → batch at work
-        self._ahead: dict[int, list[int]] = {}
-        self._steps: dict[int, Step] = {}
-        self._working: set[int] = set()  # workers that load or run
-        self._since = 0.0
-        self._woken = -1.0  # the tick that is in the heap already
+        self._seconds: dict[int, float] = {}  # that a request's answer takes
 
     def run(self) -> Figures:
+        """Raises NeverAnswered, or RuntimeError when fewer requests were asked than the trace has."""
         for event in self.trace.events:
-            self._at(event.at, event)
-        while self._heap:
-            self.now, _, what = heapq.heappop(self._heap)
-            if isinstance(what, Event):
-                self._begin(what)
-            elif isinstance(what, Tick) and self.now != self._woken:
-                continue
-            else:
-                self._happens(what)
-        self.figures.end = self.now
-        return self.figures
-
-    def _at(self, when: float, what: Happening | Event) -> None:
-        heapq.heappush(self._heap, (when, next(self._numbers), what))
-
-    # ------------------------------------------------------------ clients
+            self.simulation.at(event.at, partial(self._begin, event))
+        self.simulation.run()
+        figures, counts = self.figures, self.simulation.counts
+        wanted = sum(len(event.steps) for event in self.trace.events)
+        if not figures.requests == len(figures.waits) == wanted:
+            raise RuntimeError(f"{figures.requests} asked and {len(figures.waits)} answered, of {wanted}")
+        figures.loads, figures.evictions = counts.loads, counts.evictions
+        figures.load_s, figures.busy_s = counts.load_s, counts.busy_s
+        figures.end = self.simulation.now
+        return figures
 
     def _begin(self, event: Event) -> None:
         if self.in_order:
@@ -156,7 +126,7 @@ class World:
             return
         steps = event.steps
         if self.resident_first:
-            steps = tuple(sorted(steps, key=lambda step: self.s.models[step.model].state is not State.LOADED))
+            steps = tuple(sorted(steps, key=lambda step: not self.simulation.is_loaded(step.model)))
         left = deque((step, event) for step in steps)
         for _ in range(self.trace.parallel):
             self._ask_next(left)
@@ -167,73 +137,26 @@ class World:
         step, event = left.popleft()
         number = next(self._numbers)
         self._open[number] = left, step, event
-        self._steps[number] = step
+        self._seconds[number] = step.seconds
         self.figures.requests += 1
-        self.figures.hits += self.s.models[step.model].state is State.LOADED
+        self.figures.hits += self.simulation.is_loaded(step.model)
         deadline = 1e12 if self.in_order else event.at + self.trace.deadline_s
-        self._happens(Asked(number, b"backend", step.model, Kind.INFER, deadline))
+        self.simulation.ask(Asked(number, b"backend", step.model, Kind.INFER, deadline))
 
-    # ------------------------------------------------------------ workers
+    def _answered(self, number: int, answer: Answered) -> None:
+        left, step, event = self._open.pop(number)
+        now = self.simulation.now
+        late = now > event.at + self.trace.deadline_s
+        if isinstance(answer, Refuse) and answer.code != "deadline_exceeded":
+            self.figures.refused += 1
+        elif isinstance(answer, Refuse) or late:
+            self.figures.missed += 1
+            self.figures.late.add(event)
+        own = step.seconds if isinstance(answer, Deliver) else 0.0
+        self.figures.waits.append(now - event.at - own)
+        self._ask_next(left)
 
-    def _happens(self, event: Happening) -> None:
-        if isinstance(event, WorkerReady):
-            self._works(event.worker, False)
-        elif isinstance(event, WorkerDone):
-            batch = self._running.pop(event.worker)
-            for number in batch:
-                del self._steps[number]
-            if (ahead := self._ahead.pop(event.worker, None)) is not None:
-                self._run(event.worker, ahead)
-            else:
-                self._works(event.worker, False)
-        elif isinstance(event, WorkerExited):
-            self._at(self.now, MemoryBack(event.worker))
-        finished = []
-        for action in self.s.handle(event, self.now):
-            match action:
-                case SendBatch(worker, batch):
-                    numbers = [number for number, _ in batch]
-                    if worker in self._running:
-                        self._ahead[worker] = numbers
-                    else:
-                        self._run(worker, numbers)
-                case StartWorker(worker, model, _):
-                    self.figures.loads += 1
-                    self.figures.load_s += self.load_s[model]
-                    self._works(worker, True)
-                    self._at(self.now + self.load_s[model], WorkerReady(worker, self.max_batch))
-                case KillWorker(worker):
-                    self.figures.evictions += 1
-                    self._at(self.now + KILL_S, WorkerExited(worker, "killed"))
-                case Deliver(request) | Refuse(request):
-                    left, step, begun = self._open.pop(request)
-                    late = self.now > begun.at + self.trace.deadline_s
-                    if isinstance(action, Refuse) and action.code != "deadline_exceeded":
-                        self.figures.refused += 1
-                    elif isinstance(action, Refuse) or late:
-                        self.figures.missed += 1
-                        self.figures.late.add(begun)
-                    own = step.seconds if isinstance(action, Deliver) else 0.0
-                    self.figures.waits.append(self.now - begun.at - own)
-                    finished.append(left)
-        for left in finished:
-            self._ask_next(left)
-        wake = self.s.next_wakeup()
-        if wake is not None and wake != self._woken and self._open:
-            self._woken = wake
-            self._at(max(wake, self.now), Tick())
-
-    def _run(self, worker: int, batch: list[int]) -> None:
-        """A batch takes as long as its longest, and a quarter of the others."""
-        self._running[worker] = batch
-        self._works(worker, True)
-        times = sorted(self._steps[number].seconds for number in batch)
-        seconds = times[-1] + 0.25 * sum(times[:-1])
-        self._at(self.now + seconds, WorkerDone(worker, [Finished(number) for number in batch]))
-
-    def _works(self, worker: int, on: bool) -> None:
-        if on and not self._working:
-            self._since = self.now
-        (self._working.add if on else self._working.discard)(worker)
-        if not on and not self._working:
-            self.figures.busy_s += self.now - self._since
+    def _batch_s(self, _: str, batch: list[int]) -> float:
+        """As long as its longest, and a part of the others."""
+        times = sorted(self._seconds[number] for number in batch)
+        return times[-1] + IN_BATCH * sum(times[:-1])

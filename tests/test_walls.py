@@ -38,11 +38,13 @@ WALLS: dict[str, set[str]] = {  # folder, or file → what nothing in it imports
     "broker": {"workers", "zoo.client", "zoo.gateway", *PIXELS, *LIBRARIES,
                "zoo.weights.pull", "zoo.weights.transfer", "zoo.weights.web"},
     "broker/scheduler": {"broker", *IO},
+    "broker/simulation": {"broker", *IO},
     "workers": {"broker", "zoo.client", "zoo.gateway", *LIBRARIES},
 }  # fmt: skip
 DOORS: dict[str, set[str]] = {  # folder, or file → what it may import all the same
     "zoo/broker.py": {"broker"},  # `python -m zoo.broker`
     "broker/scheduler": {"broker.scheduler"},
+    "broker/simulation": {"broker.scheduler", "broker.simulation"},
     "workers/models": LIBRARIES,
     "workers/camera.py": {"cv2"},  # only when the first frame that is not RGB comes
 }
