@@ -37,6 +37,7 @@ from broker.scheduler import events
 from broker.scheduler.capacity.ledger import Device
 from zoo.config import changes, reading, schema
 from zoo.errors import ConfigError
+from zoo.system import notify
 
 if TYPE_CHECKING:
     from broker.metrics import Metrics
@@ -61,18 +62,27 @@ class Service:
 
     Args:
         endpoint_given: stands over what the configuration says.
+        notifier: of the service manager, if any.
         checks: every invariant of the scheduler is checked after each event (`--debug`).
 
     Raises:
         ConfigError: the configuration or the endpoint cannot be used here. OSError.
     """
 
-    def __init__(self, config: schema.ZooConfig, endpoint_given: str = "", *, checks: bool = False) -> None:
+    def __init__(
+        self,
+        config: schema.ZooConfig,
+        endpoint_given: str = "",
+        notifier: notify.Notifier | None = None,
+        *,
+        checks: bool = False,
+    ) -> None:
         limit = descriptors.raise_limit()
         heap.settle()
         self._stop = False
         self._housekeeping_at = 0.0
         self._endpoint_given = endpoint_given
+        self._notifier = notifier or notify.Notifier({})
         config.broker.endpoint = endpoint_given or config.broker.endpoint
         shares = descriptors.divide(
             limit,
@@ -148,16 +158,20 @@ class Service:
         fleet.open()
         learnt.recall_cold(core.scheduler.models)
 
+    def _summary(self) -> str:
+        scheduler = self._core.scheduler
+        devices = ", ".join(f"{d.name} {d.budget_mb:g} MB" for d in scheduler.ledger.devices.values())
+        return f"serving on {self._core.config.endpoint}, {len(scheduler.models)} models, {devices}"
+
     # ------------------------------------------------------------ the loop
 
     def run(self) -> int:
         """Serves until it is told to stop. Gives the exit status: 0, or 1 when its books were found to be wrong."""
         self._loop.hear_signals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._hear_signals)
-        scheduler = self._core.scheduler
-        devices = ", ".join(f"{d.name} {d.budget_mb:g} MB" for d in scheduler.ledger.devices.values())
-        log.info("serving on %s, %d models, %s", self._core.config.endpoint, len(scheduler.models), devices)
+        log.info("%s", self._summary())
         if self._core.config.broker.restore:
             self._run("bringing back what was loaded", self._bring_back)
+        self._notifier.ready(self._summary())
         try:
             while not self._stop and not self._core.ending.is_over(time.monotonic()):
                 try:
@@ -169,6 +183,7 @@ class Service:
                     self._core.guard.failed("a turn of the loop", e)
         finally:
             signal.set_wakeup_fd(-1)
+            self._notifier.stopping()
             limit = ending.within(ending.CLOSE_S, 1, self._place.release)
             self.close()
             limit.cancel()
@@ -202,6 +217,7 @@ class Service:
             run("closing nameless lifelines", lambda: self._handoff.end_nameless(now))
         if now >= self._housekeeping_at:
             self._housekeeping_at = now + HOUSEKEEPING_S
+            self._notifier.alive()
             self._fleet.housekeeping(now)
             run("writing down footprints", self._learnt.write_down)
             run("writing down labels", self._labels.write_down)
@@ -216,12 +232,16 @@ class Service:
         if any(n in (signal.SIGTERM, signal.SIGINT) for n in numbers):
             drain = 0.0 if self._core.scheduler.stopping else self._core.config.broker.drain_seconds
             self._run("noting what is loaded", lambda: self._note_resident(at_last=True))
+            self._notifier.stopping()
             self._core.shut_down(drain)
         elif signal.SIGHUP in numbers:
+            self._notifier.reloading()
             try:
                 self.reload()
             except ConfigError as e:
                 log.error("the configuration stays as it is: %s", e)
+            finally:
+                self._notifier.ready(self._summary())
 
     def reload(self) -> list[str]:
         """Reads config.toml and the CURVE keys again; gives what has changed.

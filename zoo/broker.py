@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.system import program
+from zoo.system import notify, program
 
 if __name__ == "__main__":
     program.put_ours_first()
@@ -36,13 +36,14 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     program.open_streams()
+    notifier = notify.Notifier()  # before any child is started
 
     from broker import logs
 
     log = logs.Log(args.log_format)
     log.install(args.log_level)
     try:
-        return _serve(args)
+        return _serve(args, notifier)
     except KeyboardInterrupt:
         return 130
     except Exception:
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         log.end()
 
 
-def _serve(args: argparse.Namespace) -> int:
+def _serve(args: argparse.Namespace, notifier: notify.Notifier) -> int:
     gc.disable()  # one collection when all is made, instead of some forty on the way
     from broker.service import Service
     from zoo.config.endpoint import endpoint_problem
@@ -69,7 +70,7 @@ def _serve(args: argparse.Namespace) -> int:
                 raise ConfigError(f"--endpoint: {problem}")
         if args.gateway:
             _start_gateway(args)
-        service = Service(config, args.endpoint or "", checks=args.debug)
+        service = Service(config, args.endpoint or "", notifier, checks=args.debug)
     except (ConfigError, OSError) as e:
         print(e if isinstance(e, ConfigError) else f"the broker cannot be started: {e}", file=sys.stderr)
         return 2

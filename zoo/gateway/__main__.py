@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.system import program
+from zoo.system import notify, program
 
 if __name__ == "__main__":
     program.put_ours_first()
@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 after SIGTERM or SIGINT, 2 when the configuration cannot be served, 1: an error of its own."""
     args = parser().parse_args(argv)
     program.open_streams()
+    notifier = notify.Notifier()
     kernel.set_name("zoo-gateway")
     logging.basicConfig(level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         from zoo.gateway import serving
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serving.serve(config, args.endpoint))
+            runner.run(serving.serve(config, args.endpoint, notifier))
     except ConfigError as e:
         print(e, file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ from zoo.errors import ConfigError
 from zoo.gateway import app
 from zoo.gateway.doors import frigate
 from zoo.gateway.gateway import Gateway
+from zoo.system.notify import Notifier
 
 Life = Callable[[Gateway], Coroutine[Any, Any, None]]
 LIVES: Sequence[Life] = (
@@ -29,6 +30,7 @@ HEAD_BYTES = 1 << 20  # of a head, and of what comes with it in one read
 ANSWER_S = 60.0  # for the other side to take an answer
 KEEP_ALIVE_S = 75.0  # longer than the pools of usual clients keep a connection
 UNREAD_S = 30.0  # how long the other side may take nothing at all: the kernel ends the connection
+ALIVE_S = 1.0  # between two words to the service manager
 GRACE_S = 5.0  # for requests under way when the process is to end
 
 log = logging.getLogger("zoo.gateway")
@@ -98,7 +100,7 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-async def serve(config: ZooConfig, endpoint: str | None) -> None:
+async def serve(config: ZooConfig, endpoint: str | None, notifier: Notifier) -> None:
     """Serves until SIGTERM or SIGINT. Raises ConfigError: what is configured cannot be served."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -114,16 +116,26 @@ async def serve(config: ZooConfig, endpoint: str | None) -> None:
                 server = http_server(gateway)
                 group.create_task(server.serve([listener]))
                 host, port = listener.getsockname()[:2]
-                log.info("the gateway is serving on http://%s:%s", f"[{host}]" if ":" in host else host, port)
+                said = f"the gateway is serving on http://{f'[{host}]' if ':' in host else host}:{port}"
             else:
-                log.info("the gateway is serving no HTTP")
+                said = "the gateway is serving no HTTP"
+            log.info("%s", said)
+            notifier.ready(said)
+            tasks.append(group.create_task(_tell_alive(notifier)))
             await stop.wait()
+            notifier.stopping()
             if listener is not None:
                 server.should_exit = True
             for task in tasks:
                 task.cancel()
     finally:
         await gateway.close()
+
+
+async def _tell_alive(notifier: Notifier) -> None:
+    while notifier.watched:
+        notifier.alive()
+        await asyncio.sleep(ALIVE_S)
 
 
 def http_server(gateway: Gateway) -> HttpServer:
