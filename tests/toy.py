@@ -33,9 +33,9 @@ class Once:
 class Toy:
     """Answers what it saw.
 
-    Options of the model: ballast_mb, load_seconds, load (ok, raise, hang, die, flag), max_batch, labels. Of its copy:
-    uncopyable, unreadable. spare_mb: how much larger than at the beginning of its load the process can become; lifted:
-    a file that ends this limit, made when memory has run out.
+    Options of the model: ballast_mb, load_seconds, awaited (a file that its load waits for), load (ok, raise, hang,
+    die, flag), max_batch, labels. Of its copy: uncopyable, unreadable. spare_mb: how much larger than at the beginning
+    of its load the process can become; lifted: a file that ends this limit, made when memory has run out.
     """
 
     def load(self, spec: Spec, device: str) -> None:
@@ -45,6 +45,8 @@ class Toy:
         if "labels" in o:
             self.labels = o["labels"]
         time.sleep(o.get("load_seconds", 0.0))
+        while "awaited" in o and not Path(o["awaited"]).exists():
+            time.sleep(0.02)
         if "spare_mb" in o:
             self._limit(o["spare_mb"])
         how = o.get("load", "ok")

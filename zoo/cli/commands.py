@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoo.cli import output, show
+from zoo.cli import output, progress, show
 from zoo.cli.output import OK, REFUSED, WrongUsage, remark, say
 from zoo.errors import (
     BrokerUnreachable,
@@ -82,7 +82,8 @@ def check(args: Namespace) -> int:
     from zoo.weights import catalogue
 
     config = load_config(args.config)
-    rows = catalogue.rows(config, check.unimportable(config))
+    with progress.Meanwhile(lambda: "importing the adapters of all models", quiet=args.json):
+        rows = catalogue.rows(config, check.unimportable(config))
     say(args, rows, show.models(rows))
     bad = [row for row in rows if row["enabled"] and row["problem"]]
     for row in bad if not args.json else ():
@@ -234,7 +235,8 @@ def load(args: Namespace, zoo: Client) -> int:
     pin it (--pin), or hold a lease in your program (`with zoo.load(name)`).
     """
     started = time.monotonic()
-    zoo.get_model(args.model)
+    with progress.Meanwhile(progress.waits_of(zoo), quiet=args.json):
+        zoo.get_model(args.model)
     if args.pin:
         zoo.pin(args.model)
     seconds = time.monotonic() - started
@@ -244,7 +246,8 @@ def load(args: Namespace, zoo: Client) -> int:
 
 def unload(args: Namespace, zoo: Client) -> int:
     """End a model's process and give its memory back."""
-    was = zoo.unload(args.model)
+    with progress.Meanwhile(lambda: f"{args.model}: {zoo.models(args.model)[0]['state']}", quiet=args.json):
+        was = zoo.unload(args.model)
     return _done(args, "is unloaded" if was else "was not loaded", unloaded=was)
 
 

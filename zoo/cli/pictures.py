@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.cli import progress
 from zoo.cli.output import OK, REFUSED, WrongUsage, remark, say
 from zoo.errors import InvalidInput
 
@@ -30,7 +31,8 @@ def infer(args: Namespace, zoo: Client) -> int:
 
     frame, how = _frame(args, args.image)
     started = time.monotonic()
-    answer = zoo.infer(args.model, frame, boxes=args.box, **how, **dict(args.option))
+    with progress.Meanwhile(progress.waits_of(zoo), quiet=args.json):
+        answer = zoo.infer(args.model, frame, boxes=args.box, **how, **dict(args.option))
     seconds = time.monotonic() - started
     parts = answer if args.box else [answer]
     answers = [typed(one) for one in parts]
@@ -49,9 +51,10 @@ def enrich(args: Namespace, zoo: Client) -> int:
     """
     frames, hows = zip(*(_frame(args, image) for image in args.image), strict=True)
     how = hows[0]
-    detections = zoo.infer(args.detector, frames[-1], **how, **dict(args.detector_option))
-    event = zoo.enrich(list(frames), detections, suspicious=args.suspicious, min_score=args.min_score,
-                       timeout=args.timeout, **how)  # fmt: skip
+    with progress.Meanwhile(progress.waits_of(zoo), quiet=args.json):
+        detections = zoo.infer(args.detector, frames[-1], **how, **dict(args.detector_option))
+        event = zoo.enrich(list(frames), detections, suspicious=args.suspicious, min_score=args.min_score,
+                           timeout=args.timeout, **how)  # fmt: skip
     say(args, {"detector": args.detector, **event.to_dict()}, _told_event(args.detector, detections, event))
     if args.output is not None:
         _draw(frames[-1], [event], args.output, args.color or "rgb", marked=detections.stand_in)

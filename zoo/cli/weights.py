@@ -34,7 +34,7 @@ def pull(args: Namespace) -> int:
     config = _config(args)
     chosen = _chosen(args, config)
     limits = Limits(silence_s=args.timeout) if args.timeout else LIMITS
-    bar = Bar()
+    bar = Bar(quiet=args.json)
     watch = Watch(bar.progress, bar.note)
     rows = []
     for model in chosen:
