@@ -1,39 +1,30 @@
-"""What a line of the log looks like: text for people, or one JSON object per line for programs; and how it gets out.
+"""How the broker's log gets out; `zoo/system/log_lines.py` says what its lines look like.
 
-Names and messages may hold anything that a client or a library said. Whatever they hold, a line stays one line, and
-is valid: line breaks and other control characters are escaped, and what is not text is. `Log` takes all that this
-process would write to standard error, so that nothing but its thread ever waits for a reader (see `outlet.py`).
+`Log` takes all that this process would write to standard error, so that nothing but its thread ever waits for a reader
+(see `outlet.py`).
 """
 
 from __future__ import annotations
 
 import io
-import json
 import logging
 import sys
 import threading
-import time
 from types import TracebackType
-from typing import Any, Literal
 
 from broker.outlet import Outlet
 from broker.recent import LogRing
-from zoo.system import program
+from zoo.system.log_lines import MOST_TEXT, Kind, formatter
 
 FLUSH_S = 2.0  # the most that an end waits for a reader of the log
-MOST_TEXT = 16_000  # characters of a message, and of a traceback
 
 log = logging.getLogger("zoo.log")
-
-
-def formatter(kind: Literal["text", "json"]) -> logging.Formatter:
-    return _Json() if kind == "json" else _Text("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 class Log(logging.Handler):
     """Everything that is logged, printed to `sys.stderr`, warned of or raised uncaught, on its way to a descriptor."""
 
-    def __init__(self, kind: Literal["text", "json"], fd: int = 2) -> None:
+    def __init__(self, kind: Kind, fd: int = 2) -> None:
         super().__init__()
         self.kind = kind
         self.setFormatter(formatter(kind))
@@ -136,42 +127,3 @@ def _uncaught(
     log.critical("uncaught in thread %s: %s", thread, kind.__name__, exc_info=(kind, error, trace))
     if thread == "main" and (ours := installed()) is not None:
         ours.end()
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MOST_TEXT else f"{text[:MOST_TEXT]} … ({len(text)} characters)"
-
-
-def _valid(value: Any) -> Any:
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
-
-
-class _Text(logging.Formatter):
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
-        if worker := getattr(record, "worker", 0):  # what a worker has printed
-            record.message = f"{getattr(record, 'model', '') or 'no model'} (worker {worker}): {record.message}"
-        record.message = program.one_line(_cut(record.message))
-        return super().formatMessage(record)
-
-
-class _Json(logging.Formatter):
-    """`event`, `model` and the numbers of a decision come from the record's `line`, where it has one (`story.Line`)."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = getattr(record, "line", None)
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        said = {
-            "time": f"{at}.{int(record.msecs):03d}Z",
-            "level": record.levelname,
-            "logger": record.name,
-            "event": line.kind if line is not None else "log",
-            "model": line.model if line is not None else "",
-            "message": _cut(line.text if line is not None else record.getMessage()),
-        }
-        if (worker := getattr(record, "worker", None)) is not None:  # what a worker has printed
-            said |= {"event": "printed", "model": getattr(record, "model", ""), "worker": worker}
-        if line is not None:
-            said |= {key: value for key, value in line.fields.items() if key not in said}
-        if record.exc_info:
-            said["exception"] = _cut(self.formatException(record.exc_info))
-        return json.dumps({key: _valid(value) for key, value in said.items()}, default=str)  # ASCII, on one line

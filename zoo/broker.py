@@ -84,7 +84,10 @@ def _start_gateway(args: argparse.Namespace) -> None:
     """Raises ConfigError: what it needs is not installed."""
     from zoo.gateway import keeper
 
-    given = (("--config", args.config), ("--endpoint", args.endpoint), ("--log-level", args.log_level))
+    given = (
+        ("--config", args.config), ("--endpoint", args.endpoint), ("--log-level", args.log_level),
+        ("--log-format", args.log_format),
+    )  # fmt: skip
     keeper.start([word for name, value in given if value for word in (name, value)])
 
 

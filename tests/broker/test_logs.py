@@ -25,6 +25,7 @@ from broker.scheduler.story.story import Line
 from tests.support import ROOT, Running, config_text, toy, wait_until
 from zoo import Client
 from zoo import broker as entry
+from zoo.system import log_lines
 
 FRAME = np.full((8, 8, 3), 7, np.uint8)
 
@@ -39,7 +40,7 @@ def record(message: str, **more: Any) -> logging.LogRecord:
 
 @pytest.mark.parametrize("kind", ["text", "json"])
 def test_whatever_a_message_holds_it_stays_one_line_that_can_be_written(kind: str) -> None:
-    line = logs.formatter(kind).format(record(NASTY))  # type: ignore[arg-type]
+    line = log_lines.formatter(kind).format(record(NASTY))  # type: ignore[arg-type]
     assert len(line.splitlines()) == 1
     line.encode("utf-8")
     assert "\x1b" not in line
@@ -50,7 +51,7 @@ def test_whatever_a_message_holds_it_stays_one_line_that_can_be_written(kind: st
 def test_a_decision_has_its_numbers_as_fields() -> None:
     line = Line(5.0, "a\nb", "killed", {"limit_seconds": 300.0, "running": [1, 2], "message": "not this"})
     made = record("a\nb: killed", line=line, created=1e9, msecs=5.0)
-    assert json.loads(logs.formatter("json").format(made)) == {
+    assert json.loads(log_lines.formatter("json").format(made)) == {
         "time": "2001-09-09T01:46:40.005Z",
         "level": "WARNING",
         "logger": "zoo.broker",
@@ -67,7 +68,7 @@ def test_an_exception_is_part_of_its_line() -> None:
         raise ValueError("two\nlines")
     except ValueError as e:
         made = record("it broke", exc_info=(type(e), e, e.__traceback__))
-    line = logs.formatter("json").format(made)
+    line = log_lines.formatter("json").format(made)
     assert len(line.splitlines()) == 1
     assert "two\nlines" in json.loads(line)["exception"]
 
@@ -211,7 +212,7 @@ def test_a_flood_of_long_lines_has_a_bound_in_bytes() -> None:
     assert out.outlet._bytes <= outlet.MOST_BYTES
     assert out.outlet.dropped > 0
     first = json.loads(drained(read, "\n").splitlines()[0])
-    assert len(first["message"]) < 2 * logs.MOST_TEXT
+    assert len(first["message"]) < 2 * log_lines.MOST_TEXT
 
 
 OUTPUTS = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -217,7 +218,7 @@ def test_an_address_that_is_taken_is_told(broker) -> None:
 
 
 def test_serve_keeps_the_gateway_alive_and_ends_it_with_the_broker(broker) -> None:
-    running = broker(start=False, arguments=["--gateway"])
+    running = broker(start=False, arguments=["--gateway", "--log-format", "json"])
     with open(running.config_path, "a") as file:
         file.write('[gateway]\nhttp = "127.0.0.1:0"\n')
     running.start()
@@ -225,20 +226,37 @@ def test_serve_keeps_the_gateway_alive_and_ends_it_with_the_broker(broker) -> No
     def served() -> list[str]:
         return re.findall(r"gateway is serving on http://127.0.0.1:(\d+)", running.log())
 
-    def gateway() -> int:
-        found = [pid for pid in running.processes() if "\0zoo.gateway\0" in Path(f"/proc/{pid}/cmdline").read_text()]
-        return found[0] if found else 0
+    def process(module: str) -> int:
+        """The last one of them."""
+        found = [pid for pid in running.processes() if f"\0{module}\0" in Path(f"/proc/{pid}/cmdline").read_text()]
+        return max(found, default=0)
 
     wait_until(lambda: len(served()) == 1, 20)
-    first = gateway()
+    first = process("zoo.gateway")
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: len(served()) == 2, 20, "it is started again")
-    second = gateway()
+    second = process("zoo.gateway")
     assert second not in (0, first)
+    os.kill(process("zoo.gateway.keeper"), signal.SIGKILL)
+    wait_until(lambda: len(served()) == 3, 20, "it and its keeper are started again")
+    wait_until(lambda: not alive(second))
+    third = process("zoo.gateway")
     assert alive(running.pid)
-    wait_until(lambda: "the gateway ended with status -9" in running.log())
+    lines = [json.loads(line) for line in running.log().splitlines()]
+    said = {(line["logger"], line["level"], line["message"].partition(";")[0]) for line in lines}
+    assert ("zoo.gateway.keeper", "WARNING", "the gateway ended with status -9") in said
+    assert ("zoo.gateway.keeper", "WARNING", "the gateway's keeper ended with status -9") in said
     running.kill()  # waits for the end of all that it had started
-    assert not alive(second)
+    assert not alive(third)
+
+
+def test_a_gateway_alone_says_in_json_why_it_cannot_serve(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[gateway]\nhttp = "127.0.0.1:0"\ntokens = "none"\n')
+    command = [sys.executable, "-m", "zoo.gateway", "--config", str(tmp_path / "config.toml"), "--log-format", "json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert (done.returncode, line["level"]) == (2, "CRITICAL")
+    assert "gateway.tokens" in line["message"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ import sys
 from zoo.config.reading import load_config
 from zoo.errors import ConfigError
 from zoo.gateway import keeper
-from zoo.system import kernel
+from zoo.system import kernel, log_lines
+
+log = logging.getLogger("zoo.gateway")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--endpoint", help="the broker's, instead of the configured one")
     made.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    made.add_argument("--log-format", default="text", choices=["text", "json"], help="json: one object per line")
     return made
 
 
@@ -35,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     program.open_streams()
     notifier = notify.Notifier()
     kernel.set_name("zoo-gateway")
-    logging.basicConfig(level=args.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_lines.install(args.log_format, args.log_level)
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLogger().level))
     try:
         config = load_config(args.config)
@@ -47,12 +50,15 @@ def main(argv: list[str] | None = None) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serving.serve(config, args.endpoint, notifier))
     except ConfigError as e:
-        print(e, file=sys.stderr)
+        if args.log_format == "json":
+            log.critical("%s", e)
+        else:
+            print(e, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
     except Exception:
-        logging.getLogger("zoo.gateway").critical("the gateway ends", exc_info=True)
+        log.critical("the gateway ends", exc_info=True)
         return 1
     return 0
 

@@ -1,7 +1,8 @@
 """`python -m zoo.gateway.keeper BROKER ARGUMENTS`: starts the gateway, and again whenever it ends.
 
 `zoo serve --gateway` has this process between broker and gateway, so that the broker has nothing to do with it: it
-watches the broker by a descriptor of its process, and ends, with the gateway, when that is gone.
+watches the broker by a descriptor of its process, and ends, with the gateway, when that is gone. Should it be killed
+itself, the gateway ends with it, and a thread of the broker's, which does nothing else, starts both again.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 from zoo.errors import ConfigError
-from zoo.system import kernel, program
+from zoo.system import kernel, log_lines, program
 
 FIRST_S, MOST_S = 0.5, 30.0  # before the gateway is started again: doubled each time
 STEADY_S = 60.0  # after so long at work it starts again as the first time
@@ -28,10 +30,23 @@ log = logging.getLogger("zoo.gateway.keeper")
 
 
 def start(arguments: list[str]) -> None:
-    """Starts the keeper of the gateway beside this process, the broker's. Raises ConfigError: see `check_libraries`."""
+    """Keeps the gateway beside this process, the broker's, until that ends. Raises ConfigError: `check_libraries`."""
     check_libraries()
+    threading.Thread(target=_keep, args=(arguments,), name="zoo-keeper", daemon=True).start()
+
+
+def _keep(arguments: list[str]) -> None:
     command = [sys.executable, "-P", "-m", "zoo.gateway.keeper", str(os.getpid()), *arguments]
-    subprocess.Popen(command, stdin=subprocess.DEVNULL, env=program.environment())
+    while True:
+        try:
+            status = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=program.environment()).wait()
+        except OSError as e:
+            log.warning("the gateway's keeper cannot be started: %s", e)
+        else:
+            if status == 0:  # it was asked to end
+                return
+            log.warning("the gateway's keeper ended with status %d; it is started again", status)
+        time.sleep(FIRST_S)
 
 
 def check_libraries() -> None:
@@ -95,14 +110,15 @@ class Keeper:
 
 
 def main() -> None:
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    arguments = sys.argv[2:]
+    log_lines.install("json" if "json" in arguments else "text", "INFO")
     kernel.set_name("zoo-keeper")
     try:
         broker = os.pidfd_open(int(sys.argv[1]))
     except ProcessLookupError:
         return
     if os.getppid() == int(sys.argv[1]):
-        Keeper(broker, sys.argv[2:]).run()
+        Keeper(broker, arguments).run()
 
 
 if __name__ == "__main__":
