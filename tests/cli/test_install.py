@@ -150,7 +150,8 @@ def test_the_wheel_holds_every_module_the_licence_and_the_configuration(tmp_path
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         ours = [p.relative_to(ROOT) for room in ("zoo", "broker", "workers") for p in (ROOT / room).rglob("*.py")]
-        assert {*map(str, ours), "zoo/cli/init.toml"} <= {*archive.namelist()}
+        page = [p.relative_to(ROOT) for p in (ROOT / "zoo/gateway/page/static").iterdir()]
+        assert {*map(str, ours), *map(str, page), "zoo/cli/init.toml"} <= {*archive.namelist()}
         (licence,) = [name for name in archive.namelist() if name.endswith("licenses/LICENSE")]
         assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
         assert archive.read("zoo/config.toml") == (ROOT / "config.toml").read_bytes()

@@ -39,10 +39,11 @@ from litestar.openapi.plugins import JsonRenderPlugin
 
 from zoo.gateway.doors import deepstack, enrichment, kserve, metrics
 from zoo.gateway.gateway import Gateway
+from zoo.gateway.page import routes as page
 from zoo.gateway.refusals import answer
 from zoo.gateway.shield import Shield
 
-ROUTES: Sequence[Callable[[], Any]] = (kserve.router, deepstack.router, enrichment.router, metrics.router)
+ROUTES: Sequence[Callable[[], Any]] = (kserve.router, deepstack.router, enrichment.router, metrics.router, page.router)
 
 
 def make(gateway: Gateway) -> Shield:

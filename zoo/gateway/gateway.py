@@ -15,9 +15,11 @@ from zoo.errors import BrokerUnreachable, InvalidInput, ZooError
 from zoo.gateway import access, forms, incoming
 from zoo.gateway.access import Callers, KnownCaller, Rights
 from zoo.gateway.metrics import DoorMetrics
+from zoo.gateway.page.watch import PageWatch
 from zoo.gateway.sessions import Sessions
 
 HttpRequest = Request[Any, Any, Any]
+TRIALS = 4  # pictures at once: each is in memory as a whole
 READY_S = 2.0  # a broker that has not answered by then is not ready
 
 
@@ -29,6 +31,7 @@ class Gateway:
         sessions: see `Sessions`. own: the gateway's own session, for questions that no caller pays for.
         waiting: of all forms, see `zoo/gateway/forms.py`.
         metrics: of all doors; those that do not speak HTTP count there themselves.
+        watch: what the page shows. trials: for pictures that are tried there.
     """
 
     def __init__(self, config: ZooConfig, endpoint: str | None = None) -> None:
@@ -40,6 +43,8 @@ class Gateway:
         self.own = self.sessions.client()
         self.waiting = forms.WaitingFiles(table.max_body_bytes)
         self.metrics = DoorMetrics(lambda: len(self.sessions))
+        self.watch = PageWatch(self.own)
+        self.trials = asyncio.Semaphore(TRIALS)
 
     def admit(self, request: HttpRequest, rights: Rights, key: str | None = None) -> KnownCaller:
         """The caller, who has at least these rights.

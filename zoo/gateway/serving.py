@@ -113,6 +113,7 @@ async def serve(config: ZooConfig, endpoint: str | None, notifier: Notifier) -> 
             tasks = [group.create_task(life(gateway)) for life in LIVES]
             tasks.append(group.create_task(gateway.sessions.tidy()))
             if listener is not None:
+                tasks.append(group.create_task(gateway.watch.run()))
                 server = http_server(gateway)
                 group.create_task(server.serve([listener]))
                 host, port = listener.getsockname()[:2]

@@ -126,6 +126,7 @@ async def preload(request: HttpRequest, gateway: Gateway, model_name: str = "") 
         await gateway.answer(request, zoo.get_model(name, timeout=LOAD_S))
         seconds = time.monotonic() - began
         found = {row["name"]: row["vram_mb"] for row in (await zoo.get_status())["loaded_models"]}
+    gateway.watch.look_now()
     return {"success": True, "model_name": name, "vram_mb": found.get(name), "load_time_ms": round(seconds * 1000, 1)}
 
 
@@ -135,7 +136,28 @@ async def unload(request: HttpRequest, gateway: Gateway, model_name: str = "") -
     async with gateway.session(request, Rights.OPERATOR) as zoo:
         name = await _named(request, gateway, model_name)
         was_loaded = await gateway.answer(request, zoo.unload(name))
+    gateway.watch.look_now()
     return {"success": True, "model_name": name, "was_loaded": was_loaded}
+
+
+@post("/models/pin", operation_class=DescribedModelName, responses=ERRORS, status_code=200)
+async def pin(request: HttpRequest, gateway: Gateway, model_name: str = "") -> dict[str, Any]:
+    """The model is not evicted any more. It need not be loaded yet."""
+    return await _pinned(request, gateway, model_name, True)
+
+
+@post("/models/unpin", operation_class=DescribedModelName, responses=ERRORS, status_code=200)
+async def unpin(request: HttpRequest, gateway: Gateway, model_name: str = "") -> dict[str, Any]:
+    """The model may be evicted again."""
+    return await _pinned(request, gateway, model_name, False)
+
+
+async def _pinned(request: HttpRequest, gateway: Gateway, model_name: str, on: bool) -> dict[str, Any]:
+    async with gateway.session(request, Rights.OPERATOR) as zoo:
+        name = await _named(request, gateway, model_name)
+        await gateway.answer(request, zoo.pin(name) if on else zoo.unpin(name))
+    gateway.watch.look_now()
+    return {"success": True, "model_name": name, "pinned": on}
 
 
 # ---------------------------------------------------------------- enrichment
@@ -289,5 +311,5 @@ def _from_base64(name: str, text: str) -> bytes:
 
 
 def router() -> Router:
-    handlers = [health, readiness, status, registry, preload, unload, enrich]
+    handlers = [health, readiness, status, registry, preload, unload, pin, unpin, enrich]
     return Router("/", route_handlers=handlers, tags=["Enrichment"], opt={"door": "enrichment"})

@@ -1,0 +1,171 @@
+// The page: takes what the gateway says and shows it; buttons and keys.
+
+import { call, follow, token } from "./live.js";
+import { showDevices } from "./memory.js";
+import { ModelTable } from "./models.js";
+import { count, make, put } from "./text.js";
+import { Timeline } from "./timeline.js";
+import { Trial } from "./trial.js";
+import { showWaiting } from "./waiting.js";
+
+const by = (id) => document.getElementById(id);
+const state = { devices: [], models: [], waiting: [], totals: null, trouble: "", you: { name: "", role: "viewer" } };
+let skew = 0; // of the gateway's clock, in seconds
+let said = 0;
+const now = () => Date.now() / 1000 + skew;
+
+const timeline = new Timeline(by("lanes"), by("decisions"), by("more"));
+const table = new ModelTable(by("rows"), act, (name) => timeline.about(name));
+const trial = new Trial();
+
+// ---------------------------------------------------------------- what comes in
+
+function take(message) {
+  skew = message.at - Date.now() / 1000;
+  if (message.whole) Object.assign(state, { devices: [], models: [], waiting: [], totals: null });
+  for (const name of ["devices", "models", "waiting", "totals", "trouble", "you"]) {
+    if (name in message) state[name] = message[name];
+  }
+  timeline.add(message.decisions, Boolean(message.whole));
+  put(by("you"), `${state.you.name === "local" ? "this machine" : state.you.name}, ${state.you.role}`);
+  by("you").title = `role: ${state.you.role}`;
+  show(message);
+}
+
+function show(message) {
+  const order = new Map(state.models.map((model, index) => [model.name, index]));
+  const has = (name) => message.whole || name in message;
+  if (has("devices") || has("models")) showDevices(by("devices"), state.devices, order);
+  if (has("models")) {
+    table.rights = state.you.role;
+    table.show(state.models);
+    trial.offer(state.models, state.you.role !== "viewer");
+    by("none").hidden = state.models.length > 0;
+  }
+  if (has("totals")) showTotals(state.totals);
+  if (has("waiting") || state.waiting.length) showWaiting(by("waiting"), state.waiting, order, now());
+  timeline.show(now(), state.models, order);
+  table.age(now());
+  linked(state.trouble ? "broker" : "live", state.trouble ? "no broker" : "live");
+  trouble(state.trouble ? `The broker does not answer. What is shown is what was last seen; it goes on by itself. (${state.trouble})` : "");
+  document.title = state.trouble ? "No broker – Model Zoo" : "Model Zoo";
+}
+
+const TOTALS = [["loaded", "loaded"], ["rate", "requests/s"], ["running", "running"], ["waiting", "waiting"], ["leases", "leases"], ["clients", "clients"]];
+
+function showTotals(totals) {
+  if (!totals) return by("totals").replaceChildren();
+  const texts = { ...totals, loaded: `${totals.loaded} / ${totals.registered}`, rate: totals.rate.toFixed(1) };
+  const figures = TOTALS.map(([key, label]) => make("div", { data: { total: key, zero: !totals[key] } }, make("dt", { textContent: label }), make("dd", { textContent: String(texts[key]) })));
+  if (totals.errors) figures.push(make("div", { className: "bad" }, make("dt", { textContent: "internal errors" }), make("dd", { textContent: count(totals.errors) })));
+  if (totals.stopping) figures.push(make("div", { className: "bad" }, make("dt", { textContent: "broker" }), make("dd", { textContent: "stopping" })));
+  by("totals").replaceChildren(...figures);
+}
+
+function gone(text) {
+  linked("gone", "not connected");
+  trouble(`Not connected: ${text}. What is shown is what was last seen; it goes on by itself.`);
+}
+
+function linked(kind, text) {
+  by("link").dataset.link = kind;
+  put(by("link"), text);
+  document.body.classList.toggle("old", kind !== "live");
+}
+
+function trouble(text) {
+  by("trouble").hidden = !text;
+  put(by("trouble"), text);
+}
+
+/** Asks for a token until one is given. */
+function askToken(text, is_wrong) {
+  linked("wait", "token needed");
+  trouble("");
+  put(by("enter-why"), is_wrong ? "This token is not known to the gateway, or not any more." : "Who may look is in the gateway's file of tokens.");
+  by("enter-why").title = text;
+  by("token").value = "";
+  by("enter").showModal();
+  return new Promise((done) => {
+    by("enter").addEventListener("close", () => {
+      if (by("token").value.trim()) token.set(by("token").value.trim());
+      done();
+    }, { once: true });
+  });
+}
+
+// ---------------------------------------------------------------- what is done
+
+const CALLS = { load: "models/preload", unload: "models/unload", pin: "models/pin", unpin: "models/unpin" };
+const DONE = { load: "is loaded", unload: "is unloaded", pin: "is pinned", unpin: "is unpinned" };
+
+async function act(what, name) {
+  if (state.you.role !== "operator") return say(`${what} is for operators; you are a ${state.you.role}`, true);
+  if (what === "unload" && !(await sure(`Unload ${name}?`))) return;
+  say(`${what} ${name} …`);
+  try {
+    const answer = await call(`${CALLS[what]}?model_name=${encodeURIComponent(name)}`);
+    say(answer.was_loaded === false ? `${name} was not loaded` : `${name} ${DONE[what]}`);
+  } catch (e) {
+    say(`${what} ${name}: ${e.message}`, true);
+  }
+}
+
+function sure(question) {
+  put(by("question"), question);
+  by("confirm").returnValue = "no";
+  by("confirm").showModal();
+  return new Promise((done) => by("confirm").addEventListener("close", () => done(by("confirm").returnValue === "yes"), { once: true }));
+}
+
+function say(text, bad = false) {
+  clearTimeout(said);
+  by("said").hidden = false;
+  by("said").classList.toggle("bad", bad);
+  put(by("said"), text);
+  said = setTimeout(() => { by("said").hidden = true; }, bad ? 12000 : 5000);
+}
+
+// ---------------------------------------------------------------- keys, light and dark
+
+function pressed(event) {
+  const at = event.target;
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]") || /^(INPUT|SELECT|TEXTAREA)$/.test(at.tagName)) return;
+  const model = table.model(table.chosen);
+  const keys = {
+    ArrowDown: () => table.move(1),
+    ArrowUp: () => table.move(-1),
+    l: () => model && act("load", model.name),
+    u: () => model && act("unload", model.name),
+    p: () => model && act(model.pinned ? "unpin" : "pin", model.name),
+    t: () => { if (model) by("try-model").value = model.name; by("picture").focus(); by("picture").click(); },
+    d: turn,
+    "?": () => by("help").showModal(),
+    Escape: () => { table.close(); by("said").hidden = true; },
+  };
+  if (event.key === "Enter" && at.classList?.contains("row")) keys.Enter = () => table.toggle(table.chosen);
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if (!keys[key]) return;
+  event.preventDefault();
+  keys[key]();
+}
+
+const THEMES = ["auto", "light", "dark"];
+
+function turn() {
+  dress(THEMES[(THEMES.indexOf(document.documentElement.dataset.theme ?? "auto") + 1) % 3]);
+}
+
+function dress(theme) {
+  document.documentElement.dataset.theme = theme;
+  put(by("theme"), `Theme: ${theme}`);
+  try { localStorage.setItem("zoo-theme", theme); } catch { /* a private window */ }
+}
+
+dress(THEMES.find((theme) => theme === localStorage.getItem("zoo-theme")) ?? "auto");
+by("theme").addEventListener("click", turn);
+by("keys").addEventListener("click", () => by("help").showModal());
+by("enter").addEventListener("cancel", (event) => event.preventDefault());
+document.addEventListener("keydown", pressed);
+setInterval(() => table.age(now()), 1000);
+follow(take, gone, askToken);
