@@ -156,7 +156,10 @@ class Load:
                 self._warm(n)
                 self._odd(n)
                 self._over_http(n)
-            lines = self._client.logs(since=lines)["next"]
+            more = True
+            while more:
+                page = self._client.logs(since=lines)
+                lines, more = page["next"], page["more"]
         self.p99_ms()
 
     def start(self) -> None:
@@ -268,7 +271,8 @@ class Load:
 
     def _dies(self, n: int) -> None:
         with contextlib.suppress(zoo.WorkerCrashed):
-            self._client.infer("frail", np.full((8, 8, 3), n % 251, np.uint8), serial=n)
+            unseen = np.frombuffer(os.urandom(192), np.uint8).reshape(8, 8, 3)  # else it is quarantined
+            self._client.infer("frail", unseen)
             self.wrong.append("a model answered that should have died")
 
     def _check(self, ok: bool, what: str) -> None:
@@ -369,7 +373,8 @@ def soak(where: Path, seconds: float) -> dict[str, Any]:
             load.end()
         return {
             "seconds": round(at), "requests": dict(load.counts), "wrong": load.wrong,
-            "evictions": broker_log.read_text().count(": evicted, ") - before, "cores": round((look.cpu_seconds() - cpu) / at, 3),
+            "evictions": broker_log.read_text().count(": evicted, ") - before,
+            "cores": round((look.cpu_seconds() - cpu) / at, 3),
             "series": {name: series.judge() for name, series in look.series.items()},
         }  # fmt: skip
 
@@ -395,7 +400,8 @@ def main(argv: list[str] | None = None) -> int:
         found = soak(Path(where), args.seconds)
     print(common.table(rows(found)))
     print(
-        f"\n{found['seconds']} s, {found['requests']}, {found['evictions']} evictions; broker, nursery and gateway used {found['cores']} of a core"
+        f"\n{found['seconds']} s, {found['requests']}, {found['evictions']} evictions; "
+        f"broker, nursery and gateway used {found['cores']} of a core"
     )
     for what, count in Counter(found["wrong"]).most_common():
         print(f"wrong, {count} times: {what}")

@@ -17,6 +17,7 @@ from broker.scheduler.capacity.ledger import Device
 from broker.scheduler.events import Action, Event, ShutDown
 from broker.scheduler.scheduler import Scheduler
 from broker.scheduler.soundness import Unsound
+from broker.scheduler.story.story import Line
 from zoo.config.schema import ZooConfig
 
 log = logging.getLogger("zoo.broker")
@@ -33,6 +34,7 @@ class Core:
         config: in force; replaced as a whole by a reload.
         actions: what to do for each kind of action.
         amends: what to do when that has raised, or when an event of that kind has.
+        overhears: gets each line of the scheduler's story, if anything does.
         unsound: the scheduler contradicts itself; the broker winds down and ends with status 1.
     """
 
@@ -44,6 +46,7 @@ class Core:
         self.actions: dict[type, Callable[[Any], object]] = {}
         self.amends: dict[type, Callable[[Any], object]] = {}
         self.unsound = False
+        self.overhears: Callable[[Line], None] | None = None
         self._checks = checks
         self._told = 0  # lines of the story that are in the log
 
@@ -102,4 +105,6 @@ class Core:
         for line in self.scheduler.story.since(self._told):
             level = logging.WARNING if line.kind in TROUBLE else logging.INFO
             log.log(level, "%s%s", f"{line.model}: " if line.model else "", line.text, extra={"line": line})
+            if self.overhears is not None:
+                self.overhears(line)
         self._told = self.scheduler.story.count

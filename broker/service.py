@@ -33,6 +33,7 @@ from broker.front.clients import Clients
 from broker.front.handoff import Handoff
 from broker.loop import Loop
 from broker.memory import footprints, host_cache, meters, state
+from broker.recording import recorder
 from broker.scheduler import events
 from broker.scheduler.capacity.ledger import Device
 from zoo.config import changes, reading, schema
@@ -118,22 +119,23 @@ class Service:
         core, loop, handoff = self._core, self._loop, self._handoff
         self._copies = copies = host_cache.Copies(int(config.broker.host_cache_mb * meters.MB))
         self._metrics: Metrics | None = None
-        told_load = None
         if config.broker.metrics:
             from broker.metrics import Metrics  # with Prometheus and asyncio: a quarter of a broker's start
 
             self._metrics = Metrics(core.scheduler, copies, core.guard, config.broker.metrics)
-            told_load = self._metrics.loaded
         self._learnt = learnt = footprints.Learnt(core)
+        self._recorder = recorder.Recorder(core, copies)
         self._labels = known = labels.Labels(core)
-        self._fleet = fleet = Fleet(core, loop, handoff, self._meters, copies, known, told_load)
+        self._fleet = fleet = Fleet(core, loop, handoff, self._meters, copies, known, self._loaded)
         self._clients = clients = Clients(core, self._front, handoff, fleet.arena_of)
         observed = None
         if self._metrics is not None:
             self._metrics.watch(self._front, handoff, clients.sessions, fleet.usage.gauge)
             observed = self._metrics.latencies
         views = status.Views(core.scheduler, fleet.usage.gauge, copies, known)
-        self._intake = intake.Intake(core, self._front, handoff, clients, fleet.workers, views, learnt, self.reload)
+        self._intake = intake.Intake(
+            core, self._front, handoff, clients, fleet.workers, views, learnt, self._recorder, self.reload
+        )
         handoff.roles = {"client": clients, "worker": fleet}
         self._resident = state.ResidentFile(config.state)
         core.actions = {
@@ -156,6 +158,8 @@ class Service:
         }
         loop.hear(self._front.sock, self._intake.hear)
         fleet.open()
+        if config.broker.record:
+            self._recorder.start()
         learnt.recall_cold(core.scheduler.models)
 
     def _summary(self) -> str:
@@ -222,6 +226,7 @@ class Service:
             run("writing down footprints", self._learnt.write_down)
             run("writing down labels", self._labels.write_down)
             run("noting what is loaded", self._note_resident)
+            run("recording", self._recorder.tick)
             run("ending silent sessions", lambda: self._clients.end_silent(now, local=bool(self._place.front)))
             run("closing nameless lifelines", lambda: self._handoff.end_nameless(now))
             run("writing to slow lifelines", self._handoff.tend)
@@ -269,6 +274,12 @@ class Service:
         self._learnt.recall_cold(models)
         return found.text() + keys
 
+    def _loaded(self, number: int, model: str, seconds: float | None, copied: bool) -> None:
+        """A worker has become ready, or (None) has come too late with it."""
+        if self._metrics is not None:
+            self._metrics.loaded(model, seconds)
+        self._recorder.loaded(number, model, seconds, copied)
+
     def _listen_again(self, path: str) -> None:
         """A socket's file was removed (see `Place.keep`)."""
         if path == self._place.front:
@@ -284,6 +295,7 @@ class Service:
         closes = (
             self._learnt.write_down,
             self._labels.write_down,
+            self._recorder.close,
             *((self._metrics.close,) if self._metrics is not None else ()),
             self._fleet.close,
             self._handoff.shut,

@@ -69,7 +69,7 @@ class Fleet:
     meters: dict[str, Meter]
     copies: host_cache.Copies
     labels: Labels
-    told_load: ToldLoad | None
+    told_load: ToldLoad
 
     def __post_init__(self) -> None:
         core, loop, config = self.core, self.loop, self.core.config

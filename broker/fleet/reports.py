@@ -59,7 +59,8 @@ def batch(said: int) -> int:
     return min(max(said, 1), MOST_BATCH)
 
 
-ToldLoad = Callable[[str, float | None], object]  # a model, and the seconds that its load took if it came in time
+# a worker, its model, the seconds that its load took if it came in time, and whether it was made of a copy
+ToldLoad = Callable[[int, str, float | None, bool], object]
 
 
 @dataclass(eq=False)
@@ -71,7 +72,7 @@ class WorkerReports:
     roster: Roster
     copying: Copying
     labels: Labels
-    told_load: ToldLoad | None
+    told_load: ToldLoad
 
     def take(self, worker: WorkerProcess, parts: list[bytes], measured: bool) -> None:
         """One message. `measured`: it has been kept back until the worker was measured.
@@ -121,8 +122,8 @@ class WorkerReports:
         self.usage.loaded(worker.number)
         self.copying.used(worker, message.copied)
         self.core.submit(WorkerReady(worker.number, batch(message.max_batch)))
-        if self.told_load is not None:
-            self.told_load(worker.model, self.core.scheduler.loaded_in(worker.number))
+        number = worker.number
+        self.told_load(number, worker.model, self.core.scheduler.loaded_in(number), message.copied)
 
     def _load_failed(
         self, worker: WorkerProcess, message: protocol.LoadError, parts: list[bytes], measured: bool

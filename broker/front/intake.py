@@ -21,6 +21,7 @@ from broker.front.clients import FULL_RETRY_S, Clients, ClientSession
 from broker.front.front import Front
 from broker.front.handoff import Handoff
 from broker.memory.footprints import Learnt
+from broker.recording.recorder import Recorder
 from broker.scheduler.events import Asked, IdleCleanup, Kind, Pinned, Released
 from broker.status import Views
 from zoo.errors import InvalidInput, ModelNotFound, ProtocolMismatch, QueueFull, ZooError
@@ -48,6 +49,7 @@ class Intake:
     workers: Mapping[int, WorkerProcess]
     views: Views
     learnt: Learnt
+    recorder: Recorder
     reload: Callable[[], list[str]]
 
     def __post_init__(self) -> None:
@@ -71,6 +73,7 @@ class Intake:
             protocol.Query: self._query,
             protocol.Reload: self._reload,
             protocol.Footprint: self._footprint,
+            protocol.Record: self._record,
         }
 
     def hear(self) -> None:
@@ -250,6 +253,10 @@ class Intake:
         for name in names if m.forget else ():
             self.learnt.forget(name)
         return [row for name in names for row in self._scheduler.footprints(name)]
+
+    def _record(self, session: ClientSession, m: protocol.Record) -> dict[str, Any]:
+        self._access.require(session, "record")
+        return self.recorder.ask(m.what, m.since)
 
     def _cleanup_idle(self, session: ClientSession, m: protocol.CleanupIdle) -> list[str]:
         self._access.require(session, "cleanup_idle_models")

@@ -31,7 +31,7 @@ the order of `Scheduler.__init__`; none knows a part above it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from broker.scheduler import events
@@ -53,6 +53,8 @@ from broker.scheduler.parts.shortages import Shortages
 from broker.scheduler.parts.wakeups import Wakeups
 from broker.scheduler.registry import LOOK_EVERY_S, Registry
 from broker.scheduler.soundness import Unsound, faults
+from broker.scheduler.state import Model, Request
+from broker.scheduler.story.journal import Turned
 from zoo.config.schema import BrokerConfig, ModelConfig
 
 QUIET = {  # they mark by themselves whether room has to be looked for: late words of a worker change nothing
@@ -96,7 +98,7 @@ class Scheduler:
         self._for_each_model = (reload.retire, dispatch.attend, scaling.grow)
         self._for_room = (allocator.relieve, scaling.end_guesses, allocator.allocate)
         self._at_rest = (scaling.anticipate, ending.wind_down)
-        self._handlers = _handlers(admission, holding, reports, measurements, reload, wakeups, ending)
+        self._handlers = self._own = _handlers(admission, holding, reports, measurements, reload, wakeups, ending)
         self.next_wakeup = wakeups.next
         self._ask(admission, holding, Overview(r))
 
@@ -182,6 +184,23 @@ class Scheduler:
         out, r.out = r.out, []
         return out
 
+    def overhear(
+        self,
+        answered: Callable[[Request | Turned], None] | None,
+        kinds: Mapping[type, Callable[[Any], None]],
+    ) -> None:
+        """Who listens from now on, in the place of those before: `answered` gets each request that is answered, `kinds`
+        each event of a kind before it is handled. Nothing is paid for it while nothing listens.
+        """
+        self.registry.journal.hear(answered)
+        self._handlers = {
+            kind: _both(kinds[kind], handler) if kind in kinds else handler for kind, handler in self._own.items()
+        }
+
+    def leased(self, lease: int) -> Model | None:
+        """What a lease holds; None: it has ended, or never was."""
+        return self.registry.leases.get(lease)
+
     def check(self) -> None:
         """Checks every invariant that the state shows, see `soundness.py`. Changes nothing; some 0.3 ms with 20 models.
 
@@ -191,6 +210,14 @@ class Scheduler:
         wrong = faults(self.registry, self._ending.grace_ends)
         if wrong:
             raise Unsound(wrong)
+
+
+def _both(first: Callable[[Any], None], then: Callable[[Any], None]) -> Callable[[Any], None]:
+    def both(event: Any) -> None:
+        first(event)
+        then(event)
+
+    return both
 
 
 def _handlers(

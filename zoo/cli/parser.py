@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
-from zoo.cli import commands, logs, output, pictures, shells, weights
+from zoo.cli import commands, logs, output, pictures, recordings, shells, weights
 
 LIST_S = 1.0  # `zoo ls`: without a broker config.toml answers
 LOOK_S = 3.0  # how long a question waits for an answer
@@ -213,6 +213,10 @@ LOGGED = (
     _argument("-f", "--follow", action="store_true", help="go on with what is added"),
     _argument("-n", "--lines", type=_count, metavar="N", help="the last N lines alone (default: all that are kept)"),
 )
+RECORDED = (
+    _argument("what", choices=("start", "stop", "status", "fetch"), metavar="start|stop|status|fetch"),
+    _argument("file", nargs="?", type=Path, metavar="FILE", help="of fetch: where it is written"),
+)
 TABLE = (
     Command(commands.serve, arguments=None),
     Command(commands.gateway, arguments=None),
@@ -235,6 +239,7 @@ TABLE = (
     Command(commands.standins, arguments=None),
     Command(commands.explain, LOOK_S, (ABOUT,)),
     Command(logs.logs, LOOK_S, LOGGED),
+    Command(recordings.record, LOOK_S, RECORDED),
     Command(completion, None, (_argument("shell", choices=shells.SHELLS),)),
 )
 COMMANDS = {command.run.__name__: command for command in TABLE}

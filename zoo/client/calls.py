@@ -109,6 +109,13 @@ def overview(since: int) -> Call[dict[str, Any]]:
     return Call(protocol.Query(0, "overview", None, since), dict)
 
 
+def record(what: str, since: int) -> Call[dict[str, Any]]:
+    def readable(said: dict[str, Any]) -> dict[str, Any]:
+        return {**said, "since": moments.to_text(said["since"])}
+
+    return Call(protocol.Record(0, what, since), readable)
+
+
 def logs(model: str | None, since: int) -> Call[dict[str, Any]]:
     name = None if model is None else checks.check_model(model)
     return Call(protocol.Query(0, "logs", name, since), _parsed)

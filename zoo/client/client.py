@@ -278,6 +278,21 @@ class Client:
         """
         return self._ask(calls.logs(model, since))
 
+    def record(self, what: str = "status", *, since: int = 0) -> dict[str, Any]:
+        """Starts or stops the recording of requests for `zoo advise`, or gives a page of what is recorded.
+
+        Args:
+            what: "start", "stop", "status" or "fetch". since: of a page, where the one before ended.
+
+        Gives `recording`, `since`, `requests`, `pending`, `dropped`, `file`, `problem`; a page also `lines`, `next` and
+        `more` (`docs/protocol.md`).
+
+        Raises:
+            AccessDenied: it is for operators.
+            ProtocolMismatch: the broker is of a release that does not know this.
+        """
+        return self._ask(calls.record(what, since))
+
     def _ask(self, call: calls.Call[T]) -> T:
         return run(self._calls.ask(call))
 

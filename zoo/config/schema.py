@@ -143,6 +143,9 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
             beside every budget. 0 keeps none.
         preload: further modules to import in the nursery.
         environment: further variables of the broker's environment that workers get. `NAME*` is all that begin so.
+        record: a file in which the broker keeps what was asked of it and when, for `zoo advise`: nothing of frames. ""
+            is none; `zoo record` has it kept in memory for a while.
+        record_mb: the most that is kept so, in memory and in the file each; the oldest goes.
         curve_dir: CURVE keys, required for tcp:// (see `python -m zoo.curve`).
         auto_pull: a worker whose model's weights are missing fetches them first, within `load_timeout`.
     """
@@ -178,6 +181,8 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
     host_cache_mb: Annotated[float, msgspec.Meta(ge=0, le=1e9)] = 0.0
     preload: list[str] = []
     environment: list[str] = []
+    record: str = ""
+    record_mb: Annotated[float, msgspec.Meta(ge=1, le=1024)] = 16.0
     curve_dir: str = ""
     auto_pull: bool = False
 

@@ -149,8 +149,29 @@ class Footprint(Message, tag=13):
     forget: bool = False
 
 
+class Record(Message, tag=14):
+    """About the recording of requests: `what` is "start", "stop", "status" or "fetch" (from line `since` on)."""
+
+    rid: Rid
+    what: str
+    since: int = 0
+
+
 FromClient = (
-    Hello | Infer | Load | Release | Unload | Pin | CleanupIdle | Query | Cancel | Ping | Bye | Reload | Footprint
+    Hello
+    | Infer
+    | Load
+    | Release
+    | Unload
+    | Pin
+    | CleanupIdle
+    | Query
+    | Cancel
+    | Ping
+    | Bye
+    | Reload
+    | Footprint
+    | Record
 )
 
 # ---------------------------------------------------------------- broker → client

@@ -10,7 +10,7 @@ which it is found here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -38,6 +38,20 @@ class Journal:
     def __init__(self, keep: int = KEEP) -> None:
         self._kept: deque[Request | Turned] = deque(maxlen=keep)
         self.add = self._kept.append
+
+    def hear(self, listener: Callable[[Request | Turned], None] | None) -> None:
+        """`listener` gets each as well, from now on; None: no more. Without one, nothing is paid for it."""
+        keep = self._kept.append
+        if listener is None:
+            self.add = keep
+            return
+        told = listener
+
+        def add(request: Request | Turned) -> None:
+            keep(request)
+            told(request)
+
+        self.add = add
 
     def find(self, number: int) -> Request | Turned | None:
         return next((kept for kept in reversed(self._kept) if kept.id == number), None)
