@@ -31,7 +31,13 @@ def jpeg(frame: np.ndarray = FRAME) -> bytes:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[RunningGateway]:
-    models = [toy(), EVERY, toy("off", enabled=False), toy("broken", options={"load": "raise"})]
+    models = [
+        toy(),
+        EVERY,
+        {**EVERY, "name": "free", "category": ""},
+        toy("off", enabled=False),
+        toy("broken", options={"load": "raise"}),
+    ]
     with served_alone(models, shared_memory=True) as gateway:
         yield gateway
 
@@ -79,6 +85,21 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
     described = client.get_model_config("every")
     assert described["input"] == [{"name": "image", "data_type": "TYPE_UINT8", "dims": [-1, -1, 3]}]
     assert {"name": "labels", "data_type": "TYPE_STRING", "dims": [-1]} in described["output"]
+
+
+def test_outputs_of_a_model_without_a_category_are_known_from_its_answers(client: triton.InferenceServerClient) -> None:
+    assert client.get_model_metadata("free")["outputs"] == []
+    for boxes in ([], [image(np.array([[0, 0, 9, 9]], np.float32), name="boxes")]):
+        client.infer("free", [image(FRAME), *boxes], parameters={"kind": "plain"})
+        told = {one["name"]: (one["datatype"], one["shape"]) for one in client.get_model_metadata("free")["outputs"]}
+        assert told == {
+            "mean": ("FP64", [1]), "frames": ("INT64", [1]), "shape": ("INT64", [-1]), "name": ("BYTES", [1]),
+            "sure": ("BOOL", [1]), "half": ("FP16", [-1]), "nested": ("BYTES", [1]), "words": ("BYTES", [-1]),
+            "big": ("UINT64", [1]),
+        }  # fmt: skip
+    assert {"name": "half", "data_type": "TYPE_FP16", "dims": [-1]} in client.get_model_config("free")["output"]
+    client.infer("free", [image(FRAME)], parameters={"kind": "embedding"})
+    assert {"name": "vector", "datatype": "FP32", "shape": [-1]} in client.get_model_metadata("free")["outputs"]
 
 
 def test_a_model_is_ready_when_it_can_be_served(client: triton.InferenceServerClient) -> None:
@@ -137,12 +158,8 @@ def test_statistics_count_what_was_answered(client: triton.InferenceServerClient
     assert found["last_inference"] > 1e12
     assert found["inference_stats"]["compute_infer"]["ns"] > 0
     assert found["inference_stats"]["queue"]["count"] == good + 1
-    assert {row["name"] for row in client.get_inference_statistics()["model_stats"]} == {
-        "toy",
-        "every",
-        "off",
-        "broken",
-    }
+    names = {row["name"] for row in client.get_inference_statistics()["model_stats"]}
+    assert names == {"toy", "every", "free", "off", "broken"}
 
 
 def test_calls_that_are_not_offered_say_so(client: triton.InferenceServerClient) -> None:
@@ -252,6 +269,10 @@ def test_every_result_has_its_tensors_in_both_forms(client: triton.InferenceServ
     answer = client.infer("every", [image(FRAME)], parameters={"kind": kind})
     found = {one["name"]: (one["datatype"], one["shape"]) for one in answer.get_response()["outputs"]}
     assert SHAPES[kind].items() <= found.items()
+    told = {one["name"]: (one["datatype"], one["shape"]) for one in client.get_model_metadata("every")["outputs"]}
+    for name, (datatype, shape) in found.items():
+        assert told[name][0] == datatype
+        assert [side for side, real in zip(told[name][1], shape, strict=True) if side not in (-1, real)] == []
     names = [*SHAPES[kind]]
     asked = [triton.InferRequestedOutput(name, binary_data=False) for name in names]
     listed = client.infer("every", [image(FRAME)], parameters={"kind": kind}, outputs=asked)

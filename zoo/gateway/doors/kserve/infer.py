@@ -81,17 +81,19 @@ async def _answer(
     finally:
         inputs.close()
     answered = time.monotonic_ns()
-    outputs = _chosen(head, results.tensors(result), result)
+    made = results.tensors(result)
+    kserve.answered(model, result)
+    outputs = _chosen(head, made, result)
     came = _came(result)
     if sum(len(one.values) if isinstance(one.values, list) else one.values.size for one, _ in outputs) > LARGE:
         encoded = await asyncio.to_thread(_encoded, model, head, outputs, kserve, caller, came)
     else:
         encoded = _encoded(model, head, outputs, kserve, caller, came)
-    made = await _response(*encoded, request.headers)
+    response = await _response(*encoded, request.headers)
     items = len(result) if isinstance(result, list) else 1
     spent = came.timings if came is not None else UNKNOWN
     kserve.statistics.succeeded(model, time.monotonic_ns() - began, read - began, answered - read, items, spent)
-    return made
+    return response
 
 
 def _came(result: Any) -> TypedResult | PlainResult | None:

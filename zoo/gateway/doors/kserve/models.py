@@ -12,7 +12,7 @@ from zoo.client.aio import AsyncClient
 from zoo.errors import InvalidInput, ModelDisabled, ModelUnavailable
 from zoo.gateway.access import Rights
 from zoo.gateway.documented import ERRORS, decoded
-from zoo.gateway.doors.kserve import documented, results
+from zoo.gateway.doors.kserve import documented
 from zoo.gateway.doors.kserve.state import VERSION, KServe, check_version
 from zoo.gateway.gateway import Gateway, HttpRequest
 
@@ -57,23 +57,29 @@ async def _row(zoo: AsyncClient, model: str, model_version: str) -> dict[str, An
     return row
 
 
-async def _described(request: HttpRequest, gateway: Gateway, model: str, model_version: str) -> dict[str, Any]:
+async def _described(
+    request: HttpRequest, gateway: Gateway, kserve: KServe, model: str, model_version: str
+) -> dict[str, Any]:
     async with gateway.session(request, Rights.VIEWER) as zoo:
         row = await _row(zoo, model, model_version)
-    outputs = results.described(row["category"])
+    outputs = kserve.outputs(row["name"], row["category"])
     return {"name": row["name"], "platform": row["adapter"] or "none", "inputs": [IMAGE], "outputs": outputs}
 
 
 @get(_paths(""), responses=ERRORS)
-async def metadata(request: HttpRequest, gateway: Gateway, model: str, model_version: str = "") -> dict[str, Any]:
-    """Inputs and outputs of a model. Outputs are those of its category; [] where it answers what it likes."""
-    return {"versions": [VERSION], **await _described(request, gateway, model, model_version)}
+async def metadata(
+    request: HttpRequest, gateway: Gateway, kserve: KServe, model: str, model_version: str = ""
+) -> dict[str, Any]:
+    """Inputs and outputs of a model: as it last answered here; before that of its category, [] where that says none."""
+    return {"versions": [VERSION], **await _described(request, gateway, kserve, model, model_version)}
 
 
 @get(_paths("/config"), responses=ERRORS)
-async def configuration(request: HttpRequest, gateway: Gateway, model: str, model_version: str = "") -> dict[str, Any]:
+async def configuration(
+    request: HttpRequest, gateway: Gateway, kserve: KServe, model: str, model_version: str = ""
+) -> dict[str, Any]:
     """The same in the form of the model configuration extension."""
-    found = await _described(request, gateway, model, model_version)
+    found = await _described(request, gateway, kserve, model, model_version)
     kept = {"name": found["name"], "platform": found["platform"], "backend": "zoo", "max_batch_size": 0}
     return {**kept, "input": _typed(found["inputs"]), "output": _typed(found["outputs"])}
 

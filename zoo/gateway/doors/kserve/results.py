@@ -125,10 +125,25 @@ def _join(name: str, values: list[Field], per_object: bool) -> list[OutputTensor
 
 
 def described(category: str) -> list[dict[str, Any]]:
-    """The outputs of a model of this category, whose sizes are -1; [] for one that answers what it likes."""
+    """The outputs of a model of this category; [] for one that answers what it likes."""
     kind = BY_CATEGORY.get(category)
-    if kind is None:
-        return []
+    return _of_kind(kind) if kind is not None else []
+
+
+def seen(result: AnyResult) -> list[dict[str, Any]]:
+    """The outputs of a model that has answered so: of a plain dict what it has; what may have other sizes has -1."""
+    if not isinstance(result, dict):
+        return _of_kind(type(result))
+    found = []
+    for name, field in fields(result).items():
+        tensor = _tensor(name, field)
+        sides = [-1] * len(tensor.shape) if isinstance(result[name], np.ndarray | list | tuple) else [1]
+        found.append({"name": name, "datatype": tensor.datatype, "shape": sides})
+    return found
+
+
+def _of_kind(kind: type[TypedResult]) -> list[dict[str, Any]]:
+    """Sizes are -1."""
     found = []
     for field in msgspec.structs.fields(kind):
         shape = kind.shapes.get(field.name)
