@@ -35,7 +35,9 @@ def replay(trace: Trace, load_s: Mapping[str, float]) -> Figures:
                 figures.load_s += load_s[step.model]
                 now += load_s[step.model]
             figures.waits.append(now - event.at)
-            figures.missed += now + step.seconds > event.at + trace.deadline_s
+            late = now + step.seconds > event.at + trace.deadline_s
+            figures.missed += late
+            figures.answered += not late
             now += step.seconds
             last_used[step.model] = now
             figures.busy_s += now - begun

@@ -23,9 +23,13 @@ IN_BATCH = 0.25  # of its time that a request adds to a batch's longest
 
 @dataclass
 class Figures:
-    """What came of a trace. `waits`: from an event's begin to each answer, less the model's time."""
+    """What came of a trace. `waits`: from an event's begin to each answer, less the model's time.
+
+    Each request is one of `answered` in time, `missed` (answered late, or refused at its deadline) and `refused`.
+    """
 
     requests: int = 0
+    answered: int = 0
     hits: int = 0
     loads: int = 0
     evictions: int = 0
@@ -45,6 +49,7 @@ class Figures:
 
         return {
             "requests": self.requests,
+            "answered": self.answered,
             "loads": self.loads,
             "evictions": self.evictions,
             "hit_ratio": round(self.hits / self.requests, 4),
@@ -105,14 +110,17 @@ class World:
         self._seconds: dict[int, float] = {}  # that a request's answer takes
 
     def run(self) -> Figures:
-        """Raises NeverAnswered, or RuntimeError when fewer requests were asked than the trace has."""
+        """Raises NeverAnswered, or RuntimeError unless answered, refused and missed are together all of the trace."""
         for event in self.trace.events:
             self.simulation.at(event.at, partial(self._begin, event))
         self.simulation.run()
         figures, counts = self.figures, self.simulation.counts
         wanted = sum(len(event.steps) for event in self.trace.events)
-        if not figures.requests == len(figures.waits) == wanted:
-            raise RuntimeError(f"{figures.requests} asked and {len(figures.waits)} answered, of {wanted}")
+        if not figures.requests == figures.answered + figures.refused + figures.missed == wanted:
+            raise RuntimeError(
+                f"{self.trace.name}: of {wanted} requests {figures.requests} were asked, {figures.answered} answered, "
+                f"{figures.refused} refused and {figures.missed} missed"
+            )
         figures.loads, figures.evictions = counts.loads, counts.evictions
         figures.load_s, figures.busy_s = counts.load_s, counts.busy_s
         figures.end = self.simulation.now
@@ -152,6 +160,8 @@ class World:
         elif isinstance(answer, Refuse) or late:
             self.figures.missed += 1
             self.figures.late.add(event)
+        else:
+            self.figures.answered += 1
         own = step.seconds if isinstance(answer, Deliver) else 0.0
         self.figures.waits.append(now - event.at - own)
         self._ask_next(left)
