@@ -37,6 +37,22 @@ class Slow(Every):
         return super().predict(inputs)
 
 
+class Marked(Every):
+    """Its labels are markup."""
+
+    def predict(self, inputs: list[Input]) -> list[Any]:
+        text = "<script>window.pressed = 1</script><img src=x onerror='window.pressed = 1'>"
+        scores = np.array([0.75], np.float32)
+        return [results.Classification(labels=[text], scores=scores) for _ in inputs]
+
+
+class Refusing(Every):
+    """Its load fails with markup."""
+
+    def load(self, spec: Spec, device: str) -> None:
+        raise RuntimeError("the weights are made of <b>cheese</b>")
+
+
 def answer(kind: str, array: np.ndarray, frames: int) -> Any:
     n = int(array.reshape(-1)[0]) % 5
     h, w = array.shape[:2]
