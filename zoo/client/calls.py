@@ -19,6 +19,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+from zoo import tracing
 from zoo.client import checks, frames, session
 from zoo.client.dealer import Dealer
 from zoo.client.depot import Depot
@@ -232,11 +233,13 @@ class Calls:
     # ------------------------------------------------------------ inference
 
     def infer(self, model: str, frame: Any, how: How, options: dict[str, Any]) -> Steps[Any]:
-        return self._infer([checks.check_model(model)], frame, how, options, _only)
+        steps = self._infer([checks.check_model(model)], frame, how, options, _only)
+        return tracing.one(model, steps) if tracing.is_on() else steps
 
     def infer_many(self, frame: Any, models: Iterable[str], how: How, options: dict[str, Any]) -> Steps[dict[str, Any]]:
         names = checks.check_models(models)
-        return self._infer(names, frame, how, options, lambda outcomes: {name: outcomes[name] for name in names})
+        steps = self._infer(names, frame, how, options, lambda outcomes: {name: outcomes[name] for name in names})
+        return tracing.many(names, steps) if tracing.is_on() else steps
 
     def _infer(
         self, names: list[str], frame: Any, how: How, options: dict[str, Any], value: Callable[[dict[str, Any]], T]
@@ -316,7 +319,10 @@ class Calls:
             raise BrokerUnreachable(str(e)) from None
         plan = Plan(table, event, started, None if timeout is None else seconds)
         try:
-            if not plan.done:
+            if not plan.done and tracing.is_on():
+                with tracing.EnrichmentSpan() as span:
+                    yield from self._carry_out(plan, look, rank, span)
+            elif not plan.done:
                 yield from self._carry_out(plan, look, rank)
         except InvalidInput:
             raise
@@ -324,7 +330,9 @@ class Calls:
             plan.fail(e, time.monotonic())
         return plan.result(time.monotonic())
 
-    def _carry_out(self, plan: Plan, look: frames.Look, rank: int) -> Steps[None]:
+    def _carry_out(
+        self, plan: Plan, look: frames.Look, rank: int, span: tracing.EnrichmentSpan | None = None
+    ) -> Steps[None]:
         """Asks and answers until the plan is done. Whatever ends it before, what is under way is withdrawn."""
         deadline = plan.deadline
         dealer, store, placed = yield from self._place(
@@ -337,11 +345,15 @@ class Calls:
                     while not plan.done:
                         for ask in plan.take(time.monotonic()):
                             request = store.compose(placed if ask.video else placed[-1:], ask.boxes, ask.options)
+                            if span is not None:
+                                span.asked(ask.model)
                             dealer.infer(waiter, ask.model, deadline, request, rank)
                         if not plan.done:
                             answer = yield from self._driver.next(dealer, waiter, deadline, plan.wake)
                             if answer is not None:
                                 plan.answer(*answer, time.monotonic())
+                                if span is not None:
+                                    span.answered(*answer)
                 except BaseException:
                     self._driver.withdraw(dealer, waiter, deadline)
                     raise

@@ -48,7 +48,7 @@ ROUTES: Sequence[Callable[[], Any]] = (kserve.router, deepstack.router, enrichme
 
 def make(gateway: Gateway) -> Shield:
     """The ASGI application: the calls, and what is around each of them."""
-    return Shield(calls(gateway), gateway.config.gateway.hosts, gateway.metrics)
+    return Shield(calls(gateway), gateway.config.gateway.hosts, gateway.metrics, gateway.tracing)
 
 
 def calls(gateway: Gateway) -> Litestar:

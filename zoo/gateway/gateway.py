@@ -12,7 +12,7 @@ from litestar import Request
 from zoo.client.aio import AsyncClient
 from zoo.config.schema import ZooConfig
 from zoo.errors import BrokerUnreachable, InvalidInput, ZooError
-from zoo.gateway import access, forms, incoming
+from zoo.gateway import access, forms, incoming, tracing
 from zoo.gateway.access import Callers, KnownCaller, Rights
 from zoo.gateway.metrics import DoorMetrics
 from zoo.gateway.page.watch import PageWatch
@@ -32,6 +32,7 @@ class Gateway:
         waiting: of all forms, see `zoo/gateway/forms.py`.
         metrics: of all doors; those that do not speak HTTP count there themselves.
         watch: what the page shows. trials: for pictures that are tried there.
+        tracing: None where it is off.
     """
 
     def __init__(self, config: ZooConfig, endpoint: str | None = None) -> None:
@@ -45,6 +46,7 @@ class Gateway:
         self.metrics = DoorMetrics(lambda: len(self.sessions))
         self.watch = PageWatch(self.own)
         self.trials = asyncio.Semaphore(TRIALS)
+        self.tracing = tracing.begin()
 
     def admit(self, request: HttpRequest, rights: Rights, key: str | None = None) -> KnownCaller:
         """The caller, who has at least these rights.
@@ -99,3 +101,5 @@ class Gateway:
     async def close(self) -> None:
         await self.sessions.close()
         await self.own.close()
+        if self.tracing is not None:
+            self.tracing.close()

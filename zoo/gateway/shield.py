@@ -27,6 +27,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from zoo.gateway.metrics import DoorMetrics
 from zoo.gateway.refusals import NotAllowed, Refusal, describe, log
+from zoo.gateway.tracing import Tracing
 
 ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,64}\Z")
 REFUSED_BYTES, REFUSED_S = 64 << 20, 0.5  # of a body that is too large, read and dropped before that is answered
@@ -45,11 +46,13 @@ class Shield:
     Args:
         hosts: names that are ours, beside those of this machine.
         metrics: where answers are counted.
+        tracing: None where it is off.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Iterable[str], metrics: DoorMetrics) -> None:
+    def __init__(self, app: ASGIApp, hosts: Iterable[str], metrics: DoorMetrics, tracing: Tracing | None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
         self._hosts = {"localhost", socket.gethostname().lower(), *(host.lower() for host in hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,6 +65,7 @@ class Shield:
         request_id = sent_id.decode() if ID.match(sent_id) else secrets.token_hex(8)
         scope["state"]["request_id"] = request_id
         status = 0
+        span = self._tracing.request(scope["method"], scope["path"], given) if self._tracing is not None else None
 
         async def reply(message: Message) -> None:
             nonlocal status
@@ -85,6 +89,8 @@ class Shield:
             handler: Any = scope.get("route_handler")
             door = handler.opt.get("door", "other") if handler is not None else "none"
             self._metrics.count(door, status, time.monotonic() - began)
+            if span is not None:
+                span.end(status, scope.get("path_template", ""), door, request_id)
             log.debug("%s %s %s: %d", request_id, scope["method"], scope["path"], status)
 
     def _problem(self, headers: dict[bytes, bytes]) -> NotAllowed | None:
