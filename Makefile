@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow docs node storm fuzz mutants bench lint clean
+.PHONY: demo test test-slow docs node storm fuzz mutants bench bench-peers lint clean
 
 demo: $(READY)
 	$(BIN)/python -m zoo.demo
@@ -56,6 +56,19 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.turns
 	$(BIN)/python -m benchmarks.gateway
 
+# The zoo beside other servers (docs/peers.md): about 8 minutes, and 10 more and 4 GB for their environments the first
+# time. One that cannot be installed is reported as missing. QUICK=--quick: fewer rounds, and nothing is written.
+PEERS := $(patsubst benchmarks/peers/%.txt,.peers/%/.ready,$(wildcard benchmarks/peers/*.txt))
+bench-peers: $(READY) $(PEERS)
+	$(BIN)/python -m benchmarks.peers.run $(QUICK)
+
+# The libraries of the models are the zoo's own, so that all run the same; a peer's own packages come before them.
+.peers/%/.ready: benchmarks/peers/%.txt $(READY)
+	-$(PYTHON) -m venv $(@D) && \
+	  $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $< && \
+	  $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_zoo.pth" && touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,4 +87,4 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) .demo demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .node .mutants .site
+	rm -rf $(VENV) .demo demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .node .mutants .site .peers

@@ -10,9 +10,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import zmq
+
+Addressed = Callable[[bytes, list[bytes]], list[bytes]]  # (client, parts) -> parts for a worker, its name first
 
 
 def _worker(back: str, answer: list[bytes]) -> None:
@@ -25,24 +28,37 @@ def _worker(back: str, answer: list[bytes]) -> None:
         sock.send_multipart([parts[0], *answer])
 
 
-def _broker(front: str, back: str, ready: object) -> None:
+def _one(identity: bytes, parts: list[bytes]) -> list[bytes]:
+    return [b"worker", identity, *parts]
+
+
+def pass_on(front: str, back: str, up: Callable[[], object], of: int = 1, to: Addressed = _one) -> None:
+    """What comes at `front` goes to one of `of` workers at `back`, as `to` addresses it, and its answer back. For ever.
+
+    Calls `up` when all workers have said a word and clients may come.
+    """
     context = zmq.Context()
     clients, workers = context.socket(zmq.ROUTER), context.socket(zmq.ROUTER)
-    clients.bind(front)
     workers.bind(back)
+    for _ in range(of):
+        workers.recv_multipart()
+    clients.bind(front)
     poller = zmq.Poller()
     poller.register(clients, zmq.POLLIN)
     poller.register(workers, zmq.POLLIN)
-    workers.recv_multipart()
-    ready.set()  # type: ignore[attr-defined]
+    up()
     while True:
         for sock, _ in poller.poll():
             if sock is clients:
                 identity, *parts = clients.recv_multipart()
-                workers.send_multipart([b"worker", identity, *parts])
+                workers.send_multipart(to(identity, parts))
             else:
                 _, *parts = workers.recv_multipart()
                 clients.send_multipart(parts)
+
+
+def _broker(front: str, back: str, ready: Any) -> None:
+    pass_on(front, back, ready.set)
 
 
 @contextlib.contextmanager
