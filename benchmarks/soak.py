@@ -56,6 +56,8 @@ state_dir = "state"
 metrics = "127.0.0.1:0"
 host_cache_mb = 16
 restore = true
+record = "state/requests"
+record_mb = 1
 [gateway]
 http = "127.0.0.1:0"
 [[models]]
@@ -295,7 +297,7 @@ class Look:
             **{f"{name}: descriptors": Series("", 1.0) for name in pids},
             **{f"{name}: threads": Series("", 0.5) for name in pids},
             **{f"{name}: log": Series("KB a minute", 2.0, 0.2) for name in logs},
-            "state_dir": Series("KB", 4.0, 0.01),
+            "state_dir": Series("KB", 64.0, 0.1),  # with the file of the recording, which is emptied now and then
             "p99 of a warm request": Series("ms", math.inf),
             "p99 of the floor": Series("ms", math.inf),
             "p99 to the floor's": Series("times", 0.5, 0.5),

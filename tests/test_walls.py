@@ -43,6 +43,7 @@ WALLS: dict[str, set[str]] = {  # folder, or file → what nothing in it imports
 }  # fmt: skip
 DOORS: dict[str, set[str]] = {  # folder, or file → what it may import all the same
     "zoo/broker.py": {"broker"},  # `python -m zoo.broker`
+    "zoo/advise": {"broker.scheduler", "broker.simulation"},  # the scheduler in virtual time
     "broker/scheduler": {"broker.scheduler"},
     "broker/simulation": {"broker.scheduler", "broker.simulation"},
     "workers/models": LIBRARIES,

@@ -15,12 +15,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, NoReturn
 
-from zoo.cli import commands, logs, output, pictures, recordings, shells, weights
+from zoo.cli import advising, commands, logs, output, pictures, recordings, shells, weights
 
 LIST_S = 1.0  # `zoo ls`: without a broker config.toml answers
 LOOK_S = 3.0  # how long a question waits for an answer
 WORK_S = 30.0  # a load or an inference
 # arguments of `Client.infer`, so no options
+PRIORITIES = ("CRITICAL", "HIGH", "MEDIUM", "LOW")
 TAKEN = {"boxes", "color", "size", "stride", "scale", "timeout", "priority", "model", "frame"}
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]  # what `ArgumentParser.add_argument` gets
@@ -112,6 +113,32 @@ def _scale(text: str) -> tuple[float, ...]:
     if len(ends) != 2 or not all(map(math.isfinite, ends)):
         raise argparse.ArgumentTypeError(f"expected LO,HI, got {text!r}")
     return ends
+
+
+def _gigabytes(text: str) -> float:
+    if not 0 < (value := _number(text)) < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of gigabytes")
+    return value
+
+
+def _megabytes(text: str) -> float:
+    if not 0 <= (value := _number(text)) <= 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of megabytes")
+    return value
+
+
+def _device(text: str) -> tuple[str, float]:
+    name, _, size = text.partition("=")
+    if not name or not 0 < (value := _number(size)) < 1e6:
+        raise argparse.ArgumentTypeError(f"expected NAME=GB, such as cuda:1=6.8, got {text!r}")
+    return name, value
+
+
+def _ranked(text: str) -> tuple[str, str]:
+    name, _, priority = text.partition("=")
+    if not name or priority not in PRIORITIES:
+        raise argparse.ArgumentTypeError(f"expected MODEL=PRIORITY, of {', '.join(PRIORITIES)}, got {text!r}")
+    return name, priority
 
 
 def _picture(text: str) -> Path:
@@ -217,6 +244,21 @@ RECORDED = (
     _argument("what", choices=("start", "stop", "status", "fetch"), metavar="start|stop|status|fetch"),
     _argument("file", nargs="?", type=Path, metavar="FILE", help="of fetch: where it is written"),
 )
+ADVISED = (
+    _argument("file", nargs="?", type=Path, metavar="FILE", help="a recording (default: the running broker's)"),
+    _argument("--p95", type=_seconds, metavar="SECONDS", help="find the smallest budget with which 95 %% of the "
+              "requests are answered within so long"),
+    _argument("--budget", type=_gigabytes, action="append", default=[], metavar="GB", help="may be repeated"),
+    _argument("--policy", choices=("priority", "adaptive"), help="eviction"),
+    _argument("--standby", type=_count, metavar="N"),
+    _argument("--host-cache", type=_megabytes, metavar="MB"),
+    _argument("--pin", action="append", default=[], metavar="MODEL"),
+    _argument("--device", type=_device, action="append", default=[], metavar="NAME=GB", help="a further device"),
+    _argument("--priority", type=_ranked, action="append", default=[], metavar="MODEL=PRIORITY"),
+    _argument("--set", type=_option, action="append", default=[], metavar="KEY=VALUE", help="any other key of [broker] "
+              "that decides what is loaded, such as idle_seconds=60"),
+    _argument("-o", "--output", type=_picture, metavar="OUT.png", help="draw it"),
+)  # fmt: skip
 TABLE = (
     Command(commands.serve, arguments=None),
     Command(commands.gateway, arguments=None),
@@ -240,6 +282,7 @@ TABLE = (
     Command(commands.explain, LOOK_S, (ABOUT,)),
     Command(logs.logs, LOOK_S, LOGGED),
     Command(recordings.record, LOOK_S, RECORDED),
+    Command(advising.advise, LOOK_S, ADVISED),
     Command(completion, None, (_argument("shell", choices=shells.SHELLS),)),
 )
 COMMANDS = {command.run.__name__: command for command in TABLE}

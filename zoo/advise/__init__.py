@@ -1,0 +1,1 @@
+"""What another configuration would have done with the requests of a recording (`zoo advise`)."""
