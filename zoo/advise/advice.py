@@ -15,7 +15,7 @@ from typing import Any
 
 from zoo.advise.change import Change, applied, gigabytes
 from zoo.advise.costs import Taken, taken
-from zoo.advise.replay import Figures, Replay, recorded
+from zoo.advise.replay import Replay, ReplayFigures, recorded
 from zoo.config.schema import MB_PER_GB
 from zoo.errors import InvalidInput
 from zoo.recording import RecordingPart
@@ -33,7 +33,7 @@ class Row:
     """One replay. `change`: None for what was recorded."""
 
     label: str
-    figures: Figures
+    figures: ReplayFigures
     change: Change | None = None
 
 
@@ -42,7 +42,7 @@ class Tried:
     """A budget, what was asked with it, and whether the wish was met."""
 
     budget_mb: float
-    figures: Figures
+    figures: ReplayFigures
     met: bool
 
 

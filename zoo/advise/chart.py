@@ -71,7 +71,7 @@ def _curve(
         _write(pen, (left - 8, y(highest * part)), f"{highest * part:.3g}", "rm")
     _write(pen, ((left + right) / 2, bottom + 30), "budget, GB: seconds within which 95 % are answered", "mm")
     pen.line([(left, y(found.p95_s)), (right, y(found.p95_s))], WISH)
-    _write(pen, (right, y(found.p95_s) - 9), f"wanted: {found.p95_s:g} s", "rm", WISH)
+    _write(pen, (left + 6, y(found.p95_s) - 9), f"wanted: {found.p95_s:g} s", "lm", WISH)
     if least <= budget_mb <= most:
         pen.line([(x(budget_mb), top), (x(budget_mb), bottom)], FAINT)
         _write(pen, (x(budget_mb), top - 9), f"now {gigabytes(budget_mb)}", "mm", FAINT)
@@ -81,4 +81,4 @@ def _curve(
         pen.ellipse((at[0] - 4, at[1] - 4, at[0] + 4, at[1] + 4), BEST if met else WISH)
     if found.budget_mb is not None:
         pen.line([(x(found.budget_mb), top), (x(found.budget_mb), bottom)], BEST)
-        _write(pen, (x(found.budget_mb) + 6, top + 10), gigabytes(found.budget_mb), ink=BEST)
+        _write(pen, (x(found.budget_mb) - 6, top + 10), gigabytes(found.budget_mb), "rm", BEST)

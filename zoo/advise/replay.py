@@ -34,7 +34,7 @@ def share(values: Sequence[float], part: float) -> float:
 
 
 @dataclass
-class Figures:
+class ReplayFigures:
     """What became of the requests. `took`: seconds until each answer, by number; inf: it was missed or refused."""
 
     requests: int = 0
@@ -72,8 +72,7 @@ class Replay:
         self._part = part
         self._own_s = times.own_s
         self._in_batch = times.in_batch
-        self.figures = Figures()
-        self._begin = part.began.at
+        self.figures = ReplayFigures()
         self._let_go = _let_go(part)  # number of a lease's request → when it ended
         self._open: dict[int, RecordedRequest | None] = {}
         extra = FORK_S * ((setting.broker.standby == 0) - (part.began.broker.standby == 0))
@@ -84,35 +83,37 @@ class Replay:
         before = [model for model in part.began.models if model.loaded_on]
         longest = max((max(times.load_s[model.config.name]) for model in before), default=0.0)
         idle = min(setting.broker.idle_seconds, max((model.unused_s for model in before), default=0.0))
-        self._simulation = Simulation(
-            setting.broker, setting.devices, setting.models, costs, self._answered,
-            now=-idle - (longest + 1) * (len(before) + 1),
-        )  # fmt: skip
+        self._zero = idle + (longest + 1) * len(before)  # the scheduler's clock, when the recording begins
+        self._simulation = Simulation(setting.broker, setting.devices, setting.models, costs, self._answered)
         self._load_before(len(part.requests), before, idle, longest)
 
     def _load_before(self, number: int, before: list[Any], idle: float, longest: float) -> None:
         """Loads what was loaded at the beginning, the last used last, before the first request."""
         left = len(before)
         for model in sorted(before, key=lambda model: -model.unused_s):
-            at = -min(model.unused_s, idle) - (longest + 1) * left
+            at = self._zero - min(model.unused_s, idle) - (longest + 1) * left
             left, number = left - 1, number + 1
-            ask = Asked(number, BEFORE, model.config.name, Kind.PRELOAD, 0.0)
+            ask = Asked(number, BEFORE, model.config.name, Kind.PRELOAD, self._zero)
             self._open[number] = None
             self._simulation.at(at, partial(self._simulation.ask, ask))
 
-    def run(self) -> Figures:
+    def run(self) -> ReplayFigures:
         """Raises NeverAnswered: a bug of the scheduler, or of the simulation."""
         simulation = self._simulation
-        simulation.at(0.0, self._start_counting)
+        simulation.at(self._zero, self._start_counting)
         for number, request in enumerate(self._part.requests):
             if request.outcome not in NOT_ITS_OWN:
-                simulation.at(request.at - self._begin, partial(self._ask, number, request))
+                simulation.at(self._at(request.at), partial(self._ask, number, request))
         for pin in self._part.pins:
-            simulation.at(pin.at - self._begin, partial(simulation.tell, Pinned(pin.model, pin.on)))
+            simulation.at(self._at(pin.at), partial(simulation.tell, Pinned(pin.model, pin.on)))
         simulation.run()
         counts, figures = simulation.counts, self.figures
         figures.loads, figures.evictions, figures.load_s = counts.loads, counts.evictions, counts.load_s
         return figures
+
+    def _at(self, recorded: float) -> float:
+        """A recorded moment on the scheduler's clock."""
+        return recorded - self._part.began.at + self._zero
 
     def _start_counting(self) -> None:
         self._simulation.counts = Counts()
@@ -140,7 +141,7 @@ class Replay:
         request = self._open.pop(number)
         if request is None:
             return
-        figures, took = self.figures, self._simulation.now - (request.at - self._begin)
+        figures, took = self.figures, self._simulation.now - self._at(request.at)
         if isinstance(answer, Answer) and request.kind == "lease":
             self._hold(number, request, answer.value)
         if request.kind == "unload" or isinstance(answer, Forget):
@@ -163,7 +164,7 @@ class Replay:
         if until < math.inf:
             released = Released(request.session.to_bytes(8, "big"), lease)
             now = self._simulation.now
-            self._simulation.at(max(now, until - self._begin), partial(self._simulation.tell, released))
+            self._simulation.at(max(now, self._at(until)), partial(self._simulation.tell, released))
 
     def _batch_s(self, model: str, batch: list[int]) -> float:
         longest = max(self._own_s[number] for number in batch)
@@ -182,9 +183,9 @@ def _let_go(part: RecordingPart) -> dict[int, float]:
     return found
 
 
-def recorded(part: RecordingPart, times: Taken) -> Figures:
+def recorded(part: RecordingPart, times: Taken) -> ReplayFigures:
     """What the broker did with the requests itself, counted as a replay counts."""
-    figures = Figures(
+    figures = ReplayFigures(
         loads=len(part.loads),
         evictions=sum(end.how == "evicted" for end in part.ends),
         load_s=sum(load.seconds for load in part.loads),
