@@ -282,12 +282,16 @@ class Intake:
                 return {**self.views.overview(m.since, self._named(session)), "boot": self._boot}
             case "enrich":
                 return self.views.enrich(config)
+            case "room":
+                return {**self._scheduler.room(), "boot": self._boot}
             case "logs":
                 self._access.require(session, "logs")
                 model = None if m.model is None else self._known(m.model)
                 return {**self.views.logs(model, m.since), "boot": self._boot}
             case _:
-                raise InvalidInput(f"what: {m.what!r} is none of status, models, ps, explain, overview, enrich, logs")
+                raise InvalidInput(
+                    f"what: {m.what!r} is none of status, models, ps, explain, overview, enrich, room, logs"
+                )
 
     def _named(self, session: ClientSession) -> dict[bytes, tuple[str, int]]:
         """The sessions that this one may be told of, by program and process: all of them, or itself."""

@@ -112,7 +112,7 @@ class Scheduler:
         self.decided, self.waiting, self.times = overview.decided, overview.waiting, overview.times
         self.decisions, self.session_of = overview.decisions, overview.session_of
         self.status, self.processes, self.resident = overview.status, overview.processes, overview.resident
-        self.footprints, self.unreturned_mb = overview.footprints, r.unreturned_mb
+        self.footprints, self.unreturned_mb, self.room = overview.footprints, r.unreturned_mb, overview.room
         self.awaits, self.is_measured, self.loaded_in = overview.awaits, overview.is_measured, overview.loaded_in
         self.is_loading, self.is_idle = overview.is_loading, overview.is_idle
         self.idle_workers = holding.idle_workers

@@ -104,7 +104,7 @@ class CleanupIdle(Message, tag=7):
 
 
 class Query(Message, tag=8):
-    """Asks for `what`: "status", "models", "ps", "explain", "overview", "enrich" or "logs".
+    """Asks for `what`: "status", "models", "ps", "explain", "overview", "enrich", "room" or "logs".
 
     `model`: what to explain, a model's name or a request's number (`Error.request`); None: the last decisions. Of
     "models" and "logs": the one model; None: all. `since`: of "overview" and "logs", the `next` of the answer before;

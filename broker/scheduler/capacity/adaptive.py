@@ -110,6 +110,9 @@ class Adaptive:
     ) -> list[Candidate] | None:
         return choose(needed_mb, candidates, for_priority)
 
+    def order(self, candidates: list[Candidate]) -> list[Candidate]:
+        return order(candidates)
+
     def loss(self, victims: list[Candidate]) -> tuple[float, float]:
         return sum(v.worth for v in victims), sum(v.mb for v in victims)
 

@@ -48,6 +48,9 @@ class Policy(Protocol):
     ) -> list[Candidate] | None:
         """See `choose` below."""
 
+    def order(self, candidates: list[Candidate]) -> list[Candidate]:
+        """From the least to the most valuable, whatever they are wanted for."""
+
     def loss(self, victims: list[Candidate]) -> tuple[float, float]:
         """To compare choices on several devices: the least goes."""
 
@@ -65,6 +68,9 @@ class ByPriority:
         self, needed_mb: float, candidates: list[Candidate], for_priority: ModelPriority
     ) -> list[Candidate] | None:
         return choose(needed_mb, candidates, for_priority)
+
+    def order(self, candidates: list[Candidate]) -> list[Candidate]:
+        return order(candidates)
 
     def loss(self, victims: list[Candidate]) -> tuple[float, float]:
         dearest = min((v.priority for v in victims if not v.unasked), default=ModelPriority.LOW)

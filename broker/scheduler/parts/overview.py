@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker.scheduler.capacity.demand import Demand, Want
+from broker.scheduler.capacity.offer import offer
 from broker.scheduler.events import Finished
 from broker.scheduler.registry import Registry
 from broker.scheduler.state import Model, Peak, State, Worker
@@ -165,6 +166,26 @@ class Overview:
             }
             for device, peak in found.items()
         ]
+
+    def room(self) -> dict[str, Any]:
+        """What a router among several brokers wants to know: what is here, and what room for more would cost."""
+        r = self._r
+        view = r.view()
+        needs = {m.name: {device: m.need_mb(device) for device in m.peaks} for m in r.models.values() if m.peaks}
+        return {
+            "devices": {
+                name: {"budget_mb": space.budget_mb, "limit_mb": space.limit_mb, "steps": offer(view, name)}
+                for name, space in view.spaces.items()
+            },
+            "models": {
+                m.name: [m.state.value, m.queue.live + sum(len(w.inflight) for w in m.workers)]
+                for m in r.models.values()
+                if m.workers or m.queue.live
+            },
+            "needs": needs,
+            "requests": len(r.requests),
+            "stopping": r.stopping,
+        }
 
     # ------------------------------------------------------------ advice
 
