@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow docs node storm fuzz mutants bench bench-peers lint clean
+.PHONY: demo test test-slow test-ray docs node storm fuzz mutants bench bench-peers lint clean
 
 demo: $(READY)
 	$(BIN)/python -m zoo.demo
@@ -15,6 +15,17 @@ test: $(READY) lint
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout=900
+
+# Several nodes on this machine, in an environment of its own: nothing else here needs the engine.
+RAY := .ray
+test-ray: $(RAY)/.ready
+	$(RAY)/bin/python -m pytest -W ignore tests/ray
+
+$(RAY)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[ray]' \
+	  pytest pytest-timeout hypothesis
+	@touch $@
 
 # The documentation as a site: .site/html/index.html. A link that leads nowhere fails it.
 docs: $(READY)
@@ -87,4 +98,4 @@ $(READY): requirements.lock pyproject.toml
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) .demo demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .node .mutants .site .peers
+	rm -rf $(VENV) .demo demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis .node .mutants $(RAY) .site .peers

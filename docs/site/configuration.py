@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from docs.site import markdown
-from zoo.config import gateway, rules, schema
+from zoo.config import cluster, gateway, rules, schema
 
 TABLES: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("[broker]", schema.BrokerConfig),
@@ -19,6 +19,8 @@ TABLES: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("[[enrich.rules]]", rules.Rule),
     ("[gateway]", gateway.GatewayConfig),
     ("[[gateway.frigate]]", gateway.FrigateConfig),
+    ("[cluster]", cluster.ClusterConfig),
+    ("[[cluster.nodes]]", cluster.NodeConfig),
 )
 AT_RUN_TIME = {"available"}  # no key of the file
 ELSEWHERE = {"rules", "frigate"}  # tables of their own

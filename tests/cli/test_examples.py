@@ -20,6 +20,7 @@ from tests import support
 from tests.support import ROOT, Running
 from zoo.cli import parser
 from zoo.config import reading
+from zoo.ray import __main__ as cluster
 
 PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -85,8 +86,10 @@ def test_commands_are_those_that_there_are(example: Example) -> None:
                 assert set(found[1].split(",")) <= EXTRAS.keys()
             case ["curl", address] | ["curl", "-F", _, address] if address.startswith("localhost:8000/"):
                 pass
-            case ["zoo", "standins", "weights"]:
+            case ["zoo", "standins", "weights"] | ["ray", "start", *_]:
                 pass
+            case ["python", "-m", "zoo.ray", *rest]:
+                cluster.parser().parse_args(rest)
             case ["zoo", ("load" | "unload" | "pin" | "unpin") as word]:
                 parser.build().parse_args([word, "paddleocr"])
             case ["zoo", *rest]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
-from zoo.config import rules
+from zoo.config import cluster, rules
 from zoo.config.endpoint import endpoint_problem
 from zoo.config.gateway import FrigateConfig, GatewayConfig, check_frigate, check_gateway, check_reach
 from zoo.config.schema import BrokerConfig, DeviceConfig, ModelConfig, ModelPriority, ZooConfig
@@ -73,8 +73,9 @@ def parse_config(text: str, file: Path | None = None) -> ZooConfig:
     models = reader.tables(ModelConfig, raw.pop("models", []), "models")
     enrich: Any = _read_enrich(raw.pop("enrich", {}), models, reader)
     gateway: Any = _read_gateway(raw.pop("gateway", {}), models, reader)
+    nodes: Any = _read_cluster(raw.pop("cluster", {}), models, reader)
     for key in raw:
-        known = "there are broker, devices, models, enrich and gateway"
+        known = "there are broker, devices, models, enrich, gateway and cluster"
         reader.wrong((key, 0), None, f"unknown table or key {key!r}; {known}")
     reader.distinct(devices, "devices")
     reader.distinct(models, "models")
@@ -85,7 +86,9 @@ def parse_config(text: str, file: Path | None = None) -> ZooConfig:
             reader.each(("models", i), _misplaced(model, [d.name for d in devices]) if model else ())
     if reader.mistakes:
         raise ConfigError("\n".join(reader.mistakes))
-    return ZooConfig(broker=broker, devices=devices, models=models, enrich=enrich, gateway=gateway, file=file)
+    return ZooConfig(
+        broker=broker, devices=devices, models=models, enrich=enrich, gateway=gateway, cluster=nodes, file=file
+    )
 
 
 def _read_enrich(raw: Any, models: list[ModelConfig | None], reader: _Reader) -> rules.EnrichConfig | None:
@@ -112,6 +115,18 @@ def _read_gateway(raw: Any, models: list[ModelConfig | None], reader: _Reader) -
         for name in sorted({*frigate.models.values()} - known) if frigate and None not in models else ():
             reader.wrong(("gateway.frigate", number), "models", f"there is no model {name!r} in this file")
     return gateway and msgspec.structs.replace(gateway, frigate=[one for one in read if one is not None])
+
+
+def _read_cluster(raw: Any, models: list[ModelConfig | None], reader: _Reader) -> cluster.ClusterConfig | None:
+    tables = raw.pop("nodes", []) if isinstance(raw, dict) else []
+    found: cluster.ClusterConfig | None = reader.table(cluster.ClusterConfig, raw, ("cluster", 0))
+    read: list[cluster.NodeConfig | None] = reader.tables(cluster.NodeConfig, tables, "cluster.nodes")
+    if found is None or None in read or None in models:
+        return None  # what is wrong there is told
+    found = msgspec.structs.replace(found, nodes=[one for one in read if one is not None])
+    for number, key, what in cluster.mistakes(found, {model.name for model in models if model is not None}):
+        reader.wrong(("cluster", 0) if number is None else ("cluster.nodes", number), key, what)
+    return found
 
 
 def _check_roles(models: list[Any], enrich: rules.EnrichConfig, reader: _Reader) -> None:

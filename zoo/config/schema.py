@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from zoo.config import rules
+from zoo.config.cluster import ClusterConfig
 from zoo.config.endpoint import default_endpoints
 from zoo.config.gateway import GatewayConfig
 from zoo.weights.source import Published
@@ -195,6 +196,7 @@ class ZooConfig(msgspec.Struct, kw_only=True):
     models: list[ModelConfig] = []
     enrich: rules.EnrichConfig = msgspec.field(default_factory=rules.EnrichConfig)
     gateway: GatewayConfig = msgspec.field(default_factory=GatewayConfig)
+    cluster: ClusterConfig = msgspec.field(default_factory=ClusterConfig)
     file: Path | None = None
 
     @property
