@@ -5,7 +5,7 @@ s|^# user = |user = |
 s|^# state_dir = "state" |state_dir = "/var/lib/zoo/state" |
 s|^weights_dir = .*|weights_dir = "/var/lib/zoo/weights"|
 s|^metrics = false |metrics = "127.0.0.1:9464" |
-/^# What other programs speak/i\
-[gateway]\
+s|^# What other programs speak|[gateway]\
 http = "127.0.0.1:8000"\
-
+\
+&|
