@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-ray docs node storm fuzz mutants bench bench-peers lint clean
+.PHONY: demo test test-slow test-ray docs node storm soak fuzz mutants bench bench-peers lint clean
 
 demo: $(READY)
 	$(BIN)/python -m zoo.demo
@@ -44,6 +44,11 @@ CASES   ?= 1000000
 
 storm: $(READY)
 	$(BIN)/python -m tests.storm.storm --seed $(SEED) --seconds $(SECONDS)
+
+# Does anything grow? An hour by default: make soak SOAK=600 is a short one.
+SOAK ?= 3600
+soak: $(READY)
+	$(BIN)/python -m benchmarks.soak $(SOAK)
 
 fuzz: $(READY)
 	ZOO_FUZZ_SEED=$(SEED) ZOO_FUZZ_CASES=$(CASES) $(BIN)/python -m pytest --timeout=7200 tests/fuzz

@@ -1,7 +1,7 @@
 """What the broker keeps of its own requests, for `zoo advise`: while it is told to, and bounded, in memory and a file.
 
 While nothing is recorded, nothing is paid for it: the scheduler's journal and story have no listener. While something
-is, a request costs one more call and an append (0.2 us); a thread makes lines of what was appended and writes them
+is, a request costs one more call and an append (0.6 us); a thread makes lines of what was appended and writes them
 (`zoo/recording.py` says what they hold). What that thread meets, a full disk or a folder that is gone, is logged once,
 and costs lines of the file alone: what is kept in memory goes on, and the file does when it can be written again.
 
