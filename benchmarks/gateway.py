@@ -2,7 +2,8 @@
 
 `python -m benchmarks.gateway [--quick]`. The ways take turns, and each ratio is the median over the turns of the pair's
 ratio. The floor of a body is an endpoint of the same framework on the same server that reads it and drops it; that of
-Frigate's door a ROUTER that drops what it gets and answers with as many bytes.
+Frigate's door a ROUTER that drops what it gets and answers with as many bytes. Of the page: what ten viewers cost the
+broker, and what one holds in a browser after a day (`benchmarks/day.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 import json
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -28,7 +30,7 @@ import zmq
 from PIL import Image
 
 import zoo
-from benchmarks import common
+from benchmarks import common, day
 
 CONFIG = """
 [broker]
@@ -222,6 +224,57 @@ def keep_alive(port: int) -> int:
     return good
 
 
+def measure_viewers(seconds: float) -> dict[str, float]:
+    """What those who watch the page cost a broker of 22 models, four of them loaded, whose journal is full."""
+    models = CONFIG.partition("[[gateway.frigate]]")[0]
+    for number in range(22):
+        models += f'[[models]]\nname = "m{number}"\nadapter = "benchmarks.adapters:Instant"\nvram_mb = 10\n'
+    figures: dict[str, float] = {}
+    with common.folder() as where, common.broker(models, where) as (endpoint, pid):
+        config = str(Path(where) / "config.toml")
+        with (
+            serving("zoo.gateway", "--config", config, "--endpoint", endpoint) as port,
+            zoo.Client(endpoint) as client,
+            contextlib.ExitStack() as pages,
+        ):
+            for number in range(2000):
+                client.infer(f"m{number % 4}", np.zeros((8, 8, 3), np.uint8))
+            watched = 0
+            for viewers in (0, 1, 10):
+                for _ in range(viewers - watched):
+                    pages.enter_context(watching(port))
+                watched = viewers
+                time.sleep(2)
+                before, began = common.cpu_seconds(pid), time.monotonic()
+                time.sleep(seconds)
+                share = (common.cpu_seconds(pid) - before) / (time.monotonic() - began)
+                figures[f"broker, {viewers} watch the page (% of a core)"] = 100 * share
+    none, _, ten = figures.values()
+    figures["ten viewers cost the broker (% of a core, at most 1)"] = ten - none
+    return figures
+
+
+@contextlib.contextmanager
+def watching(port: int) -> Iterator[None]:
+    """A viewer of the page, who reads what it says."""
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(f"GET /page/live HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        reader = threading.Thread(target=lambda: [None for _ in iter(lambda: sock.recv(1 << 16), b"")])
+        reader.start()
+        yield
+        sock.shutdown(socket.SHUT_RDWR)
+        reader.join()
+
+
+def measure_page() -> dict[str, float]:
+    """What the page of a browser holds after a day. Nothing where there is no Chromium."""
+    if day.CHROMIUM is None:
+        return {}
+    with day.chromium() as browser:
+        found = day.shown(browser)
+    return {"page's memory after a day (MB, at most 50)": found["heap"], "looks of that day": found["looks"]}
+
+
 def measure(gateway: int, drop: int, client: zoo.Client, turns: int) -> dict[str, float]:
     frame = picture(SHAPE)
     encoded, raw = jpeg(frame), frame.tobytes()
@@ -269,6 +322,8 @@ def main() -> None:
             figures = measure(gateway, drop, client, 5 if args.quick else 20)
             figures |= measure_detector(where, client, 5 if args.quick else 20)
             figures[f"of {CONNECTIONS} keep-alive connections answered"] = keep_alive(gateway)
+    figures |= measure_viewers(5 if args.quick else 20)
+    figures |= measure_page()
     common.save("gateway", figures)
     print(common.table([(name, f"{value:.2f}") for name, value in figures.items()]))
 

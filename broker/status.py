@@ -135,7 +135,7 @@ class Views:
         Args:
             named: program and process of each session that may be named.
         """
-        lines, following, more = self._scheduler.decided(since, OVERVIEW_LINES)
+        lines, following, more, missed = self._scheduler.decided(since, OVERVIEW_LINES)
         waiting = self._scheduler.waiting()
         for row in waiting:
             row["oldest"] = self._at(row["oldest"])
@@ -150,6 +150,7 @@ class Views:
             "lines": [self._told(line) for line in lines],
             "next": following,
             "more": more,
+            "missed": missed,
             "waiting": waiting,
             "times": self._scheduler.times(),
         }

@@ -148,11 +148,19 @@ def test_a_history_keeps_an_hour_and_so_many_decisions() -> None:
     (last,) = history.since(history.count - 1)
     assert (last.at, last.model, len(last.text)) == (2 * KEEP - 1, "m", LONGEST)
     assert history.since(history.count) == []
+    assert history.whole_from == KEEP  # what came before is not known any more
     history.forget(2 * KEEP + 3590, ["m"])
     assert [kept.at for kept in history.since(0)] == list(range(2 * KEEP - 10, 2 * KEEP))
     assert history.last["m"].at == 2 * KEEP - 1  # as long as it is registered
     history.forget(1e9, [])
     assert (history.since(0), history.last) == ([], {})
+
+
+def test_what_a_broker_kept_no_more_is_not_taken_for_known() -> None:
+    history = History()
+    history.add([], missed=True)
+    history.add([line(7, "a", "loaded"), line(8, "b", "loaded")])
+    assert history.whole_from == 7
 
 
 def test_a_measurement_is_not_why_a_model_is_where_it_is() -> None:

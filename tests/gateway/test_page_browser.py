@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -12,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
+from benchmarks import day
 from tests import support
 from tests.gateway.serving import RunningGateway, beside
 from tests.gateway.test_kserve import jpeg
@@ -21,15 +21,10 @@ from tests.gateway.test_page import TOKENS
 from tests.support import Running, toy
 from zoo import Client
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
+    pytest.mark.skipif(day.CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
 ]
-ALONE = [  # it runs as root in CI, and asks nothing of the network by itself
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 EVIL = "<script>window.pressed = 1</script><img src=x onerror='window.pressed = 1'>"
 PICTURE = jpeg(np.full((40, 60, 3), 3, np.uint8))
 MODELS = [
@@ -44,10 +39,8 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ALONE)
-        yield browser
-        browser.close()
+    with day.chromium() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -307,3 +300,10 @@ def test_nothing_has_to_be_scrolled_sideways(open_page: Open, zoo: Client, width
         ".map(one => one.outerHTML.slice(0, 120))"
     )
     assert wide == []
+
+
+def test_a_day_of_cameras_leaves_the_page_small(browser: Browser) -> None:
+    figures = day.shown(browser, every_s=20.0)
+    assert figures["looks"] == 24 * 3600 / 20
+    assert figures["heap"] < 50
+    assert figures["elements"] < 5000

@@ -6,6 +6,7 @@ import pytest
 
 from broker.scheduler.events import DeviceUnread, Finished, Measured, Settled
 from broker.scheduler.state import State
+from broker.scheduler.story.story import KEEP
 from tests.scheduler.world import World, model
 
 
@@ -296,14 +297,15 @@ def test_decisions_come_by_pages_and_without_those_about_single_requests() -> No
     assert any("request" in line.fields for line in everything)
     found, at, more, pages = [], 0, True, 0
     while more:
-        lines, at, more = w.s.decided(at, 3)
+        lines, at, more, missed = w.s.decided(at, 3)
+        assert not missed
         found += lines
         pages += 1
     assert found == [line for line in everything if "request" not in line.fields]
     assert pages == -(-len(everything) // 3)
-    assert w.s.decided(at, 3) == ([], at, False)
+    assert w.s.decided(at, 3) == ([], at, False, False)
     w.pin("b")
-    lines, _, more = w.s.decided(at, 3)
+    lines, _, more, _ = w.s.decided(at, 3)
     assert ([line.kind for line in lines], more) == (["pinned"], False)
 
 
@@ -313,6 +315,16 @@ def test_a_count_of_another_broker_gives_what_there_is() -> None:
     assert w.s.decided(10**9, 10)[:2] == ([], w.s.story.count)
     w.s.story.tell(1.0, "a", "pinned", on=True)
     assert [line.kind for line in w.s.decided(-5, 100)[0]][-1] == "pinned"
+
+
+def test_decisions_that_are_kept_no_more_are_missed() -> None:
+    w = World([model("a")], 1000)
+    first = w.s.decided(0, 1)[1]
+    for number in range(KEEP + 10):
+        w.pin("a", number % 2 == 0)
+    lines, at, more, missed = w.s.decided(first, 5)
+    assert (len(lines), more, missed) == (5, True, True)
+    assert not w.s.decided(at, 5)[3]
 
 
 def test_what_waits_is_told_with_its_sessions_and_the_reason() -> None:

@@ -43,13 +43,15 @@ class Overview:
         request = r.requests.get(number) or r.journal.find(number)
         return None if request is None else r.journal.tell(request, r.story, r.requests.values())
 
-    def decided(self, count: int, most: int) -> tuple[list[Line], int, bool]:
+    def decided(self, count: int, most: int) -> tuple[list[Line], int, bool, bool]:
         """A page of the decisions that are about no single request: the oldest `most` lines after `count`.
 
-        Gives them, the count to go on from, and whether there are more already.
+        Gives them, the count to go on from, whether there are more already, and whether some are kept no more.
         """
         lines, following = self._r.story.page(count, most)
-        return [line for line in lines if "request" not in line.fields], following, following < self._r.story.count
+        missed = following - len(lines) > count
+        found = [line for line in lines if "request" not in line.fields]
+        return found, following, following < self._r.story.count, missed
 
     # ------------------------------------------------------------ what there is
 

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 KEEP_S = 3600.0
-KEEP = 1500  # decisions; where more come in an hour, the oldest are dropped
+KEEP = 4000  # decisions; where more come in an hour, the oldest are dropped
 LONGEST = 300  # characters of one
 SHOWN = {
     "loading", "loaded", "load failed", "evicted", "draining", "crashed", "killed", "dropped", "ahead", "restored",
@@ -33,22 +33,35 @@ class Decision(NamedTuple):
 
 
 class History:
-    """Decisions have numbers from 1 on, in the order of their coming."""
+    """Decisions have numbers from 1 on, in the order of their coming.
+
+    Attributes:
+        last: by model, of the kinds that place it.
+        count: of all that came.
+        whole_from: since when all of them are kept (Unix time; 0: for as long as is kept).
+    """
 
     def __init__(self) -> None:
-        self.last: dict[str, Decision] = {}  # by model, of the kinds that place it
+        self.last: dict[str, Decision] = {}
         self.count = 0
+        self.whole_from = 0.0
+        self._missed = False
         self._kept: deque[Decision] = deque(maxlen=KEEP)
 
-    def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Lines of `overview`."""
+    def add(self, lines: Iterable[Mapping[str, Any]], *, missed: bool = False) -> None:
+        """Lines of `overview`. `missed`: some before them are not known."""
+        self._missed |= missed
         for line in lines:
             name, kind, text = line["model"].partition("#")[0], line["kind"], line["text"]
             cut = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+            if self._missed:
+                self.whole_from, self._missed = line["at"], False
             if kind in PLACING and name:
                 self.last[name] = Decision(0, line["at"], name, kind, cut)
             if kind in SHOWN:
                 self.count += 1
+                if len(self._kept) == KEEP:
+                    self.whole_from = self._kept[1].at
                 self._kept.append(Decision(self.count, line["at"], name, kind, cut))
 
     def forget(self, now: float, registered: Iterable[str]) -> None:

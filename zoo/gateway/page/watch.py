@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
@@ -32,14 +32,19 @@ PAGES = 20  # of decisions in one look
 
 
 class PageWatch:
-    """See the module's docstring. `zoo`: the gateway's own client.
+    """See the module's docstring.
+
+    Args:
+        zoo: the gateway's own client.
+        clock: gives Unix time.
 
     Attributes:
         viewers: how many watch.
     """
 
-    def __init__(self, zoo: AsyncClient) -> None:
+    def __init__(self, zoo: AsyncClient, clock: Callable[[], float] = time.time) -> None:
         self._zoo = zoo
+        self._clock = clock
         self.viewers = 0
         self._history = History()
         self._boot = ""
@@ -62,7 +67,7 @@ class PageWatch:
         """Looks, for ever."""
         try:
             while True:
-                await self._look()
+                await self.look()
                 self._wanted.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(EVERY_S if self.viewers else QUIET_S):
@@ -76,7 +81,8 @@ class PageWatch:
         self._models = []
         self._wanted.set()
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Looks, and tells what it saw."""
         known = self._history.count
         try:
             async with asyncio.timeout(LOOK_S):
@@ -90,8 +96,10 @@ class PageWatch:
             return
         else:
             self._trouble = ""
-        self._history.forget(time.time(), (row["name"] for row in self._models) if self._models else self._history.last)
-        self._tell({**made, "trouble": self._trouble}, known)
+        self._history.forget(
+            self._clock(), (row["name"] for row in self._models) if self._models else self._history.last
+        )
+        self._tell({**made, "trouble": self._trouble, "whole_from": self._history.whole_from}, known)
 
     def _lost(self, why: str) -> None:
         if not self._trouble and self._boot:
@@ -99,7 +107,7 @@ class PageWatch:
         self._trouble, self._models = why, []
 
     def _note(self, kind: str, text: str) -> None:
-        self._history.add([{"at": time.time(), "model": "", "kind": kind, "text": text}])
+        self._history.add([{"at": self._clock(), "model": "", "kind": kind, "text": text}])
 
     async def _ask(self, overview: dict[str, Any]) -> snapshot.Sections:
         """All the rest."""
@@ -109,7 +117,7 @@ class PageWatch:
         self._looks += 1
         status, processes = await zoo.get_status(), await zoo.processes()
         before = self._seen
-        self._seen = figures.Seen(time.monotonic(), status, processes, self._models)
+        self._seen = figures.Seen(self._clock(), status, processes, self._models)
         same = before is not None and before.status["broker"]["boot"] == status["broker"]["boot"]
         seconds = self._seen.at - before.at if before is not None and same else 0.0
         rows = figures.rows(self._seen, self._rows if same and seconds < QUIET_S else None, seconds)
@@ -129,7 +137,7 @@ class PageWatch:
                 if again:
                     self._note("broker started", "another broker answers")
                     continue
-            self._history.add(overview["lines"])
+            self._history.add(overview["lines"], missed=overview["missed"])
             self._read = overview["next"]
             if not overview["more"]:
                 break
@@ -148,7 +156,7 @@ class PageWatch:
 
     def _packed(self, changed: snapshot.Sections, known: int) -> bytes:
         decisions = self._history.since(known)
-        return msgspec.json.encode({"at": round(time.time(), 3), **changed, "decisions": decisions}) + b"\n"
+        return msgspec.json.encode({"at": round(self._clock(), 3), **changed, "decisions": decisions}) + b"\n"
 
     def check_room(self) -> None:
         """Raises QueueFull: too many watch."""

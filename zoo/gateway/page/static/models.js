@@ -15,7 +15,7 @@ function inOneLine(model) {
   return parts.filter(Boolean).join(" · ");
 }
 
-const is_here = (model) => model.charged_mb > 0;
+const is_here = (model) => model.workers > 0;
 const LEFT = 8; // decisions about a model that are shown
 
 export class ModelTable {

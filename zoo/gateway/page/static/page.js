@@ -10,6 +10,9 @@ import { showWaiting } from "./waiting.js";
 
 const by = (id) => document.getElementById(id);
 const state = { devices: [], models: [], waiting: [], totals: null, trouble: "", you: { name: "", role: "viewer" } };
+const PARTS = ["devices", "models", "waiting", "totals", "trouble", "you", "whole_from"];
+const changed = new Set(); // parts that are not shown yet
+let drawing = 0;
 let skew = 0; // of the gateway's clock, in seconds
 let said = 0;
 const now = () => Date.now() / 1000 + skew;
@@ -23,18 +26,18 @@ const trial = new Trial();
 function take(message) {
   skew = message.at - Date.now() / 1000;
   if (message.whole) Object.assign(state, { devices: [], models: [], waiting: [], totals: null });
-  for (const name of ["devices", "models", "waiting", "totals", "trouble", "you"]) {
+  for (const name of PARTS) {
     if (name in message) state[name] = message[name];
+    if (name in message || message.whole) changed.add(name);
   }
   timeline.add(message.decisions, Boolean(message.whole));
-  put(by("you"), `${state.you.name === "local" ? "this machine" : state.you.name}, ${state.you.role}`);
-  by("you").title = `role: ${state.you.role}`;
-  show(message);
+  drawing ||= requestAnimationFrame(show); // once for all that has come by then; never where the page is not seen
 }
 
-function show(message) {
+function show() {
   const order = new Map(state.models.map((model, index) => [model.name, index]));
-  const has = (name) => message.whole || name in message;
+  const has = (name) => changed.has(name);
+  if (has("you")) put(by("you"), `${state.you.name === "local" ? "this machine" : state.you.name}, ${state.you.role}`);
   if (has("devices") || has("models")) showDevices(by("devices"), state.devices, order);
   if (has("models")) {
     table.rights = state.you.role;
@@ -44,10 +47,12 @@ function show(message) {
   }
   if (has("totals")) showTotals(state.totals);
   if (has("waiting") || state.waiting.length) showWaiting(by("waiting"), state.waiting, order, now());
-  timeline.show(now(), state.models, order);
+  timeline.show(now(), state.models, order, state.whole_from ?? 0);
   table.age(now());
   linked(state.trouble ? "broker" : "live", state.trouble ? "no broker" : "live");
   trouble(state.trouble ? `The broker does not answer. What is shown is what was last seen; it goes on by itself. (${state.trouble})` : "");
+  changed.clear();
+  drawing = 0;
   document.title = state.trouble ? "No broker – Model Zoo" : "Model Zoo";
 }
 
@@ -63,6 +68,8 @@ function showTotals(totals) {
 }
 
 function gone(text) {
+  cancelAnimationFrame(drawing);
+  drawing = 0;
   linked("gone", "not connected");
   trouble(`Not connected: ${text}. What is shown is what was last seen; it goes on by itself.`);
 }

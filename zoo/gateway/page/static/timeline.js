@@ -7,13 +7,14 @@ const FEW = 12; // decisions at first
 const MANY = 200;
 const ENDS = new Set(["evicted", "draining", "crashed", "killed", "load failed", "dropped"]);
 const BAD = new Set(["crashed", "killed", "load failed", "memory stuck", "out of memory", "overdrawn", "unread", "broker gone"]);
+const MOST = 4000; // decisions that are kept
 const LEAST = 2; // seconds between drawings
 
 /** When each model was loading or loaded: name → [{from, to, load, end, text}], seconds of Unix time; pure. */
-export function spans(decisions, models, now) {
+export function spans(decisions, models, now, wholeFrom) {
   const found = new Map();
   const open = new Map();
-  const start = now - HOUR;
+  const start = Math.max(now - HOUR, wholeFrom);
   const lane = (name) => found.get(name) ?? found.set(name, []).get(name);
   const end = (name, at, kind, text) => {
     const one = open.get(name);
@@ -36,10 +37,29 @@ export function spans(decisions, models, now) {
     } else if (ENDS.has(kind)) end(name, at, kind, text);
   }
   for (const model of models) {
-    const is_here = model.charged_mb > 0;
-    if (is_here && !open.has(model.name)) lane(model.name).push({ from: lane(model.name).at(-1)?.to ?? start, to: now, load: start, end: "", text: "loaded" });
+    if (model.workers > 0 && !open.has(model.name)) lane(model.name).push({ from: lane(model.name).at(-1)?.to ?? start, to: now, load: start, end: "", text: "loaded" });
   }
   return found;
+}
+
+/** A load and its reason as one line; pure. */
+export function inWords(decisions) {
+  const open = new Map();
+  const told = [];
+  for (const one of decisions) {
+    const [number, at, name, kind, text] = one;
+    const begun = open.get(name);
+    if (kind === "loading") open.set(name, told.length);
+    else if (begun !== undefined && ["loaded", "load failed"].includes(kind)) {
+      const why = told[begun];
+      told[begun] = null;
+      open.delete(name);
+      told.push([number, at, name, kind, why ? `${text}; ${why[4]}` : text]);
+      continue;
+    }
+    told.push(one);
+  }
+  return told.filter(Boolean);
 }
 
 export class Timeline {
@@ -58,7 +78,7 @@ export class Timeline {
   }
 
   add(decisions, whole) {
-    this.decisions = whole ? decisions : this.decisions.concat(decisions);
+    this.decisions = (whole ? decisions : this.decisions.concat(decisions)).slice(-MOST);
     if (decisions.length || whole) this.drawn = Math.min(this.drawn, 1);
   }
 
@@ -67,15 +87,18 @@ export class Timeline {
   }
 
   /** Draws at most every two seconds, and at least every ten. */
-  show(now, models, order) {
+  show(now, models, order, wholeFrom) {
     const first = this.decisions.findIndex((one) => one[1] >= now - HOUR);
     if (first) this.decisions = first < 0 ? [] : this.decisions.slice(first);
     const since = now - this.drawn;
     if (this.drawn > 1 ? since < 10 : this.drawn === 1 && now - (this.at ?? 0) < LEAST) return;
     this.drawn = this.at = now;
-    const found = spans(this.decisions, models, now);
+    const found = spans(this.decisions, models, now, wholeFrom);
     const names = models.map((model) => model.name).filter((name) => found.has(name));
     const lanes = names.map((name) => lane(name, found.get(name), now, order));
+    const lost = Math.min(1, (wholeFrom - now + HOUR) / HOUR);
+    this.lanes.style.setProperty("--lost", String(Math.max(0, lost)));
+    this.lanes.title = lost > 0 ? `What was decided before ${clock(wholeFrom)} is not known any more.` : "";
     this.lanes.replaceChildren(...lanes, axis(now), ...(lanes.length ? [] : [make("p", { className: "empty", textContent: "No model was loaded in the last hour." })]));
     this.showList();
   }
@@ -85,12 +108,13 @@ export class Timeline {
     const key = `${last} ${this.decisions.length} ${this.many}`;
     if (this.listed === key) return;
     this.listed = key;
-    const shown = this.decisions.slice(-(this.many ? MANY : FEW)).reverse();
+    const all = inWords(this.decisions);
+    const shown = all.slice(-(this.many ? MANY : FEW)).reverse();
     this.list.replaceChildren(...shown.map(([, at, name, kind, text]) => make("li", { data: { kind, bad: BAD.has(kind) } },
       make("time", { textContent: clock(at) }),
       make("span", { className: "who", textContent: name || "broker" }),
       make("span", { className: "what", textContent: text }))));
-    const left = this.decisions.length - FEW;
+    const left = all.length - FEW;
     this.more.hidden = left <= 0;
     this.more.textContent = this.many ? "Show fewer" : `Show ${Math.min(left, MANY - FEW)} more`;
   }
