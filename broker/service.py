@@ -112,7 +112,11 @@ class Service:
         except (OSError, ConfigError) as e:  # zmq.ZMQError is neither
             place.release()
             raise e if isinstance(e, ConfigError) else ConfigError(f"cannot listen on {config.endpoint}: {e}") from None
-        self._connect(config)
+        try:
+            self._connect(config)
+        except Exception:  # such as metrics that cannot be served: a client must not find sockets where no broker is
+            place.release()
+            raise
 
     def _connect(self, config: schema.ZooConfig) -> None:
         """Makes the parts that use sockets and processes, and says which of them does what for the scheduler."""

@@ -308,3 +308,12 @@ def test_the_metrics_of_a_broker_count_lost_lines_and_its_own_errors(broker) -> 
     assert len({f.name for f in families}) == len(families), "each is described once"
     values = {s.name: s.value for f in families for s in f.samples if not s.labels}
     assert (values["zoo_log_lines_dropped_total"], values["zoo_internal_errors_total"]) == (0.0, 0.0)
+
+
+def test_a_broker_that_cannot_serve_its_metrics_leaves_no_sockets_behind(broker) -> None:  # type: ignore[no-untyped-def]
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        running = broker(metrics=f"127.0.0.1:{taken.getsockname()[1]}", start=False)
+        running.start(wait=False)
+        assert running.process.wait(timeout=30.0) == 2
+    assert "cannot listen on" in running.log()
+    assert not [name for name in os.listdir(running.folder) if name == "b" or name.startswith("b.")]
