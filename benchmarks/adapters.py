@@ -69,6 +69,17 @@ class SlowToLoad:
         return [{"value": int(item.array[0, 0, 0])} for item in inputs]
 
 
+class Waits:
+    """Its load takes option `seconds`, and each answer as long as the request says."""
+
+    def load(self, spec: Spec, device: str) -> None:
+        time.sleep(spec.options["seconds"])
+
+    def predict(self, inputs: list[Input]) -> list[AnyResult]:
+        time.sleep(sum(item.options["seconds"] for item in inputs))
+        return [{"value": 0} for _ in inputs]
+
+
 class Frail:
     """Its process dies of each request."""
 
