@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from tests.advise.recordings import asked, begun, lines, part, traffic, written
 from tests.support import Running
 from zoo import InvalidInput, recording
+from zoo.advise import advice
 from zoo.advise.advice import Advisor, in_gb
 from zoo.advise.change import Change
 from zoo.cli.output import REFUSED, USAGE
@@ -57,6 +59,18 @@ def test_what_is_suggested_can_be_replayed() -> None:
     labels = {change.label for change in advisor.suggestions() if advisor.replay(change).figures.requests == 150}
     assert {'eviction = "adaptive"', "prefetch = true"} <= labels
     assert sum(label.startswith("budget") for label in labels) >= 2
+
+
+@pytest.mark.slow
+def test_replays_in_several_processes_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    advisor = Advisor(part(*traffic(2)))
+    changes = [Change("one", budget_mb=1000.0), Change("two", broker={"eviction": "adaptive"})]
+    alone = [row.figures.summary() for row in advisor.replay_all(changes)]
+    monkeypatch.setattr(advice, "MANY", 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert [row.figures.summary() for row in advisor.replay_all(changes)] == alone
+    with pytest.raises(InvalidInput, match="no model"):
+        advisor.replay_all([Change(pins=("nothing",)), *changes])
 
 
 def test_the_agreement_compares_answers_one_by_one() -> None:

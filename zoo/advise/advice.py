@@ -9,7 +9,8 @@ larger budget that was tried. Where a smaller one met it as well, below one that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from zoo.config.schema import MB_PER_GB
 from zoo.errors import InvalidInput
 from zoo.recording import RecordingPart
 
+MANY = 5000  # requests: fewer are replayed sooner than processes start
 STEPS = 8  # budgets over the whole range
 FINEST = 0.02  # of the budget: the bisection ends there
 PART = 0.95
@@ -64,6 +66,10 @@ class Recommended:
     smaller: list[float] = field(default_factory=list)
 
 
+def replayed(part: RecordingPart, times: Taken, change: Change) -> Row:
+    return Row(change.label, Replay(part, times, applied(part, change)).run(), change)
+
+
 class Advisor:
     """Replays a part of a recording."""
 
@@ -75,8 +81,20 @@ class Advisor:
 
     def replay(self, change: Change) -> Row:
         """Raises InvalidInput: the change names what is not there."""
-        setting = applied(self.part, change)
-        return Row(change.label, Replay(self.part, self.times, setting).run(), change)
+        return replayed(self.part, self.times, change)
+
+    def replay_all(self, changes: Sequence[Change]) -> list[Row]:
+        """Of several, on all cores where that is worth the start of processes."""
+        cores = min(len(os.sched_getaffinity(0)), len(changes))
+        if cores < 2 or len(self.part.requests) < MANY:
+            return [self.replay(change) for change in changes]
+        for change in changes:
+            applied(self.part, change)  # what is wrong with it is said here
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        with ProcessPoolExecutor(cores, get_context("spawn"), _begin, (self.part, self.times)) as pool:
+            return list(pool.map(_replayed, changes))
 
     @property
     def budget_mb(self) -> float:
@@ -141,27 +159,25 @@ class Advisor:
 
     # ------------------------------------------------------------ the smallest budget
 
-    def smallest(self, p95_s: float, change: Change, told: Callable[[], None] = lambda: None) -> Recommended:
+    def smallest(self, p95_s: float, change: Change) -> Recommended:
         """The smallest budget with which 95 % of the requests are answered within `p95_s` seconds.
 
         Args:
-            change: what else is changed. told: called after each replay.
+            change: what else is changed.
         """
         if not p95_s > 0:
             raise InvalidInput(f"p95: {p95_s} is not a positive number of seconds")
         least, most = (snapped(mb + SLACK_MB) for mb in self._range())
         tried: dict[float, Tried] = {}
 
-        def met(budget_mb: float) -> bool:
-            budget_mb = snapped(budget_mb)
-            if budget_mb not in tried:
-                figures = self.replay(replace(change, budget_mb=budget_mb)).figures
-                tried[budget_mb] = Tried(budget_mb, figures, figures.percentile(PART) <= p95_s)
-                told()
-            return tried[budget_mb].met
+        def met(budgets: Sequence[float]) -> list[bool]:
+            rows = self.replay_all([replace(change, budget_mb=mb) for mb in budgets])
+            for mb, row in zip(budgets, rows, strict=True):
+                tried[mb] = Tried(mb, row.figures, row.figures.percentile(PART) <= p95_s)
+            return [tried[mb].met for mb in budgets]
 
-        grid = [snapped(least + (most - least) * i / (STEPS - 1)) for i in range(STEPS)] if most > least else [most]
-        met_by = [met(budget) for budget in grid]
+        grid = sorted({snapped(least + (most - least) * i / (STEPS - 1)) for i in range(STEPS)})
+        met_by = met(grid)
         found: float | None = None
         if met_by[-1]:
             last = max((i for i, ok in enumerate(met_by) if not ok), default=-1)
@@ -170,11 +186,11 @@ class Advisor:
         smaller = [one.budget_mb for one in in_order if one.met and (found is None or one.budget_mb < found)]
         return Recommended(p95_s, found, most, in_order, smaller)
 
-    def _bisected(self, low: float, high: float, met: Callable[[float], bool]) -> float:
+    def _bisected(self, low: float, high: float, met: Callable[[Sequence[float]], list[bool]]) -> float:
         """Between one that does not meet the wish and one that does."""
         while high - low > max(LEAST_MB, FINEST * high):
             middle = snapped((low + high) / 2)
-            if met(middle):
+            if met([middle])[0]:
                 high = middle
             else:
                 low = middle
@@ -189,3 +205,17 @@ def in_gb(mb: float) -> float:
 def snapped(mb: float) -> float:
     """A budget that can be written into config.toml: what is recommended was replayed, and nothing near it."""
     return in_gb(mb) * MB_PER_GB
+
+
+# ---------------------------------------------------------------- in further processes
+
+_given: list[tuple[RecordingPart, Taken]] = []
+
+
+def _begin(part: RecordingPart, times: Taken) -> None:
+    _given.append((part, times))
+
+
+def _replayed(change: Change) -> Row:
+    part, times = _given[0]
+    return replayed(part, times, change)

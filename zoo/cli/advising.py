@@ -29,7 +29,7 @@ def advise(args: Namespace, zoo: Client) -> int:
     part = _part(args, zoo)
     advisor = Advisor(part)
     changes = _asked(args) or ([] if args.p95 else list(advisor.suggestions()))
-    rows = [advisor.recorded, advisor.present, *map(advisor.replay, changes)]
+    rows = [advisor.recorded, advisor.present, *advisor.replay_all(changes)]
     recommended = None
     if args.p95 is not None:
         recommended = advisor.smallest(args.p95, _change(args, None))
