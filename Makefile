@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-ray docs node storm soak fuzz mutants bench bench-peers lint clean
+.PHONY: demo test test-slow test-ray bench-ray docs node storm soak fuzz mutants bench bench-peers lint clean
 
 demo: $(READY)
 	$(BIN)/python -m zoo.demo
@@ -20,6 +20,9 @@ test-slow: $(READY)
 RAY := .ray
 test-ray: $(RAY)/.ready
 	$(RAY)/bin/python -m pytest -W ignore tests/ray
+
+bench-ray: $(RAY)/.ready
+	$(RAY)/bin/python -W ignore -m benchmarks.nodes_live
 
 $(RAY)/.ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(RAY)

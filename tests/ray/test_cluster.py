@@ -80,7 +80,8 @@ class Nodes:
 
     def end(self) -> None:
         serve.shutdown()
-        ray.shutdown()
+        while ray.is_initialized():  # a thread of the engine may have connected again meanwhile
+            ray.shutdown()
         self.cluster.shutdown()
 
 

@@ -409,6 +409,7 @@ class ClusterClient:
                 self._release(lease)
             self._closed.set()
             self._pool.shutdown(wait=False, cancel_futures=True)
+            self._handle.shutdown()  # its router's threads
 
     def __enter__(self) -> Self:
         return self

@@ -55,19 +55,25 @@ def deploy(config: str | os.PathLike[str], *, name: str = APPLICATION) -> None:
     Raises:
         ConfigError: the file is not valid, or no node offers the resource "zoo".
     """
-    file = Path(config).resolve()
-    found = reading.load_config(file)
-    text = files.read_regular(file, files.MAX_TEXT).decode()
     if not ray.is_initialized():
         ray.init(address="auto", logging_level="WARNING")
+    made = deployment(config)
     if not nodes_there_are():
         raise ConfigError(
             f"no node offers the resource {RESOURCE!r}: start those that are to serve with "
             f"""`ray start … --resources '{{"{RESOURCE}": 1}}'`"""
         )
+    serve.start(proxy_location="Disabled")
+    serve.run(made.bind(), name=name, route_prefix=None)
+
+
+def deployment(config: str | os.PathLike[str]) -> Any:
+    """What the engine is told. Raises ConfigError."""
+    file = Path(config).resolve()
+    found = reading.load_config(file)
+    text = files.read_regular(file, files.MAX_TEXT).decode()
     models = {m.name: (m.vram_mb, m.priority == ModelPriority.CRITICAL) for m in found.models if m.enabled}
-    limits = {"copies": found.cluster.copies, "copy_at": found.cluster.copy_at}
-    deployment = serve.deployment(ZooNode).options(
+    return serve.deployment(ZooNode).options(
         name="node",
         # By default each deployment has a version of its own, and every node would start again for it. With this one a
         # changed config.toml comes to nodes that run (`user_config`).
@@ -81,19 +87,18 @@ def deploy(config: str | os.PathLike[str], *, name: str = APPLICATION) -> None:
         health_check_timeout_s=5.0,
         graceful_shutdown_timeout_s=10.0,
         autoscaling_config=AutoscalingConfig(
-            min_replicas=1, max_replicas=MOST_NODES, initial_replicas=nodes_there_are(), upscale_delay_s=0.0,
-            downscale_delay_s=10.0,
-            policy=AutoscalingPolicy(policy_function=one_per_node),
+            min_replicas=1, max_replicas=MOST_NODES, initial_replicas=max(1, nodes_there_are()), upscale_delay_s=0.0,
+            downscale_delay_s=10.0, policy=AutoscalingPolicy(policy_function=one_per_node),
         ),
         request_router_config=RequestRouterConfig(
             request_router_class=ZooRouter,
-            request_router_kwargs={"models": models, **limits},
+            request_router_kwargs={
+                "models": models, "copies": found.cluster.copies, "copy_at": found.cluster.copy_at,
+            },
             request_routing_stats_period_s=STATS_S,
             request_routing_stats_timeout_s=5.0,
         ),
     )  # fmt: skip
-    serve.start(proxy_location="Disabled")
-    serve.run(deployment.bind(), name=name, route_prefix=None)
 
 
 def undeploy(name: str = APPLICATION) -> None:
