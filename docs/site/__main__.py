@@ -17,44 +17,14 @@ from sphinx.cmd.build import main as sphinx
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GENERATED = re.compile(r"^<!-- generated: (\w+) -->$", re.M)
-LINK = re.compile(r"(\]\()([^)\s]+)\)")
+LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 ANCHOR = re.compile(r'^<a id="([\w-]+)"></a>$', re.M)
-MENU = """
-
-```{toctree}
-:hidden:
-:caption: Begin
-docs/tutorial
-docs/models
-docs/enrich
-docs/eviction
-docs/gateway
-docs/security
-```
-
-```{toctree}
-:hidden:
-:glob:
-:caption: How to
-docs/how-to/*
-```
-
-```{toctree}
-:hidden:
-:glob:
-:caption: Reference
-docs/reference/*
-docs/protocol
-```
-
-```{toctree}
-:hidden:
-:caption: Within
-docs/design
-docs/performance
-docs/contributing
-```
-"""
+MENU = {  # pages by chapter; a folder is all of it
+    "Begin": ("tutorial", "models", "enrich", "eviction", "gateway", "security"),
+    "How to": ("how-to/*",),
+    "Reference": ("reference/*", "protocol"),
+    "Within": ("design", "performance", "contributing"),  # and every other page
+}
 
 
 def pages() -> list[Path]:
@@ -68,22 +38,35 @@ def stage(folder: Path) -> None:
     for page in pages():
         text = GENERATED.sub(lambda m: importlib.import_module(f"docs.site.{m[1]}").page(), (ROOT / page).read_text())
         text = ANCHOR.sub(r"(\1)=", text)
-        text = LINK.sub(lambda m, page=page: f"{m[1]}{_linked(page, m[2])})", text)
+        text = LINK.sub(lambda m, page=page: _linked(page, *m.groups()), text)
         target = folder / ("index.md" if page.name == "README.md" else page)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text + (MENU if page.name == "README.md" else ""))
+        target.write_text(text + (_menu() if page.name == "README.md" else ""))
     for picture in (ROOT / "docs").rglob("*.png"):
         target = folder / picture.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(picture, target)
 
 
-def _linked(page: Path, target: str) -> str:
-    """Where a link of a page leads in the site: the README is its first page."""
+def _menu() -> str:
+    named = {name for names in MENU.values() for name in names}
+    others = [page.stem for page in pages() if page.parent.name == "docs" and page.stem not in named]
+    parts = []
+    for caption, names in MENU.items():
+        lines = [f"docs/{name}" for name in (*names, *(others if caption == "Within" else ()))]
+        parts.append("\n".join(("\n\n```{toctree}", ":hidden:", ":glob:", f":caption: {caption}", *lines, "```")))
+    return "\n".join(parts)
+
+
+def _linked(page: Path, words: str, target: str) -> str:
+    """A link of a page as it is in the site, of which the README is the first page, and code is no part."""
     file, hash_, anchor = target.partition("#")
-    if "://" in file or (ROOT / page.parent / file).resolve() != ROOT / "README.md" or not file:
-        return target
-    return f"{file.removesuffix('README.md')}index.md{hash_}{anchor}"
+    to = ROOT / page.parent / file
+    if file and "://" not in file and to.is_file() and to.suffix not in (".md", ".png"):
+        return words
+    if file and "://" not in file and to.resolve() == ROOT / "README.md":
+        target = f"{file.removesuffix('README.md')}index.md{hash_}{anchor}"
+    return f"[{words}]({target})"
 
 
 def build(folder: Path) -> int:

@@ -11,6 +11,7 @@ html_theme_options = {"navigation_with_keys": True}
 myst_heading_anchors = 4  # as GitHub makes them, where the same pages are read too
 myst_enable_extensions = ["colon_fence"]
 default_role = "code"  # docstrings have code in single backticks
+smartquotes = False  # what stands in quotes is to be copied
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -23,7 +23,7 @@ TABLES: tuple[tuple[str, type[msgspec.Struct]], ...] = (
     ("[[cluster.nodes]]", cluster.NodeConfig),
 )
 AT_RUN_TIME = {"available"}  # no key of the file
-ELSEWHERE = {"rules", "frigate"}  # tables of their own
+ELSEWHERE = {"rules", "frigate", "nodes"}  # tables of their own
 
 
 def page() -> str:

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -312,3 +313,21 @@ def own_address() -> str:
             return str(probe.getsockname()[0])
         except OSError:
             pytest.skip("this machine has no address but loopback")
+
+
+def test_the_folder_of_a_socket_is_made_and_a_socket_that_cannot_be_had_is_told_in_a_sentence(zoo_dir: Path) -> None:
+    def table(path: str) -> str:
+        return tables("models", [EVERY]) + (
+            f'[[gateway.frigate]]\nendpoint = "ipc://{path}"\nmodels = {{ "a.onnx" = "every" }}\n'
+        )
+
+    gateway = RunningGateway(zoo_dir, f"ipc://{zoo_dir}/b", table(f"{zoo_dir}/run/frigate.sock"))
+    gateway.start()
+    assert (zoo_dir / "run").stat().st_mode & 0o777 == 0o700
+    gateway.stop()
+    gateway.write(table(f"{zoo_dir}/config.toml/frigate.sock"), f"ipc://{zoo_dir}/b")
+    (zoo_dir / "config.toml").touch()
+    gateway.start(wait=False)
+    assert gateway.process.wait(20.0) == 2
+    assert f"the folder {zoo_dir}/config.toml is not there and cannot be made" in gateway.log().splitlines()[-1]
+    assert "Traceback" not in gateway.log()

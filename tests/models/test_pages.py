@@ -1,36 +1,26 @@
-"""The Python of the README and of docs/, word for word, against a broker with every model, on stand-ins.
+"""What runs of the README and of docs/, word for word, against a zoo with every model, on stand-ins.
 
-The working directory has what the examples name: a `photo.jpg`, and what `make demo` leaves.
+The working directory has what the examples name: what `make demo` leaves, and pictures of the reader's. The tutorial
+has a broker of its own: tests/site/test_tutorial.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.test_examples import Example, examples
-from tests.gateway.serving import beside
-from tests.support import ROOT, Running
+from tests.cli.test_examples import PAGES, examples
+from tests.gateway.serving import RunningGateway, beside
+from tests.models.reader import Reader
+from tests.models.served import TABLES
+from tests.support import Running, config_text
 
-
-@pytest.fixture
-def reader(zoo_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of a reader who has run the demo."""
-    from zoo.demo.scenes import photograph, street_scene
-
-    Image.fromarray(photograph("bus.jpg")).resize((1080, 1080)).save(zoo_dir / "photo.jpg")
-    (zoo_dir / "demo-out").mkdir()
-    Image.fromarray(street_scene()[0]).save(zoo_dir / "demo-out" / "street.png")
-    monkeypatch.chdir(zoo_dir)
-    return zoo_dir
+RUN = [e for e in examples("python", "sh") if not e.reason and e.page != "docs/tutorial.md"]
 
 
 class Camera:
@@ -38,39 +28,42 @@ class Camera:
         return np.zeros((64, 64, 3), np.uint8)
 
 
-def run(texts: list[Example], names: dict[str, Any]) -> str:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for example in texts:
-            code = compile("\n" * example.line + example.text, str(ROOT / example.page), "exec")
-            exec(code, names)
-    return printed.getvalue()
+@pytest.fixture(scope="module")
+def gateway(whole_zoo: Running) -> Iterator[RunningGateway]:
+    yield from beside(whole_zoo, TABLES)
 
 
-@pytest.mark.models
-@pytest.mark.timeout(300)
-def test_the_examples_of_the_readme_run(whole_zoo: Running, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ZOO_ENDPOINT", whole_zoo.endpoint)
-    names: dict[str, Any] = {"picture": np.zeros((1080, 1920, 3), np.uint8)}
-    blocks = [e for e in examples("python") if e.page == "README.md" and not e.text.startswith("# brightness.py")]
-    with whole_zoo.client() as client:
-        client.load("paddleocr", timeout=60)
-        # The second example is called with the client of the first, which its `with` has closed.
-        run(blocks[:1], names)
-        names["zoo"] = client
-        with contextlib.contextmanager(beside)(whole_zoo) as gateway:
-            run([e._replace(text=e.text.replace("localhost:8000", gateway.address)) for e in blocks[1:]], names)
+@pytest.fixture
+def home(zoo_dir: Path) -> Path:
+    """The working directory of a reader who has run the demo."""
+    from zoo.demo.scenes import photograph, street_scene
+
+    street = Image.fromarray(street_scene()[0])
+    (zoo_dir / "demo-out").mkdir()
+    for name in ("demo-out/street.png", "street.jpg"):
+        street.save(zoo_dir / name)
+    photo = Image.fromarray(photograph("bus.jpg")).resize((1080, 1080))
+    for name in ("photo.jpg", "one.jpg", "two.jpg", "three.jpg"):
+        photo.save(zoo_dir / name)
+    quality = {"name": "brisque-quality", "adapter": "workers.models.quality:Brisque"}
+    (zoo_dir / "config.toml").write_text(config_text([quality]))
+    return zoo_dir
 
 
 @pytest.mark.models
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", ["docs/enrich.md", "docs/models.md"])
-def test_the_examples_of_a_page_run(
-    page: str, whole_zoo: Running, standin: Callable[[str], Path], reader: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if any(e.page == page for e in RUN)])
+def test_what_a_page_says_works(
+    page: str, whole_zoo: Running, gateway: RunningGateway, standin: Callable[[str], Path], home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setenv("ZOO_ENDPOINT", whole_zoo.endpoint)
-    encoder = standin("yolo-world-s").parent / "text_encoder"
-    (reader / "weights" / "yolo-world-s").mkdir(parents=True)
-    shutil.copytree(encoder, reader / "clip-vit-base-patch32")
-    run([e for e in examples("python") if e.page == page], {"camera": Camera()})
+    if page == "docs/models.md":
+        encoder = standin("yolo-world-s").parent / "text_encoder"
+        (home / "weights" / "yolo-world-s").mkdir(parents=True)
+        shutil.copytree(encoder, home / "clip-vit-base-patch32")
+    reader = Reader(home, whole_zoo.endpoint, gateway.address, camera=Camera())
+    for example in RUN:
+        if example.page == page:
+            reader.read(example)

@@ -18,6 +18,7 @@ from docs.site import __main__ as site
 from docs.site import api, configuration, mistakes
 from tests.support import ROOT
 from zoo.cli.parser import COMMANDS
+from zoo.config.schema import ZooConfig
 from zoo.errors import BY_CODE
 
 
@@ -77,7 +78,7 @@ def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path, monkeypatch: 
     shutil.copytree(ROOT / "docs" / "site", tmp_path / "docs" / "site")
     (tmp_path / "README.md").write_text("# The zoo\n\n[more](docs/gone.md)\n")
     monkeypatch.setattr(site, "ROOT", tmp_path)
-    monkeypatch.setattr(site, "MENU", "")
+    monkeypatch.setattr(site, "MENU", {})
     assert site.build(tmp_path / "out") != 0
     (tmp_path / "README.md").write_text("# The zoo\n")
     assert site.build(tmp_path / "out") == 0
@@ -86,6 +87,9 @@ def test_a_link_that_leads_nowhere_fails_the_build(tmp_path: Path, monkeypatch: 
 def test_the_reference_leaves_nothing_out() -> None:
     errors = {name for name in zoo.__all__ if name.lower() in {kind.__name__.lower() for kind in BY_CODE.values()}}
     assert {name for names in api.CHAPTERS.values() for name in names} | errors == {*zoo.__all__}
+    assert {name.strip("[]").split(".")[0] for name, _ in configuration.TABLES} | {"file"} == {
+        *ZooConfig.__struct_fields__
+    }
     for _, kind in configuration.TABLES:
         keys = {field.name for field in msgspec.structs.fields(kind)} - configuration.AT_RUN_TIME
         assert keys <= configuration.meanings(kind).keys() | configuration.ELSEWHERE

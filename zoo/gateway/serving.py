@@ -107,10 +107,17 @@ async def serve(config: ZooConfig, endpoint: str | None, notifier: Notifier) -> 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     gateway = Gateway(config, endpoint)
+    found: BaseExceptionGroup[ConfigError] | None = None
     listener = listen(config.gateway.address) if config.gateway.address is not None else None
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(life(gateway)) for life in LIVES]
+            await asyncio.sleep(
+                0
+            )  # a door whose endpoint cannot be had raises in its first step, before HTTP is served
+            for task in tasks:
+                if task.done():
+                    task.result()
             tasks.append(group.create_task(gateway.sessions.tidy()))
             if listener is not None:
                 tasks.append(group.create_task(gateway.watch.run()))
@@ -129,8 +136,18 @@ async def serve(config: ZooConfig, endpoint: str | None, notifier: Notifier) -> 
                 server.should_exit = True
             for task in tasks:
                 task.cancel()
+    except* ConfigError as wrong:
+        found = wrong
     finally:
         await gateway.close()
+    if found is not None:
+        raise _first(found)
+
+
+def _first(group: BaseExceptionGroup[ConfigError]) -> ConfigError:
+    """The error within."""
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 async def _tell_alive(notifier: Notifier) -> None:

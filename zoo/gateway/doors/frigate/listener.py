@@ -72,8 +72,10 @@ class FrigateListener:
 
     def _bind(self, endpoint: str) -> str:
         """Gives what it is bound to."""
-        if endpoint.startswith("ipc://") and (why := _taken(endpoint.removeprefix("ipc://"))):
-            raise ConfigError(f"gateway.frigate: {endpoint} {why}")
+        if endpoint.startswith("ipc://"):
+            _make_folder(endpoint)
+            if why := _taken(endpoint.removeprefix("ipc://")):
+                raise ConfigError(f"gateway.frigate: {endpoint} {why}")
         try:
             self._router.bind(endpoint)
         except zmq.ZMQError as e:
@@ -186,6 +188,18 @@ def _inode(fd: int) -> int:
         seen = os.fstat(fd)
         return seen.st_ino if stat.S_ISSOCK(seen.st_mode) else 0
     return 0
+
+
+def _make_folder(endpoint: str) -> None:
+    """Of the socket, where there is none: for this account alone. Raises ConfigError."""
+    folder = Path(endpoint.removeprefix("ipc://")).parent
+    try:
+        folder.mkdir(0o700, exist_ok=True)
+    except OSError as e:
+        raise ConfigError(
+            f"gateway.frigate: {endpoint}: the folder {folder} is not there and cannot be made ({e.strerror}); make "
+            "it, for this account to write to, or name a socket in another"
+        ) from None
 
 
 def _taken(path: str) -> str:
