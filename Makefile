@@ -72,6 +72,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.warm
 	$(BIN)/python -m benchmarks.models
 	$(BIN)/python -m benchmarks.replay
+	$(BIN)/python -m benchmarks.cluster
 	$(BIN)/python -m benchmarks.turns
 	$(BIN)/python -m benchmarks.gateway
 

@@ -134,20 +134,29 @@ class Simulation:
             NeverAnswered: some requests have no answer.
         """
         while self._heap:
-            when, _, what = heapq.heappop(self._heap)
-            if isinstance(what, Tick) and not (when == self._tick_at and (self._open or self._coming)):
-                continue  # an earlier one has come instead, or nothing is left to wait for
-            self.now = when
-            if isinstance(what, Tick):
-                self._tick_at = math.inf
-                self.tell(what)
-            elif callable(what):
-                self._coming -= 1
-                what()
-            else:
-                self._worker_does(what)
+            self.step()
         if self._open:
             raise NeverAnswered(f"{len(self._open)} requests were never answered, the first is {min(self._open)}")
+
+    @property
+    def next_at(self) -> float:
+        """When the next thing happens, if nothing is asked before; infinite: never. For several under one clock."""
+        return self._heap[0][0] if self._heap else math.inf
+
+    def step(self) -> None:
+        """The next thing that happens."""
+        when, _, what = heapq.heappop(self._heap)
+        if isinstance(what, Tick) and not (when == self._tick_at and (self._open or self._coming)):
+            return  # an earlier one has come instead, or nothing is left to wait for
+        self.now = when
+        if isinstance(what, Tick):
+            self._tick_at = math.inf
+            self.tell(what)
+        elif callable(what):
+            self._coming -= 1
+            what()
+        else:
+            self._worker_does(what)
 
     def tell(self, event: Event) -> None:
         """The scheduler learns of an event, and what it answers is done."""

@@ -54,6 +54,21 @@ def test_what_comes_there_takes_room() -> None:
     assert rank(NEED, [node("a", 400.0, coming={"x": 350.0}), node("b", 150.0)])[0] == "b"
 
 
+def test_a_model_that_waits_for_its_load_is_there_after_all_where_it_is_loaded_or_loads() -> None:
+    waits, loads = node("a", 900.0, models={"m": ("unloaded", 1)}), node("b", models={"m": ("loading", 9)})
+    assert rank(NEED, [node("c", 900.0), waits])[0] == "a"
+    assert rank(NEED, [node("c", 900.0), waits, loads]) == ["b", "a", "c"]
+
+
+def test_a_line_of_loads_comes_before_any_loss_and_room_behind_a_long_one_is_none() -> None:
+    line = {"x": ("loading", 1), "y": ("unloaded", 2), "z": ("evicting", 1)}
+    cheap, dear = node("a", 0.0, (500.0, (0.1,)), models={"x": ("loading", 1)}), node("b", 0.0, (500.0, (9.0,)))
+    assert rank(NEED, [cheap, dear]) == ["b", "a"]
+    assert rank(NEED, [node("a", 500.0, models=dict([*line.items()][:2])), dear])[0] == "a"
+    assert rank(NEED, [node("a", 500.0, models=line), dear])[0] == "b"
+    assert rank(NEED, [node("a", 500.0, coming={"x": 10.0}), node("b", 300.0)])[0] == "b"
+
+
 def test_where_room_has_to_be_made_the_least_loss_decides() -> None:
     a = node("a", 0.0, (50.0, (-3.0, 50.0)), (150.0, (-2.0, 150.0)))
     b = node("b", 0.0, (120.0, (-3.0, 120.0)))
