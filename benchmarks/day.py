@@ -26,6 +26,7 @@ from zoo.gateway.page.watch import PageWatch
 EVERY_S = 5.0  # of virtual time, between two looks: twelve a minute instead of sixty
 MIDNIGHT = 1_795_824_000.0  # of some day, in UTC
 TOTAL_MB, OTHERS_MB = 8192.0, 700.0
+PATIENCE_MS = 120_000.0  # of what waits for the browser
 PAGE = 200  # decisions of one answer
 
 
@@ -166,6 +167,7 @@ def shown(browser: Any, every_s: float = EVERY_S) -> dict[str, float]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as day:
         try:
             page = browser.new_page()
+            page.set_default_timeout(PATIENCE_MS)
             assert day.stdout is not None
             page.goto(day.stdout.readline().strip())
             page.wait_for_selector("tr.row")

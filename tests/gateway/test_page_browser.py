@@ -39,6 +39,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=60_000)
     with day.chromium() as made:
         yield made
 
@@ -83,7 +84,7 @@ def open_page(browser: Browser, pair: tuple[Running, RunningGateway]) -> Iterato
         addresses.append(gateway.address)
         contexts.append(browser.new_context(**{"viewport": {"width": 1440, "height": 900}, **how}))
         page = contexts[-1].new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda error: said.append(f"error: {error}"))
@@ -302,6 +303,7 @@ def test_nothing_has_to_be_scrolled_sideways(open_page: Open, zoo: Client, width
     assert wide == []
 
 
+@pytest.mark.timeout(900)
 def test_a_day_of_cameras_leaves_the_page_small(browser: Browser) -> None:
     figures = day.shown(browser, every_s=20.0)
     assert figures["looks"] == 24 * 3600 / 20

@@ -137,7 +137,7 @@ class PageWatch:
                 if again:
                     self._note("broker started", "another broker answers")
                     continue
-            self._history.add(overview["lines"], missed=overview["missed"])
+            self._history.add(overview["lines"], missed=overview.get("missed", False))
             self._read = overview["next"]
             if not overview["more"]:
                 break

@@ -1,6 +1,6 @@
 // A bar for each device: its budget cut into models, the budget's line, and what other programs use.
 
-import { gb, hue, make, mb } from "./text.js";
+import { gb, make, mb, tint } from "./text.js";
 
 const BESIDE = 0.3; // of the bar, at most, for what lies beyond the budget
 const LEAST = 0.06; // and at least, where there is any
@@ -40,8 +40,7 @@ function deviceBar(device, order) {
 
 function piece(kind, name, size, cells, order) {
   const label = { free: "free", ending: "ending", others: "others" }[kind] ?? name;
-  const made = make("div", { className: `piece ${kind}`, title: `${label}: ${mb(size)} MB`, vars: { "--w": String(cells / 1000) }, data: { model: name, mb: size } });
-  if (kind === "model") made.style.setProperty("--hue", hue(order.get(name) ?? 0));
+  const made = make("div", { className: `piece ${kind}`, title: `${label}: ${mb(size)} MB`, vars: { "--w": String(cells / 1000), ...(kind === "model" ? tint(order.get(name) ?? 0) : {}) }, data: { model: name, mb: size } });
   made.append(make("span", { textContent: label }), make("small", { textContent: mb(size) }));
   return made;
 }

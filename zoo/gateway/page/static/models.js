@@ -1,6 +1,6 @@
 // The table of models: a row each, in a place of its own, and under the chosen one what was decided about it.
 
-import { clock, count, hue, make, mb, ms, put, rate, span } from "./text.js";
+import { clock, count, make, mb, ms, put, rate, span, tint } from "./text.js";
 
 const FIGURES = ["mb", "leases", "run", "wait", "rate", "p50", "p95"];
 const plural = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
@@ -65,7 +65,7 @@ export class ModelTable {
     row.cells.name.scope = "row";
     row.label = make("span", { className: "label" });
     row.badges = make("span", { className: "badges" });
-    row.cells.name.append(make("i", { className: "chip" }), row.label, row.badges);
+    row.cells.name.append(make("div", { className: "id" }, make("i", { className: "chip" }), row.label, row.badges));
     row.state = make("span", { className: "state" });
     row.cells.state.append(row.state);
     row.why = make("span", { className: "why" });
@@ -90,7 +90,7 @@ export class ModelTable {
   }
 
   fill(row, model, index) {
-    row.main.style.setProperty("--hue", hue(index));
+    for (const [key, value] of Object.entries(tint(index))) row.main.style.setProperty(key, value);
     row.main.classList.toggle("here", is_here(model));
     row.main.dataset.state = model.state;
     put(row.label, model.name);

@@ -48,5 +48,7 @@ export function clock(at, seconds = true) {
   return `${two(when.getHours())}:${two(when.getMinutes())}${seconds ? `:${two(when.getSeconds())}` : ""}`;
 }
 
-/** A hue for each model, far from those of its neighbours in the list. */
-export const hue = (index) => String(Math.round((index * 137.5 + 215) % 360));
+/** The colour of a model, far from those of its neighbours in the list: custom properties for `vars` of `make`. */
+export function tint(index) {
+  return { "--hue": String(Math.round((index * 137.5 + 215) % 360)), "--shade": String([0, -0.08, 0.05][Math.floor(index / 8) % 3]) };
+}

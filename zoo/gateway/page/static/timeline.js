@@ -1,6 +1,6 @@
 // The last hour: a lane for each model that was loaded or asked for, and the decisions in words.
 
-import { clock, hue, make } from "./text.js";
+import { clock, make, tint } from "./text.js";
 
 const HOUR = 3600;
 const FEW = 12; // decisions at first
@@ -131,7 +131,7 @@ function lane(name, all, now, order) {
     if (loading > 0.0005) bar.append(make("i", { className: "loading", vars: { "--w": String(loading / Math.max(1e-9, at(one.to) - left)) } }));
     track.append(bar);
   }
-  return make("div", { className: "lane", data: { model: name }, vars: { "--hue": hue(order.get(name) ?? 0) } }, make("span", { className: "who", textContent: name }), track);
+  return make("div", { className: "lane", data: { model: name }, vars: tint(order.get(name) ?? 0) }, make("span", { className: "who", textContent: name }), track);
 }
 
 function axis(now) {
