@@ -124,9 +124,10 @@ class MemoryUsage:
             self._measuring.ask(device, self.gauge.loading(device), self.gauge.stalest(device))
 
     def _look(self, device: str, worker: int = 0) -> None:
-        """Looks at a device, and at one of its workers."""
+        """Looks at a device, at one of its workers, and at those that load: what they take is not others' use."""
         pid = self.gauge.pid(worker)
-        self._measuring.ask(device, [*([pid] if pid else []), *self.gauge.loading(device)])
+        loading = self.gauge.loading(device) if self._measures else ()
+        self._measuring.ask(device, [*([pid] if pid else []), *loading])
 
     def hold(self, worker: int) -> bool:
         """Wants the worker measured. True: its messages are to be kept back until `Looked`."""

@@ -141,7 +141,7 @@ def _strike(made: list[Running], target: str) -> bool:
     fault.unlink(missing_ok=True)
     assert one.process is not None
     assert one.process.poll() is None, one.log()[-5000:]
-    with Client(one.endpoint, timeout=20.0) as zoo:
+    with Client(one.endpoint, timeout=20.0, arena_mb=8) as zoo:
         for name in ("toy", "toy2"):
             wait_until(lambda name=name: _is_served(zoo, name), what=f"{name} is served")  # type: ignore[misc]
         wait_until(lambda: zoo.get_status()["sessions"] == 1, what="other sessions are gone")

@@ -114,7 +114,7 @@ def test_both_clients_ask_for_one_model(served: Running) -> None:
         zoo.models("pest")
 
     async def ask() -> list[dict[str, Any]]:
-        async with AsyncClient(served.endpoint) as other:
+        async with AsyncClient(served.endpoint, arena_mb=8) as other:
             return await other.models("pets")
 
     assert asyncio.run(ask()) == zoo.models("pets")

@@ -93,7 +93,7 @@ def test_new_options_are_those_of_the_next_process(broker: Start, capsys: pytest
     assert any("draining: its settings changed" in line for line in client.explain("a"))
 
     async def ask() -> list[str]:
-        async with zoo.AsyncClient(running.endpoint) as aio:
+        async with zoo.AsyncClient(running.endpoint, arena_mb=8) as aio:
             return await aio.reload()
 
     assert asyncio.run(ask()) == []

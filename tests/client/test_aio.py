@@ -70,7 +70,7 @@ def test_every_call_of_the_client_is_there(shared_broker: Running) -> None:
 
 def test_inference_of_every_kind(shared_broker: Running) -> None:
     async def work() -> None:
-        async with AsyncClient(shared_broker.endpoint) as zoo:
+        async with AsyncClient(shared_broker.endpoint, arena_mb=8) as zoo:
             np.testing.assert_array_equal((await zoo.infer("toy", FRAME[:, ::-1], do="echo"))["array"], FRAME[:, ::-1])
             assert (await zoo.infer("toy", [FRAME, FRAME]))["frames"] == 2
             crops = await zoo.infer("toy", FRAME, boxes=[(0, 0, 2, 2), (1, 1, 4, 3)])
@@ -93,7 +93,7 @@ def test_inference_of_every_kind(shared_broker: Running) -> None:
 
 def test_frames_leases_and_questions(broker: Start) -> None:
     async def work() -> None:
-        async with AsyncClient(running.endpoint) as zoo:
+        async with AsyncClient(running.endpoint, arena_mb=8) as zoo:
             async with zoo.frame((8, 8, 3)) as frame:
                 for value in range(10):
                     frame.array[:] = value
@@ -144,7 +144,7 @@ def test_hundreds_of_tasks_share_a_client_and_a_small_arena(shared_broker: Runni
 
 def test_a_cancelled_task_withdraws_its_request_and_keeps_the_slot_until_it_is_settled(broker: Start) -> None:
     async def work() -> None:
-        async with AsyncClient(running.endpoint) as zoo:
+        async with AsyncClient(running.endpoint, arena_mb=8) as zoo:
             await zoo.get_model("toy")
             tasks = [asyncio.create_task(zoo.infer("toy", FRAME, do="sleep", seconds=0.5)) for _ in range(3)]
             await until(lambda: _requests(zoo, 3))
@@ -172,7 +172,7 @@ async def _free(zoo: AsyncClient) -> bool:
 
 def test_a_cancelled_load_leaves_no_lease(broker: Start) -> None:
     async def work() -> None:
-        async with AsyncClient(running.endpoint) as zoo:
+        async with AsyncClient(running.endpoint, arena_mb=8) as zoo:
             for delay in (0.0, 0.05, 0.2, 0.3):
                 task = asyncio.ensure_future(_await(zoo.load("toy")))
                 await asyncio.sleep(delay)
@@ -205,7 +205,7 @@ async def _no_leases(zoo: AsyncClient) -> bool:
 
 def test_deadlines(broker: Start) -> None:
     async def work() -> None:
-        async with AsyncClient(running.endpoint) as zoo:
+        async with AsyncClient(running.endpoint, arena_mb=8) as zoo:
             await zoo.infer("toy", FRAME)  # its arena is made
             with pytest.raises(DeadlineExceeded):
                 await zoo.infer("toy", FRAME, timeout=0.2, do="sleep", seconds=0.5)
@@ -218,7 +218,7 @@ def test_deadlines(broker: Start) -> None:
 
 def test_a_killed_broker_fails_what_is_under_way_and_its_successor_serves_the_same_client(broker: Start) -> None:
     async def work() -> None:
-        async with AsyncClient(running.endpoint, timeout=20.0) as zoo:
+        async with AsyncClient(running.endpoint, timeout=20.0, arena_mb=8) as zoo:
             lease = await zoo.load("toy")
             async with zoo.frame((8, 8, 3)) as frame:
                 frame.array[:] = 42
@@ -259,7 +259,7 @@ def test_an_absent_broker_and_calls_that_are_cancelled(zoo_dir: object) -> None:
 
 def test_close_ends_what_is_under_way_and_leaves_nothing(broker: Start) -> None:
     async def work() -> None:
-        zoo = AsyncClient(running.endpoint)
+        zoo = AsyncClient(running.endpoint, arena_mb=8)
         await zoo.load("toy")
         calls = [asyncio.create_task(zoo.infer("toy", FRAME, do="sleep", seconds=0.5)) for _ in range(3)]
         await until(lambda: _requests(zoo, 3))
@@ -292,7 +292,7 @@ def test_tcp_with_pings(far_broker: Start, monkeypatch: pytest.MonkeyPatch) -> N
     watcher = running.client()
 
     async def work() -> None:
-        async with AsyncClient(running.endpoint) as zoo:
+        async with AsyncClient(running.endpoint, arena_mb=8) as zoo:
             async with zoo.load("toy") as lease, zoo.frame((64, 64, 3)) as frame:
                 frame.array[:] = 3
                 assert ((await lease(frame, do="large"))["map"] == 3).all()

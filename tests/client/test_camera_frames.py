@@ -25,7 +25,7 @@ BOXES = [(3, 5, 12, 20), (1.5, 0, 32, 7.2)]
 
 @pytest.fixture
 def zoo(shared_broker: Running) -> Iterator[Client]:
-    with Client(shared_broker.endpoint, timeout=20.0) as client:
+    with Client(shared_broker.endpoint, timeout=20.0, arena_mb=8) as client:
         yield client
         assert slots(client) == 0
 
@@ -90,7 +90,7 @@ def test_a_lease_takes_them_too(zoo: Client) -> None:
 
 def test_the_asynchronous_client_takes_them_too(shared_broker: Running) -> None:
     async def work() -> list[Any]:
-        async with AsyncClient(shared_broker.endpoint, timeout=20.0) as zoo, zoo.load("toy") as toy:
+        async with AsyncClient(shared_broker.endpoint, timeout=20.0, arena_mb=8) as zoo, zoo.load("toy") as toy:
             return [
                 await zoo.infer("toy", NV12, color="nv12", do="echo"),
                 await toy(NV12, color="nv12", do="echo"),

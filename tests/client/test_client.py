@@ -40,7 +40,7 @@ FRAME = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3)
 
 @pytest.fixture
 def zoo(shared_broker: Running) -> Iterator[Client]:
-    with Client(shared_broker.endpoint, timeout=20.0) as client:
+    with Client(shared_broker.endpoint, timeout=20.0, arena_mb=8) as client:
         yield client
 
 
@@ -183,7 +183,11 @@ def test_a_frame_is_not_usable_after_its_block(zoo: Client) -> None:
 
 
 def test_a_frame_of_another_client_is_refused(zoo: Client, shared_broker: Running) -> None:
-    with Client(shared_broker.endpoint) as other, other.frame((4, 4, 3)) as frame, pytest.raises(InvalidInput):
+    with (
+        Client(shared_broker.endpoint, arena_mb=8) as other,
+        other.frame((4, 4, 3)) as frame,
+        pytest.raises(InvalidInput),
+    ):
         zoo.infer("toy", frame)
 
 
@@ -453,7 +457,7 @@ def test_a_dead_client_holds_nothing(broker: Start) -> None:
     pid = os.fork()
     if pid == 0:
         try:
-            mine = Client(running.endpoint)
+            mine = Client(running.endpoint, arena_mb=8)
             mine.load("toy")
             os.kill(os.getpid(), signal.SIGKILL)
         finally:

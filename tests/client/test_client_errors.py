@@ -166,13 +166,13 @@ def test_making_one_with_odd_arguments(kind: Any, argument: str) -> None:
 
 @pytest.mark.parametrize("seconds", [sys.maxsize, 1e300, 10**400, threading.TIMEOUT_MAX * 2])
 def test_a_very_long_time_means_no_limit(shared_broker: Running, seconds: float) -> None:
-    with Client(shared_broker.endpoint, timeout=seconds) as zoo:
+    with Client(shared_broker.endpoint, timeout=seconds, arena_mb=8) as zoo:
         assert zoo.infer("toy", FRAME, timeout=seconds)["shape"] == [4, 4, 3]
         with zoo.load("toy", timeout=seconds) as lease, zoo.frame((4, 4, 3)) as frame:
             assert lease(frame)["shape"] == [4, 4, 3]
 
     async def work() -> None:
-        async with AsyncClient(shared_broker.endpoint, timeout=seconds) as other:
+        async with AsyncClient(shared_broker.endpoint, timeout=seconds, arena_mb=8) as other:
             assert (await other.infer("toy", FRAME, timeout=seconds))["shape"] == [4, 4, 3]
 
     asyncio.run(work())
@@ -191,7 +191,7 @@ def test_an_arena_above_the_brokers_limit_is_refused_before_memory_is_touched(
 
 
 def test_an_option_over_the_limit_is_invalid_at_once(shared_broker: Running) -> None:
-    with Client(shared_broker.endpoint) as zoo:
+    with Client(shared_broker.endpoint, arena_mb=8) as zoo:
         with pytest.raises(InvalidInput, match="options"):
             zoo.infer("toy", FRAME, x="y" * (protocol.MAX_MESSAGE_BYTES // 2 + 1))
         assert zoo.infer("toy", FRAME)["shape"] == [4, 4, 3]
@@ -233,7 +233,7 @@ NO_MEMORY = OSError(errno.ENOMEM, "Cannot allocate memory")
 def test_what_the_system_refuses_once_is_a_zoo_error_once(
     shared_broker: Running, monkeypatch: pytest.MonkeyPatch, holder: Any, call: str, failure: BaseException
 ) -> None:
-    with Client(shared_broker.endpoint, timeout=5.0) as zoo:
+    with Client(shared_broker.endpoint, timeout=5.0, arena_mb=8) as zoo:
         with monkeypatch.context() as patch:
             patch.setattr(holder, call, once(getattr(holder, call), failure))
             with pytest.raises(ZooError) as told:
@@ -326,7 +326,7 @@ def test_more_threads_than_zeromq_has_sockets_by_default(shared_broker: Running)
     try:
         context = session.context()
         made = [context.socket(zmq.DEALER) for _ in range(1100)]
-        with Client(shared_broker.endpoint) as client:
+        with Client(shared_broker.endpoint, arena_mb=8) as client:
             assert client.get_status()["sessions"] >= 1
         for sock in made:
             sock.close(0)
@@ -358,7 +358,7 @@ def test_a_lease_that_was_lost_with_its_broker_is_taken_again_by_its_next_call(b
 
 def test_an_async_lease_that_was_lost_with_its_broker_is_taken_again_by_its_next_call(broker: Start) -> None:
     async def work() -> None:
-        async with AsyncClient(running.endpoint, timeout=20.0) as zoo:
+        async with AsyncClient(running.endpoint, timeout=20.0, arena_mb=8) as zoo:
             async with zoo.load("toy") as lease:
                 await asyncio.to_thread(running.kill)
                 await asyncio.to_thread(running.start)

@@ -106,7 +106,7 @@ async def gathered(zoo: AsyncClient, names: list[str]) -> dict[str, tuple[float,
 @pytest.mark.parametrize("stage", ["before anything", "connected", "with an arena"])
 def test_every_call_ends_in_time_when_the_broker_stands_still(broker: Start, stage: str) -> None:
     running = broker([toy(), toy("toy2")])
-    client = Client(running.endpoint, timeout=TIMEOUT)
+    client = Client(running.endpoint, timeout=TIMEOUT, arena_mb=8)
     if stage != "before anything":
         client.get_status()
     if stage == "with an arena":
@@ -124,7 +124,7 @@ def test_every_call_ends_in_time_when_the_broker_stands_still(broker: Start, sta
 )
 def test_every_async_call_ends_in_time_when_the_broker_stands_still(broker: Start, stage: str) -> None:
     async def work() -> None:
-        zoo = AsyncClient(running.endpoint, timeout=TIMEOUT)
+        zoo = AsyncClient(running.endpoint, timeout=TIMEOUT, arena_mb=8)
         if stage != "before anything":
             await zoo.get_status()
         if stage == "with an arena":
@@ -140,7 +140,7 @@ def test_every_async_call_ends_in_time_when_the_broker_stands_still(broker: Star
 
 def test_a_lease_ends_in_time_when_the_broker_stands_still(broker: Start) -> None:
     running = broker()
-    client = Client(running.endpoint, timeout=TIMEOUT)
+    client = Client(running.endpoint, timeout=TIMEOUT, arena_mb=8)
     lease = client.load("toy", timeout=10.0)
     lease(FRAME, timeout=10.0)
     with stopped(running):
@@ -205,7 +205,7 @@ def half(request: pytest.FixtureRequest, zoo_dir: Path) -> Iterator[HalfABroker]
 
 
 def test_every_call_ends_in_time_when_the_handshake_breaks_off(half: HalfABroker) -> None:
-    client = Client(half.endpoint, timeout=TIMEOUT)
+    client = Client(half.endpoint, timeout=TIMEOUT, arena_mb=8)
     check(all_at_once(client, list(CALLS)), set(CALLS))
     with in_time():
         client.close()
@@ -213,7 +213,7 @@ def test_every_call_ends_in_time_when_the_handshake_breaks_off(half: HalfABroker
 
 def test_every_async_call_ends_in_time_when_the_handshake_breaks_off(half: HalfABroker) -> None:
     async def work() -> None:
-        zoo = AsyncClient(half.endpoint, timeout=TIMEOUT)
+        zoo = AsyncClient(half.endpoint, timeout=TIMEOUT, arena_mb=8)
         check(await gathered(zoo, list(CALLS)), set(CALLS))
         with in_time():
             await zoo.close()

@@ -119,7 +119,7 @@ def check_street(found: Enrichment, frame: np.ndarray) -> None:
 @pytest.mark.parametrize("kind", ["rgb", "bgr", "png", "frame", "video"])
 def test_each_model_sees_its_part_of_the_frame_whatever_form_that_has(chain: Running, kind: str) -> None:
     frame = street()
-    with Client(chain.endpoint, timeout=20.0) as zoo, zoo.frame(frame.shape) as shared:
+    with Client(chain.endpoint, timeout=20.0, arena_mb=8) as zoo, zoo.frame(frame.shape) as shared:
         shared.array[:] = frame
         encoded = io.BytesIO()
         Image.fromarray(frame).save(encoded, "PNG")
@@ -153,7 +153,7 @@ def test_a_camera_frame_is_enriched_like_any_other(chain: Running, kind: str) ->
         "gray": (y, {"color": "gray"}),
         "film": ([nv12, nv12], {"color": "nv12"}),
     }[kind]
-    with Client(chain.endpoint, timeout=20.0) as zoo:
+    with Client(chain.endpoint, timeout=20.0, arena_mb=8) as zoo:
         check_street(zoo.enrich(sent, [CAR, TRUCK], **how), frame)
         assert slots(zoo) == 0
 
@@ -162,13 +162,13 @@ def test_the_asynchronous_client_gives_the_same_answer(chain: Running) -> None:
     frames = [street(), street()]
 
     async def work() -> Enrichment:
-        async with AsyncClient(chain.endpoint, timeout=20.0) as zoo:
+        async with AsyncClient(chain.endpoint, timeout=20.0, arena_mb=8) as zoo:
             found = await zoo.enrich(frames, [CAR, TRUCK, ("van", (5, 5, 5, 5)), ("car", (0, 0, 9, 9), 0.1)])
             assert slots(zoo) == 0
             return found
 
     there = asyncio.run(work())
-    with Client(chain.endpoint, timeout=20.0) as zoo:
+    with Client(chain.endpoint, timeout=20.0, arena_mb=8) as zoo:
         here = zoo.enrich(frames, [CAR, TRUCK, ("van", (5, 5, 5, 5)), ("car", (0, 0, 9, 9), 0.1)])
     pairs = [found.to_dict() for found in (here, there)]
     for plain in pairs:
@@ -194,7 +194,7 @@ def test_the_frame_is_written_once(chain: Running) -> None:
 
 
 def test_the_table_comes_from_the_broker_with_the_state_of_each_model(chain: Running) -> None:
-    with Client(chain.endpoint, timeout=20.0) as zoo:
+    with Client(chain.endpoint, timeout=20.0, arena_mb=8) as zoo:
         zoo.get_model("find")
         table = threads.run(zoo._calls.ask(calls.Call(protocol.Query(0, "enrich"), dict)))
         assert table["models"].keys() == {"find", "read", "look", "film", "whole"}
@@ -236,7 +236,7 @@ def test_a_frame_that_cannot_be_sent_is_a_wrong_argument(chain: Running) -> None
 
 
 def test_a_picture_that_cannot_be_decoded_is_each_models_reason(chain: Running) -> None:
-    with Client(chain.endpoint, timeout=20.0) as zoo:
+    with Client(chain.endpoint, timeout=20.0, arena_mb=8) as zoo:
         found = zoo.enrich(b"\xff\xd8\xff no picture", [CAR])
         errors = [*found.missing.values(), *found.detections[0].missing.values()]
         assert {type(error) for error in errors} == {InvalidInput}
@@ -415,7 +415,7 @@ def test_a_cancelled_event_withdraws_its_requests(broker: Start) -> None:
     running = broker(SLOW)
 
     async def work() -> None:
-        async with AsyncClient(running.endpoint, timeout=20.0) as zoo:
+        async with AsyncClient(running.endpoint, timeout=20.0, arena_mb=8) as zoo:
             await zoo.get_model("slow")
             task = asyncio.create_task(zoo.enrich(street(), [CAR]))
             async with asyncio.timeout(10.0):
@@ -445,7 +445,7 @@ def test_no_more_requests_are_under_way_than_the_table_allows(broker: Start) -> 
 
 def test_hundreds_of_events_leave_nothing_behind(chain: Running) -> None:
     frame = street()
-    with Client(chain.endpoint, timeout=20.0) as zoo, zoo.frame(frame.shape) as shared:
+    with Client(chain.endpoint, timeout=20.0, arena_mb=8) as zoo, zoo.frame(frame.shape) as shared:
         shared.array[:] = frame
         for number in range(3):  # every worker has shared its arena then
             check_street(zoo.enrich(_some_form(frame, shared, number), [CAR, TRUCK]), frame)

@@ -90,7 +90,7 @@ def test_a_child_cannot_use_its_parents_client_and_hears_so_at_once(broker: Star
         assert "fork" in in_child(lambda: lease(FRAME))
         for act in (client.close, frame.close, lease.release):
             assert in_child(act) == "None"
-        assert in_child(lambda: Client(running.endpoint).infer("toy", FRAME)["shape"]) == "[4, 4, 3]"
+        assert in_child(lambda: Client(running.endpoint, arena_mb=8).infer("toy", FRAME)["shape"]) == "[4, 4, 3]"
     finally:
         go_on.set()
         thread.join()
@@ -104,14 +104,14 @@ def test_a_frame_of_the_parent_is_refused_to_a_client_of_the_child(broker: Start
     running = broker()
     client = running.client()
     frame = client.frame((4, 4, 3))
-    said = in_child(lambda: Client(running.endpoint).infer("toy", frame))
+    said = in_child(lambda: Client(running.endpoint, arena_mb=8).infer("toy", frame))
     assert said.startswith(InvalidInput.__name__)
     assert "forked" in said
 
 
 def test_a_child_cannot_cut_off_its_parents_async_client(broker: Start) -> None:
     async def work() -> None:
-        async with AsyncClient(running.endpoint, timeout=5.0) as zoo:
+        async with AsyncClient(running.endpoint, timeout=5.0, arena_mb=8) as zoo:
             await zoo.infer("toy", FRAME)
             lease = await zoo.load("toy")
             for _ in range(2):
@@ -139,7 +139,7 @@ def test_a_child_cannot_cut_off_its_parents_async_client(broker: Start) -> None:
 
 def test_an_async_client_goes_with_its_program_to_the_next_event_loop(broker: Start) -> None:
     running = broker()
-    zoo = AsyncClient(running.endpoint, timeout=5.0)
+    zoo = AsyncClient(running.endpoint, timeout=5.0, arena_mb=8)
     leases: list[Any] = []
 
     async def first() -> None:
@@ -164,7 +164,7 @@ def test_an_async_client_says_at_once_that_another_loop_has_it(broker: Start) ->
     running = broker()
 
     async def work() -> None:
-        async with AsyncClient(running.endpoint, timeout=5.0) as zoo:
+        async with AsyncClient(running.endpoint, timeout=5.0, arena_mb=8) as zoo:
             await zoo.get_status()
 
             def elsewhere() -> float:
@@ -203,7 +203,7 @@ def test_a_dropped_client_gives_everything_back(broker: Start) -> None:
     try:
         before = resident("zoo-arena"), wait_descriptors()
         for _ in range(5):
-            client = Client(running.endpoint, timeout=10.0)
+            client = Client(running.endpoint, timeout=10.0, arena_mb=8)
             lease = client.load("toy")
             client.infer("toy", FRAME)
             frame = client.frame((8, 8, 3))
@@ -232,7 +232,7 @@ def test_a_dropped_async_client_gives_everything_back(broker: Start) -> None:
     before = resident("zoo-arena")
 
     async def work() -> None:
-        zoo = AsyncClient(running.endpoint, timeout=10.0)
+        zoo = AsyncClient(running.endpoint, timeout=10.0, arena_mb=8)
         await zoo.infer("toy", FRAME)
         lease = await zoo.load("toy")
         assert lease.model == "toy"
@@ -282,7 +282,7 @@ def test_a_dropped_client_over_tcp_ends_its_session_and_its_thread(far_broker: S
     watcher = running.client()
     watcher.get_status()
     before = threading.active_count()
-    client = Client(running.endpoint, timeout=10.0)
+    client = Client(running.endpoint, timeout=10.0, arena_mb=8)
     lease = client.load("toy")
     assert lease(FRAME)["shape"] == [4, 4, 3]
     del client, lease
@@ -327,7 +327,7 @@ def test_nothing_is_warned_about_when_a_client_is_dropped(broker: Start) -> None
     running = broker()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        client = Client(running.endpoint)
+        client = Client(running.endpoint, arena_mb=8)
         client.infer("toy", FRAME)
         line = link(client)
         del client

@@ -40,7 +40,7 @@ def test_both_clients_and_the_command_line_give_iso_8601(
     client.infer("toy", FRAME)
 
     async def look() -> tuple[dict[str, object], list[dict[str, object]]]:
-        async with AsyncClient(shared_broker.endpoint) as zoo:
+        async with AsyncClient(shared_broker.endpoint, arena_mb=8) as zoo:
             return await zoo.get_status(), await zoo.processes()
 
     assert main.main(["status", "--json", "--endpoint", shared_broker.endpoint]) == 0

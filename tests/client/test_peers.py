@@ -58,7 +58,10 @@ def ask(endpoint: str, uid: int, **environment: str) -> subprocess.CompletedProc
 
 
 def test_a_broker_of_another_user_gets_no_word(theirs: Running) -> None:
-    with Client(theirs.endpoint, timeout=20.0) as zoo, pytest.raises(AccessDenied, match=r"user 65534 \(nobody\)"):
+    with (
+        Client(theirs.endpoint, timeout=20.0, arena_mb=8) as zoo,
+        pytest.raises(AccessDenied, match=r"user 65534 \(nobody\)"),
+    ):
         zoo.infer("toy", FRAME)
     own = ask(theirs.endpoint, NOBODY)
     assert own.stdout == "1\n", own.stderr  # that client's own: the other one has not even said Hello
@@ -66,7 +69,7 @@ def test_a_broker_of_another_user_gets_no_word(theirs: Running) -> None:
 
 def test_a_broker_of_a_named_user_is_believed(theirs: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_SERVER_USER", "nobody")
-    with Client(theirs.endpoint, timeout=20.0) as zoo:
+    with Client(theirs.endpoint, timeout=20.0, arena_mb=8) as zoo:
         zoo.frame(FRAME.shape).__exit__(None, None, None)  # in an arena that its lifeline took
         assert zoo.get_status()["sessions"]
     monkeypatch.delenv("ZOO_SERVER_USER")

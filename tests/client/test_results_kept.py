@@ -86,7 +86,7 @@ def test_a_result_outlives_its_session(broker: Start, end: Callable[[Client], No
     room = placed(other)
     assert room >= 2
     wait_until(lambda: placed(other) == room)
-    client = Client(running.endpoint)
+    client = Client(running.endpoint, arena_mb=8)
     kept, dropped = large(client, 1), large(client, 9)
     client.load("toy")
     end(client)
@@ -108,7 +108,7 @@ def test_a_result_outlives_its_session(broker: Start, end: Callable[[Client], No
 
 def test_a_result_outlives_an_async_client(broker: Start) -> None:
     async def work() -> np.ndarray:
-        async with AsyncClient(running.endpoint) as zoo:
+        async with AsyncClient(running.endpoint, arena_mb=8) as zoo:
             found: np.ndarray = (await zoo.infer("toy", np.ones((1, 1, 3), np.uint8), do="large"))["map"]
             return found
 
@@ -128,7 +128,7 @@ def test_results_of_a_process_that_is_gone_go_back(broker: Start) -> None:
     pid = os.fork()
     if pid == 0:
         try:
-            client = Client(running.endpoint)
+            client = Client(running.endpoint, arena_mb=8)
             kept = large(client, 1)
             client.close()
             os.write(write, bytes([int(kept[0, 0])]))

@@ -112,7 +112,7 @@ def test_a_broker_after_a_killed_one_takes_its_endpoint_over(broker: Callable[..
     running.kill()
     assert (running.folder / "b").exists()
     running.start()
-    with Client(running.endpoint, timeout=20.0) as zoo:
+    with Client(running.endpoint, timeout=20.0, arena_mb=8) as zoo:
         assert zoo.infer("toy", FRAME)
 
 

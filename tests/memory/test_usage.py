@@ -87,6 +87,17 @@ def test_a_worker_counts_as_at_work_once_it_has_run_a_request(memory: MemoryUsag
     assert memory.gauge.told_mb(1) == 300.0
 
 
+@pytest.mark.parametrize("measures", [True, False])
+def test_what_loads_is_read_at_each_look_only_where_footprints_are_measured(looks: Looks, measures: bool) -> None:
+    memory = MemoryUsage({"d": Host()}, measures)  # type: ignore[dict-item]
+    memory.starts(1, "d")
+    memory.born(1, 101, lambda: True)
+    memory.starts(2, "d")
+    assert looks.asked[-1] == ("d", [101] if measures else [])
+    memory.survey()
+    assert looks.asked[-1] == ("d", [101])
+
+
 def test_nothing_is_learnt_when_the_nursery_has_died(memory: MemoryUsage, looks: Looks) -> None:
     start(memory, looks, shares_pages=False)
     assert not any(isinstance(found, Measured) for found in memory.take())

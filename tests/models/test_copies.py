@@ -39,7 +39,7 @@ def said(client: Client, name: str, frame: np.ndarray) -> tuple[str, list[float]
     "name", [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in [*KINDS, *UNCOPYABLE]]
 )
 def test_a_model_answers_the_same_when_it_comes_back(name: str, whole_zoo: Running, bus: np.ndarray) -> None:
-    with Client(whole_zoo.endpoint, timeout=60) as client:
+    with Client(whole_zoo.endpoint, timeout=60, arena_mb=8) as client:
         small = np.ascontiguousarray(bus[::3, ::3])
         words, numbers = said(client, name, small)
         if name in UNCOPYABLE:
