@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=f"{os.environ['PEERS_FOLDER']}/token")  # before the import
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=f"{os.environ['PEERS_FOLDER']}/token"
+)  # before the import
 import ray
 from ray import serve as ray_serve
 from starlette.requests import Request
@@ -56,7 +58,7 @@ class _Client:
     def __init__(self, where: Path, methods: Any) -> None:
         if not (where / "up").exists():
             raise ConnectionError
-            ray.init((where / "up").read_text(), namespace="peers", log_to_driver=False)
+        ray.init((where / "up").read_text(), namespace="peers", log_to_driver=False)
         self._methods, self._result = methods()
 
     def place(self, shape: tuple[int, ...], dtype: str) -> Given:

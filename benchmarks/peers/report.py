@@ -15,13 +15,12 @@ ZOO = "zoo, copied in"
 Rows = list[tuple[str, ...]]
 
 
-def rows(workload: str, found: dict[str, list[float]]) -> Rows:
+def rows(workload: str, found: dict[str, dict[str, Any]]) -> Rows:
     """Fastest first: median of the rounds' figures, their range, and the ratio to the zoo within a round."""
     many = work.WORKLOADS[workload].clients > 1
-    base = found.get(ZOO)
-    ordered = sorted(found, key=lambda name: statistics.median(found[name]), reverse=many)
-    head = ("", "requests/s" if many else "p50, ms", "range", "to the zoo")
-    return [head, *(_row(name, found[name], base, many) for name in ordered)]
+    ordered = sorted(found, key=lambda name: statistics.median(found[name]["rounds"]), reverse=many)
+    head = ("", "requests/s" if many else "p50, ms", "range", "times the zoo's time")
+    return [head, *(_row(name, found[name]["rounds"], found[name]["zoo"], many) for name in ordered)]
 
 
 def _row(name: str, values: list[float], base: list[float] | None, many: bool) -> tuple[str, ...]:

@@ -134,15 +134,15 @@ class Driver(Process):
                 raise Failed("the server has ended" if self._server.ended else f"not there after {seconds:.0f} s")
         self._answer(seconds)
 
-    def run(self, workload: str, calls: int, seconds: float, timeout: float) -> list[float]:
+    def run(self, workload: str, calls: int, most: float, timeout: float) -> list[float]:
         """Microseconds of each call."""
-        self.ask(workload, calls, seconds)
+        self.ask(workload, calls, 0, most)
         return self.answer(timeout)
 
-    def ask(self, workload: str, calls: int, seconds: float) -> None:
+    def ask(self, workload: str, calls: int, seconds: float, most: float) -> None:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps([workload, calls, seconds]).encode() + b"\n")
+            self._process.stdin.write(json.dumps([workload, calls, seconds, most]).encode() + b"\n")
             self._process.stdin.flush()
 
     def answer(self, timeout: float) -> list[float]:

@@ -6,7 +6,6 @@ each request, or there already. Maps come back through shared memory as well the
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import queue
@@ -24,7 +23,7 @@ from pytriton.triton import Triton, TritonConfig, TritonSecurityConfig
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, shared_memory
 
 from benchmarks.peers import peer, work
-from benchmarks.peers.peer import Connect, Given, Own, Simple
+from benchmarks.peers.peer import Connect, Given, Own
 
 
 def serve(where: Path) -> None:
@@ -55,23 +54,74 @@ def _one_by_one(function: work.Function) -> Callable[[list[Any]], list[dict[str,
 # ------------------------------------------------------------ the clients
 
 
-class _Wire:
-    """`triton`: the client's module, of gRPC or HTTP."""
+class _Client:
+    """`triton`: the client's module, of gRPC or HTTP, which differ in how one waits for several answers."""
 
-    def __init__(self, triton: Any, where: Path, offset: int) -> None:
+    def __init__(self, triton: Any, where: Path, offset: int, **how: Any) -> None:
         self._triton = triton
-        self._client = triton.InferenceServerClient(f"127.0.0.1:{peer.port(where) + offset}")
+        self._client = triton.InferenceServerClient(f"127.0.0.1:{peer.port(where) + offset}", **how)
         try:
             if not all(self._client.is_model_ready(name) for name in work.names()):
                 raise ConnectionError
         except InferenceServerException as e:
             raise ConnectionError from e
 
-    def __call__(self, model: str, given: np.ndarray) -> np.ndarray:
-        asked = self._triton.InferInput("given", given.shape, np_to_triton_dtype(given.dtype))
-        asked.set_data_from_numpy(given)
-        found: np.ndarray = self._client.infer(model, [asked]).as_numpy("answer")
+    def place(self, shape: tuple[int, ...], dtype: str) -> Given:
+        return Own(shape, dtype)
+
+    def infer(self, model: str, given: Given) -> np.ndarray:
+        self._put(given)
+        return self._read(model, self._client.infer(model, [self._asked(given)], outputs=self._wanted(model)))
+
+    def infer_many(self, models: tuple[str, ...], given: Given) -> list[np.ndarray]:
+        self._put(given)
+        waiting = [self._later(model, self._asked(given)) for model in models]
+        return [self._read(model, wait()) for model, wait in zip(models, waiting, strict=True)]
+
+    def _later(self, model: str, asked: Any) -> Callable[[], Any]:
+        raise NotImplementedError
+
+    def _put(self, given: Given) -> None:
+        """Where frames have to be somewhere before they are asked about."""
+
+    def _asked(self, given: Given) -> Any:
+        array = given.array
+        asked = self._triton.InferInput("given", array.shape, np_to_triton_dtype(array.dtype))
+        asked.set_data_from_numpy(array)
+        return asked
+
+    def _wanted(self, model: str) -> list[Any]:
+        return [self._triton.InferRequestedOutput("answer")]
+
+    def _read(self, model: str, result: Any) -> np.ndarray:
+        found: np.ndarray = result.as_numpy("answer")
         return found
+
+
+class _Http(_Client):
+    def __init__(self, where: Path) -> None:
+        super().__init__(triton_http, where, 0, concurrency=work.PROCESSES)
+
+    def _later(self, model: str, asked: Any) -> Callable[[], Any]:
+        return self._client.async_infer(model, [asked]).get_result  # type: ignore[no-any-return]
+
+
+class _Grpc(_Client):
+    def __init__(self, where: Path) -> None:
+        super().__init__(triton_grpc, where, 1)
+
+    def _later(self, model: str, asked: Any) -> Callable[[], Any]:
+        arrived: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        self._client.async_infer(
+            model, [asked], lambda result, error: arrived.put((result, error)), outputs=self._wanted(model)
+        )
+        return lambda: _unless(*arrived.get(timeout=60))
+
+
+def _unless(result: Any, error: Any) -> Any:
+    if error:
+        raise error
+    return result
 
 
 class _Region:
@@ -95,11 +145,11 @@ class _Placed:
         self.region, self.array = region, array
 
 
-class _Shared(_Wire):
+class _Shared(_Grpc):
     """One region for what is given and one for a large answer, and small answers inline."""
 
     def __init__(self, where: Path, in_region: bool) -> None:
-        super().__init__(triton_grpc, where, 1)
+        super().__init__(where)
         self._in_region = in_region
         self._given = _Region(self._client, math.prod(work.FRAME), _token(where))
         self._answer = _Region(self._client, 4 * math.prod(work.FRAME[:2]), _token(where))
@@ -107,36 +157,18 @@ class _Shared(_Wire):
     def place(self, shape: tuple[int, ...], dtype: str) -> Given:
         return _Placed(self._given, self._given.view(dtype, shape)) if self._in_region else Own(shape, dtype)
 
-    def infer(self, model: str, given: Given) -> np.ndarray:
-        self._put(given)
-        return self._read(model, self._client.infer(model, [self._asked(model)], outputs=self._wanted(model)))
-
-    def infer_many(self, models: tuple[str, ...], given: Given) -> list[np.ndarray]:
-        self._put(given)
-        arrived: queue.SimpleQueue[tuple[str, Any, Any]] = queue.SimpleQueue()
-        for model in models:
-            callback = functools.partial(lambda model, result, error: arrived.put((model, result, error)), model)
-            self._client.async_infer(model, [self._asked(model)], callback, outputs=self._wanted(model))
-        found = {}
-        for _ in models:
-            model, result, error = arrived.get(timeout=60)
-            if error:
-                raise error
-            found[model] = self._read(model, result)
-        return [found[model] for model in models]
-
     def _put(self, given: Given) -> None:
         if not self._in_region:
             np.copyto(self._given.view(given.array.dtype.str, given.array.shape), given.array)
 
-    def _asked(self, model: str) -> Any:
-        shape, dtype = work.MODELS[model].shape, np.dtype(work.MODELS[model].dtype)
-        asked = triton_grpc.InferInput("given", shape, np_to_triton_dtype(dtype))
-        asked.set_shared_memory(self._given.name, math.prod(shape) * dtype.itemsize)
+    def _asked(self, given: Given) -> Any:
+        array = given.array
+        asked = triton_grpc.InferInput("given", array.shape, np_to_triton_dtype(array.dtype))
+        asked.set_shared_memory(self._given.name, array.nbytes)
         return asked
 
     def _wanted(self, model: str) -> list[Any]:
-        wanted = triton_grpc.InferRequestedOutput("answer")
+        (wanted,) = super()._wanted(model)
         if model == "depth":
             wanted.set_shared_memory(self._answer.name, self._answer.size)
         return [wanted]
@@ -144,17 +176,12 @@ class _Shared(_Wire):
     def _read(self, model: str, result: Any) -> np.ndarray:
         if model == "depth":
             return self._answer.view("<f4", work.MODELS[model].answer)
-        found: np.ndarray = result.as_numpy("answer")
-        return found
+        return super()._read(model, result)
 
 
-def _wire(triton: Any, offset: int) -> Connect:
-    return lambda where: Simple(lambda: _Wire(triton, where, offset))
-
-
-CLIENTS = {
+CLIENTS: dict[str, Connect] = {
     "gRPC, shared memory, copied in": lambda where: _Shared(where, False),
     "gRPC, shared memory, in it already": lambda where: _Shared(where, True),
-    "gRPC": _wire(triton_grpc, 1),
-    "HTTP": _wire(triton_http, 0),
+    "gRPC": _Grpc,
+    "HTTP": _Http,
 }
