@@ -176,7 +176,7 @@ class FrigateDetectors:
                 pause = max(AGAIN_S, e.retry_after or 0.0)
                 if not e.retryable or time.monotonic() + pause >= deadline:
                     what = f"{model} cannot be used by Frigate's {name!r}: {e}"
-                    log.error("%s: %s", self._table.endpoint, what)
+                    self._say(f"not {model}", logging.ERROR, "%s: %s", self._table.endpoint, what)
                     return messages.offer(name, False, what)
             await asyncio.sleep(pause)
 
