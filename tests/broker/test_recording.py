@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 from broker.recording import file as record_file
 from tests.support import Running, toy, wait_until
 from zoo import Client, DeadlineExceeded, InvalidInput, recording
+from zoo.cli.output import LOST
 from zoo.cli.recordings import fetched
 
+Run = Callable[..., tuple[int, str, str]]
 FRAME = np.full((8, 8, 3), 7, np.uint8)
 
 
@@ -136,6 +139,29 @@ def test_a_new_configuration_begins_a_new_part(broker: Callable[..., Running]) -
     client.infer("toy", FRAME)
     found = parsed(client)
     assert (found.parts, found.began.broker.idle_seconds, len(found.requests)) == (2, 77.0, 1)
+
+
+@pytest.mark.slow
+def test_the_commands_record_fetch_and_advise(broker: Callable[..., Running], run: Run, tmp_path: Path) -> None:
+    running = broker()
+    at = "--endpoint", running.endpoint
+    assert "not recording" in run("record", "status", *at)[1]
+    assert "recording since" in run("record", "start", *at)[1]
+    for _ in range(5):
+        running.client().infer("toy", FRAME)
+    status, out, _ = run("record", "status", "--json", *at)
+    assert (status, json.loads(out)["requests"]) == (0, 5)
+    file = tmp_path / "requests"
+    assert "wrote 7 lines" in run("record", "fetch", file, *at)[1]  # the state of things, and a load
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert "not recording, 5 requests" in run("record", "stop", *at)[1]
+    for given in ((file,), at):
+        status, out, err = run("advise", *given, "--budget", "2")
+        assert (status, err) == (0, "")
+        assert "5 requests for 1 models" in out
+        assert "budget 2 GB" in out
+    status, _, err = run("record", "fetch", tmp_path / "away" / "requests", *at)
+    assert (status, "cannot be written" in err) == (LOST, True)
 
 
 def test_what_is_no_question_is_refused(shared_broker: Running) -> None:

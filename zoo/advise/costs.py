@@ -31,7 +31,7 @@ class Taken:
         own_s: of each request of the recording, in order, run alone.
         in_batch: model → what a further request adds to a batch, as a share of the longest.
         max_batch: model → requests at once.
-        assumed: models whose loads were not seen, and copies of which none was seen.
+        assumed: models that were asked for and whose loads were not seen.
     """
 
     load_s: dict[str, list[float]]
@@ -49,7 +49,7 @@ def taken(part: RecordingPart) -> Taken:
     for load in part.loads:
         (copied if load.copied else cold)[load.model].append(load.seconds)
         most[load.model] = max(1, min(load.max_batch, 256))
-    assumed = set()
+    asked, assumed = {request.model for request in part.requests}, set()
     for model in part.began.models:
         name, mb = model.config.name, model.config.vram_mb
         if not cold[name] and copied[name]:
@@ -58,7 +58,7 @@ def taken(part: RecordingPart) -> Taken:
             cold[name] = [model.load_s]
         elif not cold[name]:
             cold[name] = [LOAD_FIRST_S + LOAD_S_PER_MB * mb]
-            assumed.add(name)
+            assumed.update({name} & asked)
     shares, own = _batches(part.requests)
     return Taken(dict(cold), dict(copied), own, shares, most, assumed)
 
