@@ -45,6 +45,7 @@ class Tried(NamedTuple):
 
 TRIED = (
     Tried(Change("as recorded")),
+    Tried(Change("the same again")),  # what two runs of one configuration differ by
     Tried(Change('eviction = "adaptive"', broker={"eviction": "adaptive"}), keys='eviction = "adaptive"'),
     Tried(Change("budget 110 MB", budget_mb=110.0), 110.0),
     Tried(Change("budget 220 MB", budget_mb=220.0), 220.0),
