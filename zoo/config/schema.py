@@ -146,7 +146,7 @@ class BrokerConfig(msgspec.Struct, kw_only=True):
         environment: further variables of the broker's environment that workers get. `NAME*` is all that begin so.
         record: a file in which the broker keeps what was asked of it and when, for `zoo advise`: nothing of frames. ""
             is none; `zoo record` has it kept in memory for a while.
-        record_mb: the most that is kept so, in memory and in the file each; the oldest goes. A line takes more in memory.
+        record_mb: the most that is kept so, in memory and in the file each; the oldest goes.
         curve_dir: CURVE keys, required for tcp:// (see `python -m zoo.curve`).
         auto_pull: a worker whose model's weights are missing fetches them first, within `load_timeout`.
     """
