@@ -264,7 +264,7 @@ def test_without_a_token_it_asks_for_one_and_keeps_it_in_the_tab(open_page: Open
         assert page.locator("tr.row").count() == 0
         page.locator("#token").fill("wrong-0123456789")
         page.keyboard.press("Enter")
-        expect(page.locator("#enter-why")).to_contain_text("not known")
+        expect(page.locator("#enter-why")).to_contain_text("does not know this token")
         page.locator("#token").fill("viewer-0123456789")
         page.keyboard.press("Enter")
         expect(page.locator("#you")).to_have_text("eye, viewer")
@@ -278,9 +278,19 @@ def test_without_a_token_it_asks_for_one_and_keeps_it_in_the_tab(open_page: Open
         assert kept == ["", None, ""]
         page.reload()
         expect(page.locator("#you")).to_have_text("eye, viewer")
-        page.evaluate("sessionStorage.setItem('zoo-token', 'operator-0123456789')")
-        page.reload()
+        page.locator("#you").click()
+        page.locator("#token").fill("operator-0123456789")
+        page.keyboard.press("Enter")
+        expect(page.locator("#you")).to_have_text("me, operator")
         expect(row(page, "first").get_by_role("button", name="Load")).to_be_visible()
+        page.locator("#you").click()
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator("#you")).to_have_text("me, operator")
+        page.locator("#you").click()
+        page.get_by_role("button", name="Forget the token").click()
+        expect(page.locator("#enter-why")).to_contain_text("file of tokens")
+        page.keyboard.press("Escape")
+        expect(page.locator("#enter")).to_be_visible()  # there is no way round it
         page.close()
 
 

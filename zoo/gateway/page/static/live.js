@@ -24,6 +24,15 @@ export async function call(path, how = {}) {
   return said;
 }
 
+let current = null; // of the stream
+let again = false;
+
+/** Opens the stream anew, as after another token. */
+export function reopen() {
+  again = true;
+  current?.abort();
+}
+
 /**
  * Follows the zoo for ever.
  * `take(message)`: a message. `gone(text)`: the gateway cannot be reached. `ask(text)`: gives a token, some time.
@@ -37,6 +46,11 @@ export async function follow(take, gone, ask) {
       });
       gone("the gateway has ended the connection");
     } catch (e) {
+      if (again) {
+        again = false;
+        tries = -1;
+        continue;
+      }
       if (e.status === 401 || e.status === 403) {
         await ask(e.message, e.status === 401 && token.get() !== "");
         tries = -1;
@@ -49,7 +63,7 @@ export async function follow(take, gone, ask) {
 }
 
 async function read(take) {
-  const stop = new AbortController();
+  const stop = (current = new AbortController());
   let timer = 0;
   const heard = () => {
     clearTimeout(timer);

@@ -54,7 +54,7 @@ export class ModelTable {
   }
 
   add(name) {
-    const cell = (kind, tag = "td", numeric = false) => make(tag, { className: `c-${kind}${numeric ? " n" : ""}` });
+    const cell = (kind, tag = "td", numeric = false) => make(tag, { className: `c-${kind}${numeric ? " n" : ""}`, role: tag === "th" ? "rowheader" : "cell" });
     const row = { cells: {}, buttons: {} };
     for (const kind of ["name", "state", "priority"]) row.cells[kind] = cell(kind, kind === "name" ? "th" : "td");
     for (const kind of FIGURES) row.cells[kind] = cell(kind, "td", true);
@@ -80,10 +80,10 @@ export class ModelTable {
       row.buttons[what] = button;
       row.cells.do.append(button);
     }
-    row.main = make("tr", { className: "row", tabIndex: -1, data: { model: name } }, ...Object.values(row.cells));
+    row.main = make("tr", { className: "row", role: "row", tabIndex: -1, data: { model: name } }, ...Object.values(row.cells));
     row.main.addEventListener("click", () => this.toggle(name));
     row.main.addEventListener("focus", () => this.choose(name, false));
-    row.more = make("tr", { className: "more", hidden: true }, make("td", { colSpan: 13 }));
+    row.more = make("tr", { className: "more", role: "row", hidden: true }, make("td", { colSpan: 13, role: "cell" }));
     this.rows.set(name, row);
     this.body.append(row.main, row.more);
     return row;

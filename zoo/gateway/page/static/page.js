@@ -1,6 +1,6 @@
 // The page: takes what the gateway says and shows it; buttons and keys.
 
-import { call, follow, token } from "./live.js";
+import { call, follow, reopen, token } from "./live.js";
 import { showDevices } from "./memory.js";
 import { ModelTable } from "./models.js";
 import { count, make, put } from "./text.js";
@@ -37,7 +37,10 @@ function take(message) {
 function show() {
   const order = new Map(state.models.map((model, index) => [model.name, index]));
   const has = (name) => changed.has(name);
-  if (has("you")) put(by("you"), `${state.you.name === "local" ? "this machine" : state.you.name}, ${state.you.role}`);
+  if (has("you")) {
+    put(by("name"), `${state.you.name === "local" ? "this machine" : state.you.name}, `);
+    put(by("role"), state.you.role);
+  }
   if (has("devices") || has("models")) showDevices(by("devices"), state.devices, order);
   if (has("models")) {
     table.rights = state.you.role;
@@ -85,20 +88,31 @@ function trouble(text) {
   put(by("trouble"), text);
 }
 
-/** Asks for a token until one is given. */
-function askToken(text, is_wrong) {
+/** Asks for a token, because none, or a wrong one, was sent. */
+function askToken(text, isWrong) {
   linked("wait", "token needed");
   trouble("");
-  put(by("enter-why"), is_wrong ? "This token is not known to the gateway, or not any more." : "Who may look is in the gateway's file of tokens.");
-  by("enter-why").title = text;
+  return enter(isWrong ? "The gateway does not know this token, or not any more." : "Who may look is in the gateway's file of tokens.", text);
+}
+
+/** Gives a promise of the dialog's end; what was entered is kept. `needed`: why, in which case there is no way round. */
+function enter(why, needed = "") {
+  put(by("enter-why"), why);
+  by("enter-why").title = needed;
+  by("leave").hidden = Boolean(needed);
+  by("forget").hidden = Boolean(needed) || !token.get();
+  by("enter").dataset.needed = needed;
+  by("enter").returnValue = "no";
   by("token").value = "";
   by("enter").showModal();
-  return new Promise((done) => {
-    by("enter").addEventListener("close", () => {
-      if (by("token").value.trim()) token.set(by("token").value.trim());
-      done();
-    }, { once: true });
-  });
+  by("token").focus();
+  return new Promise((done) => by("enter").addEventListener("close", () => {
+    const chosen = by("enter").returnValue;
+    if (chosen === "forget") token.set("");
+    else if (chosen === "yes") token.set(by("token").value.trim());
+    by("token").value = "";
+    done(chosen !== "no");
+  }, { once: true }));
 }
 
 // ---------------------------------------------------------------- what is done
@@ -172,7 +186,10 @@ function dress(theme) {
 dress(THEMES.find((theme) => theme === localStorage.getItem("zoo-theme")) ?? "auto");
 by("theme").addEventListener("click", turn);
 by("keys").addEventListener("click", () => by("help").showModal());
-by("enter").addEventListener("cancel", (event) => event.preventDefault());
+by("enter").addEventListener("cancel", (event) => by("enter").dataset.needed && event.preventDefault());
+by("forget").addEventListener("click", () => by("enter").close("forget"));
+by("leave").addEventListener("click", () => by("enter").close("no"));
+by("you").addEventListener("click", async () => { if (await enter("Look, and press, with the rights of another token.")) reopen(); });
 document.addEventListener("keydown", pressed);
 setInterval(() => table.age(now()), 1000);
 follow(take, gone, askToken);
