@@ -7,17 +7,22 @@ the batches of the model that had several; where there are none it is assumed (`
 
 from __future__ import annotations
 
+import math
 import statistics
+from bisect import bisect_right
 from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from broker.simulation.simulation import KILL_S
 from zoo.recording import RecordedRequest, RecordingPart
 
 LOAD_FIRST_S, LOAD_S_PER_MB = 0.3, 0.001  # assumed of a model that was never loaded, as `benchmarks.replay` does
 FORK_S = 0.03  # a start without a process that waits (`standby`), as measured for it
 COPY_SHARE = 1 / 7  # of its load: the slowest measured of loads from a copy (`benchmarks.warm`), where none was seen
 IN_BATCH = 0.25
+KILL_MOST_S = 5.0  # a load that began later after an eviction did not wait for it
+KILLS_LEAST = 5  # fewer say nothing: `KILL_S` is taken
 UNKNOWN_S = 0.05  # of a request's time, where no request of the model was answered
 ANSWERED_EARLY = {"deadline_exceeded", "cancelled", "forgotten"}  # while the worker may have gone on
 
@@ -31,6 +36,7 @@ class Taken:
         own_s: of each request of the recording, in order, run alone.
         in_batch: model → what a further request adds to a batch, as a share of the longest.
         max_batch: model → requests at once.
+        kill_s: from the decision to evict a worker until its memory was back.
         assumed: models that were asked for and whose loads were not seen.
     """
 
@@ -39,6 +45,7 @@ class Taken:
     own_s: list[float]
     in_batch: dict[str, float]
     max_batch: dict[str, int]
+    kill_s: float
     assumed: set[str]
 
 
@@ -60,7 +67,19 @@ def taken(part: RecordingPart) -> Taken:
             cold[name] = [LOAD_FIRST_S + LOAD_S_PER_MB * mb]
             assumed.update({name} & asked)
     shares, own = _batches(part.requests)
-    return Taken(dict(cold), dict(copied), own, shares, most, assumed)
+    return Taken(dict(cold), dict(copied), own, shares, most, _kill_s(part), assumed)
+
+
+def _kill_s(part: RecordingPart) -> float:
+    """The median of what loads waited for the eviction just before them, which was most probably for them."""
+    evicted = [end.at for end in part.ends if end.how == "evicted"]
+    starts = sorted(load.at - load.seconds for load in part.loads)
+    gaps = []
+    for before, start in zip([-math.inf, *starts], starts, strict=False):
+        last = bisect_right(evicted, start) - 1
+        if last >= 0 and evicted[last] > before and start - evicted[last] <= KILL_MOST_S:
+            gaps.append(start - evicted[last])
+    return statistics.median(gaps) if len(gaps) >= KILLS_LEAST else KILL_S
 
 
 def _batches(requests: list[RecordedRequest]) -> tuple[dict[str, float], list[float]]:

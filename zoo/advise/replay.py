@@ -79,7 +79,7 @@ class Replay:
         sizes = {model.name: model.vram_mb for model in setting.models}
         copied = [model.config.name for model in part.began.models if model.copied]
         loads = Loads(times, sizes, setting.broker.host_cache_mb, copied, extra)
-        costs = Costs(lambda model, _: loads.take(model), self._batch_s, times.max_batch.__getitem__)
+        costs = Costs(lambda model, _: loads.take(model), self._batch_s, times.max_batch.__getitem__, times.kill_s)
         before = [model for model in part.began.models if model.loaded_on]
         longest = max((max(times.load_s[model.config.name]) for model in before), default=0.0)
         idle = min(setting.broker.idle_seconds, max((model.unused_s for model in before), default=0.0))
