@@ -19,6 +19,9 @@ from tests.support import Running, toy
 from zoo import curve
 from zoo.cli import main
 
+# Processes that tests start keep what they have compiled: hundreds of them would compile it anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # In CI the same examples every time, so that a red run can be repeated; everywhere else new ones.
 settings.register_profile("ci", derandomize=True, database=None)
 if os.environ.get("CI"):

@@ -142,7 +142,9 @@ def test_a_box_that_makes_no_sense_is_refused_by_name(zoo: Client, boxes: object
         zoo.infer("toy", FRAME, boxes=boxes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("frame", [[], b"", np.empty((0, 3)), "a path", object(), np.array(["x"]), None])
+@pytest.mark.parametrize(
+    "frame", [[], b"", np.empty((0, 3)), "a path", object(), np.array(["x"]), None, np.zeros((1,) * 9)]
+)
 def test_what_is_no_frame_is_refused_by_name(zoo: Client, frame: object) -> None:
     with pytest.raises(InvalidInput, match=r"frame|dtype"):
         zoo.infer("toy", frame)

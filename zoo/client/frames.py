@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -165,16 +165,12 @@ class RequestBody(msgspec.Struct, eq=False):
             slot.drop()
 
 
-class Placed(NamedTuple):
-    """A frame in its place, and how its bytes are to be read."""
-
-    slot: Slot
-    how: formats.PixelFormat
+Placed = tuple[Slot, formats.PixelFormat]  # a frame in its place, and how its bytes are to be read
 
 
 def drop(placed: Iterable[Placed]) -> None:
-    for one in placed:
-        one.slot.drop()
+    for slot, _ in placed:
+        slot.drop()
 
 
 class NoRoom(Exception):
@@ -201,19 +197,23 @@ class Store:
         kind = arrays.check_dtype(dtype)
         if not arrays.is_shape(shape):
             raise InvalidInput(f"shape: {arrays.shown(shape)} is not one an array can have")
-        nbytes = math.prod(shape) * kind.itemsize
+        if 0 in shape:
+            _new(shape, kind)  # a side that numpy cannot count
+        typestr = dtype if dtype in arrays.KNOWN else kind.str
+        return self._slot(shape, kind, typestr, math.prod(shape) * kind.itemsize)
+
+    def _slot(self, shape: tuple[int, ...], kind: np.dtype[Any], typestr: str, nbytes: int) -> Slot:
+        """The same for what an array may be. `typestr`: of `kind`, which takes 0.2 us to say it."""
         if self.shared is None or self.shared.is_interrupted():
             if nbytes > protocol.MAX_MESSAGE_BYTES // 2:
                 raise InvalidInput(f"frame: {nbytes >> 20} MB are too much for one message")
-            return Slot(None, shape, kind.str, _new(shape, kind))
+            return Slot(None, shape, typestr, _new(shape, kind))
         if nbytes > self.shared.size:
             raise InvalidInput(
                 f"frame: {arrays.shown(shape)} {kind} takes {min(nbytes, 1 << 80) / (1 << 20):.1f} MB, the arena has "
                 f"{self.shared.size >> 20} MB; make the client with a larger arena_mb"
             )
-        if 0 in shape:
-            _new(shape, kind)  # a side that numpy cannot count
-        slot = Slot(self.shared, shape, dtype if dtype in arrays.KNOWN else kind.str)
+        slot = Slot(self.shared, shape, typestr)
         if not self.shared.place(slot, nbytes):
             raise NoRoom
         return slot
@@ -241,7 +241,7 @@ class Store:
         except BaseException:
             drop(placed)
             raise
-        slot = placed[0].slot
+        slot = placed[0][0]
         if plain and slot.arena is not None:
             slot.ready[color, slot.arena.id] = made.body
         return made
@@ -294,12 +294,12 @@ class Store:
                 raise InvalidInput("frame: it belongs to another client")
             how = formats.sent(how, slot.shape, slot.typestr)
             slot.keep()
-            return Placed(slot, how)
+            return slot, how
         value = arrays.check_frame(part)
         encoded = isinstance(part, bytes | bytearray | memoryview)
-        shape, dtype = value.shape, value.dtype.str
-        how = formats.encoded(how) if encoded else formats.sent(how, shape, dtype)
-        slot = self.empty(shape, dtype)
+        shape, typestr = value.shape, value.dtype.str
+        how = formats.encoded(how) if encoded else formats.sent(how, shape, typestr)
+        slot = self._slot(shape, arrays.check_dtype(typestr), typestr, value.nbytes)
         try:
             np.copyto(slot.pixels(), value)
         except BaseException as e:
@@ -307,7 +307,7 @@ class Store:
             if isinstance(e, MemoryError):
                 raise OutOfMemory("this process has no memory left to place the frame with") from None
             raise
-        return Placed(slot, how)
+        return slot, how
 
 
 def _new(shape: tuple[int, ...], kind: np.dtype[Any]) -> np.ndarray:

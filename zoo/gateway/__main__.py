@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import argparse
 import asyncio
+import gc
 import logging
 import sys
 
@@ -43,10 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = load_config(args.config)
         keeper.check_libraries()
+        gc.disable()  # of what is imported nothing is garbage
         import uvloop
 
         from zoo.gateway import serving
 
+        gc.freeze()
+        gc.enable()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serving.serve(config, args.endpoint, notifier))
     except ConfigError as e:

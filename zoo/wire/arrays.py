@@ -123,6 +123,8 @@ def check_frame(part: Any) -> np.ndarray:
         raise InvalidInput(f"frame: it is empty, shape {value.shape}")
     if value.dtype.kind not in KINDS:
         check_dtype(value.dtype.str)  # raises
+    if value.ndim > MAX_NDIM:
+        raise InvalidInput(f"frame: it has {value.ndim} dimensions, at most {MAX_NDIM} can travel")
     return value
 
 

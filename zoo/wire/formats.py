@@ -32,7 +32,6 @@ from zoo.wire.arrays import COLORS, ODD, check_dtype, shown
 PLANAR = ("nv12", "i420")
 CAMERA = (*PLANAR, "gray")
 WIDE = ("gray16", "rgb16", "bgr16")
-SAID = (*COLORS, *CAMERA, "encoded")  # by callers
 MOST = (1 << 16) - 1  # of 16 bits
 
 
@@ -52,7 +51,8 @@ class PixelFormat(NamedTuple):
     scale: tuple[float, float] | None = None
 
 
-RGB, ENCODED = PixelFormat(), PixelFormat("encoded")
+SAID = {color: PixelFormat(color) for color in (*COLORS, *CAMERA, "encoded")}  # by callers
+RGB, ENCODED = SAID["rgb"], SAID["encoded"]
 
 
 class Planes(NamedTuple):
@@ -69,7 +69,7 @@ def check_format(color: Any = "rgb", size: Any = None, stride: Any = None, scale
     if not isinstance(color, str) or color not in SAID:
         raise InvalidInput(f"color: {shown(color)} is not one of {', '.join(SAID)}")
     if size is None and stride is None and scale is None:
-        return PixelFormat(str(color))
+        return SAID[str(color)]
     return PixelFormat(
         str(color),
         None if size is None else _pair("size", size, _whole, "two whole numbers above 0, (width, height)"),
