@@ -91,6 +91,19 @@ def test_a_request_that_is_too_late_when_its_turn_comes_says_so() -> None:
     assert [w.code(n) for n in others] == ["ok"] * 2
 
 
+def test_a_request_whose_deadline_comes_before_an_answer_can_is_told_how_long_that_takes() -> None:
+    w = World([model("a")], 512)
+    w.load("a")
+    w.ask("a")
+    w.now += 1.25
+    w.done("a")
+    soon = w.ask("a", timeout=0.5)
+    assert w.code(soon) == "deadline_exceeded"
+    assert message(w, soon) == (
+        "a: 0.50 s are left until the deadline, and an answer takes 1.25 s at least: give it more time"
+    )
+
+
 def test_a_lease_whose_deadline_passed_while_the_model_was_getting_ready_is_not_granted() -> None:
     w = World([model("a")], 512)
     late = w.lease("a", timeout=1.0)

@@ -128,6 +128,15 @@ class Answers:
         text = f"{request.model.name}: the deadline passed after {self._r.now - request.since:.2f} s, {doing}"
         self.refuse(request, "deadline_exceeded", text, held=request.running)
 
+    def out_of_time(self, request: Request, least_s: float, others: int) -> None:
+        """Its turn has come, and its deadline has passed, or comes before an answer can."""
+        left = request.deadline - self._r.now
+        if left <= 0:
+            self.too_late(request, f"in the queue before {others} others")
+            return
+        what = f"{request.model.name}: {left:.2f} s are left until the deadline, and an answer takes {least_s:.2f} s"
+        self.refuse(request, "deadline_exceeded", f"{what} at least: give it more time", held=request.running)
+
     def turn_away(self, request: Request) -> None:
         self.refuse(request, "broker_unreachable", "the broker is shutting down", after=1.0, held=request.running)
 

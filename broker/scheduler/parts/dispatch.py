@@ -116,7 +116,7 @@ class Dispatcher:
         request: Request | None = head
         while request is not None and len(batch) < limit:
             if request.deadline <= soonest:  # and its client keeps its turn
-                self._answers.too_late(request, f"in the queue before {queue.live - 1} others")
+                self._answers.out_of_time(request, worker.least_service_s, queue.live - 1)
             elif request.alone and (batch or worker.inflight):
                 break
             else:
