@@ -19,10 +19,13 @@ from tests.cli.test_examples import PROGRAMS, Example, alternatives
 from tests.support import ROOT
 
 SERVED, APART = "localhost:8000", '"localhost", 8000'
-# `zoo`: this checkout's. Of those that are only read: the broker runs, no terminal, no hub, no such request.
+# `zoo`: this checkout's. Of those that are only read: the broker runs, there is no terminal, no hub, no such
+# request and nothing recorded (tests/advise has that), and what `zoo doctor` finds is this machine's.
 ZOO = """#!/bin/sh
 case "$1 $2" in
-"serve "* | "gateway "* | "top "* | "pull "* | "standins "* | "logs -f" | "explain 1742") set -- --only-read "$@" ;;
+"serve "* | "gateway "* | "top "* | "doctor "* | "pull "* | "standins "* | \\
+"record "* | "advise "* | "logs -f" | "explain 1742")
+    set -- --only-read "$@" ;;
 esac
 exec "$PYTHON" -m tests.models.reader "$@"
 """

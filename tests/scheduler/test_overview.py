@@ -327,6 +327,18 @@ def test_decisions_that_are_kept_no_more_are_missed() -> None:
     assert not w.s.decided(at, 5)[3]
 
 
+def test_what_waits_for_a_model_whose_process_is_ending_is_told_so() -> None:
+    w = World([model("a")], 1000)
+    w.load("a")
+    w.unload("a")
+    w.ask("a")
+    (row,) = w.s.waiting()
+    assert row["why"] == "its process is ending, and it is loaded again"
+    w.gone("a")
+    (row,) = w.s.waiting()
+    assert row["why"] == "it is loading"
+
+
 def test_what_waits_is_told_with_its_sessions_and_the_reason() -> None:
     w = World([model("a"), model("b", 900)], 1000)
     w.load("a")

@@ -103,6 +103,8 @@ class Overview:
             return demand.why
         if model.state is State.LOADING:
             return "it is loading"
+        if not model.answering:
+            return "its process is ending, and it is loaded again" if model.workers else "it is not loaded yet"
         return "its worker is busy" if len(model.answering) == 1 else f"its {len(model.answering)} workers are busy"
 
     def times(self) -> dict[str, dict[str, float]]:
