@@ -38,6 +38,7 @@ def test_a_recording_holds_what_was_asked(broker: Callable[..., Running]) -> Non
         client.infer("b", FRAME, do="refuse")
     with pytest.raises(DeadlineExceeded):
         client.infer("b", FRAME, do="sleep", seconds=1.0, timeout=0.1)
+    wait_until(lambda: client.record()["requests"] == 6, what="the last one is answered")
     told = client.record("stop")
     assert (told["recording"], told["requests"], told["dropped"]) == (False, 6, 0)
     client.infer("b", FRAME)

@@ -14,7 +14,7 @@ from zoo.system import files
 if TYPE_CHECKING:
     from zoo.client.client import Client
 
-PENDING_S = 2.0  # for what is recorded and not made into lines yet
+PENDING_S = 10.0  # for what is recorded and not made into lines yet
 LOOK_S = 0.1
 
 
@@ -50,7 +50,8 @@ def fetched(zoo: Client) -> Iterator[str]:
         ModelUnavailable: nothing is recorded.
     """
     until = time.monotonic() + PENDING_S
-    while zoo.record("status")["pending"] and time.monotonic() < until:
+    wanted = zoo.record("status")["requests"]
+    while (now := zoo.record("status"))["requests"] - now["pending"] < wanted and time.monotonic() < until:
         time.sleep(LOOK_S)
     number, more, any_line = 0, True, False
     while more:
