@@ -271,6 +271,7 @@ def test_where_there_are_operators_others_change_nothing_for_all(far: Far) -> No
         "cleanup_idle_models": lambda: bob.cleanup_idle_models(0.0),
         "reload": bob.reload,
         "logs": bob.logs,
+        "record": bob.record,
     }.items():
         with pytest.raises(AccessDenied, match=rf"{what} is for operators: the keys in .*keys/operators"):
             ask()

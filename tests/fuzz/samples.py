@@ -25,6 +25,8 @@ FROM_CLIENT: list[protocol.Message] = [
     protocol.Query(20, "logs", "toy", 5),
     protocol.Reload(20),
     protocol.Footprint(21, "toy", True),
+    protocol.Record(22, "start"),
+    protocol.Record(23, "fetch", 5),
     protocol.Bye(),
     protocol.Cancel(7),
     protocol.Ping(),

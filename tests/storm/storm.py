@@ -88,6 +88,8 @@ class Storm:
             footprint=self.dice.choice(["declared", "measured"]),
             eviction=self.dice.choice(["priority", "adaptive"]),
             state_dir=str(folder / "state"),
+            record=self.dice.choice(["", str(folder / "requests")]),
+            record_mb=1,
         )
         self._customers: list[subprocess.Popen[bytes]] = []
         self._killed: set[int] = set()
