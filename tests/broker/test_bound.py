@@ -87,6 +87,18 @@ def test_requests_that_get_lost_are_an_error(monkeypatch: pytest.MonkeyPatch) ->
         World(trace, load_s).run()
 
 
+@pytest.mark.slow
+def test_adaptive_is_hardly_ever_behind_the_better_plain_cache() -> None:
+    """On no trace that is shipped by more than 2 %, and on the street within 1.45 times the bound."""
+    for trace in replay.shipped():
+        load_s, _ = replay.load_seconds(trace.models)
+        asked = trace.requests(), trace.models, trace.budget_mb, load_s
+        adaptive = World(trace, load_s, eviction="adaptive", in_order=True).run().load_s
+        assert adaptive <= 1.02 * min(plain.lru(*asked)[0], plain.gdsf(*asked)[0]), trace.name
+        if trace.name == "street":
+            assert adaptive <= 1.45 * bound.load_time(*asked)
+
+
 # ---------------------------------------------------------------- real requests
 
 TABLE = """gmt_create,predict_status,checkpoint_model_version_id

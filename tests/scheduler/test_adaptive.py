@@ -8,9 +8,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import assume, given, settings
 
-from broker.scheduler.capacity.adaptive import choose, order, use, worth
+from broker.scheduler.capacity.adaptive import SPARE_MB, choose, order, worth
 from broker.scheduler.capacity.by_priority import Candidate
-from broker.scheduler.capacity.habits import AHEAD, HALF_LIFE_S, Habits
+from broker.scheduler.capacity.habits import AHEAD, LONG_RUN, OF_LATE, Habits
 from broker.scheduler.capacity.ledger import EPSILON_MB
 from broker.scheduler.state import State
 from tests.scheduler.world import World, model
@@ -29,15 +29,6 @@ def names(victims) -> list[str] | None:
 
 
 POSITIVE = st.floats(0.01, 1e4)
-SHARE = st.floats(0, 1)
-
-
-@given(often=POSITIVE, unused=POSITIVE, follows=SHARE, more=POSITIVE)
-def test_use_grows_with_how_often_and_how_lately_and_with_what_follows(often, unused, follows, more) -> None:
-    base = use(often, unused, follows)
-    assert use(often + more, unused, follows) >= base
-    assert use(often, unused + more, follows) <= base
-    assert use(often, unused, min(1.0, follows + more)) >= base
 
 
 @given(load=POSITIVE, expected=POSITIVE, more=POSITIVE)
@@ -66,6 +57,14 @@ def test_critical_only_for_critical_and_last() -> None:
 
 def test_a_small_model_goes_for_a_small_need_though_a_big_one_is_cheaper_per_megabyte() -> None:
     assert names(choose(400, [c("big", 2000, 10), c("small", 500, 3)], P.HIGH)) == ["small"]
+
+
+def test_one_that_frees_enough_for_the_next_loads_as_well_goes_before_a_row_of_small_ones() -> None:
+    small = [c(f"small{i}", 100, 1.0) for i in range(5)]
+    assert names(choose(100, [c("large", 500, 1.5), *small], P.HIGH)) == ["large"]
+    assert names(choose(100, [c("large", 500, 4.9), *small], P.HIGH)) == ["large"], "as long as it is cheaper per MB"
+    assert names(choose(100, [c("large", 500, 5.1), *small], P.HIGH)) == ["small0"]
+    assert names(choose(100, [c("large", 10 * SPARE_MB, 9.0), *small], P.HIGH)) == ["small0"], "not for any excess"
 
 
 CROWDS = st.lists(
@@ -119,26 +118,52 @@ def test_the_choice_does_not_depend_on_the_order_of_the_candidates(crowd, needed
 # ---------------------------------------------------------------- habits
 
 
-def test_what_was_asked_for_counts_by_half_after_the_half_life() -> None:
+def expected(habits: Habits, name: str, after: str) -> float:
+    return habits.expected([name], after)[0]
+
+
+def test_what_is_asked_for_more_often_or_more_lately_is_expected_more() -> None:
     habits = Habits()
-    for _ in range(4):
-        habits.asked("a", 0.0)
-    assert habits.often("a", 0.0) == 4.0
-    assert habits.often("a", HALF_LIFE_S) == 2.0
-    assert habits.often("never", 0.0) == 0.0
+    for name in ("seldom", "often", "often", "old", "new"):
+        habits.asked(name)
+    assert expected(habits, "often", "x") > expected(habits, "seldom", "x") > 0.0
+    assert expected(habits, "new", "x") > expected(habits, "old", "x")
+    assert expected(habits, "never", "x") == 0.0
+
+
+def test_a_burst_is_seen_at_once_and_a_steady_model_is_not_forgotten_for_it() -> None:
+    habits = Habits()
+    for i in range(3 * LONG_RUN):
+        habits.asked("steady" if i % 10 == 0 else f"one of many {i % 1000}")
+    for _ in range(6):
+        habits.asked("burst")
+    assert expected(habits, "burst", "x") > expected(habits, "steady", "x")
+    for i in range(5 * OF_LATE):
+        habits.asked(f"one of many {i}")
+    assert expected(habits, "steady", "x") > expected(habits, "burst", "x")
+
+
+def test_what_follows_sooner_or_more_surely_is_expected_more() -> None:
+    habits = Habits()
+    for i in range(40):
+        for name in ("a", "next", *(["half"] if i % 2 else []), "later", *(f"other{i}-{n}" for n in range(30))):
+            habits.asked(name)
+    order = [expected(habits, name, "a") for name in ("next", "later", "half", "a", "never")]
+    assert order == sorted(order, reverse=True)
+    assert expected(habits, "next", "a") > 5 * expected(habits, "next", "later")
 
 
 def test_what_follows_is_learned_in_a_few_turns_and_forgotten_in_many() -> None:
     habits = Habits()
     for _ in range(3):
-        habits.asked("plate", 0.0)
-        habits.asked("ocr", 0.0)
+        habits.asked("plate")
+        habits.asked("ocr")
         for i in range(AHEAD):
-            habits.asked(f"other{i}", 0.0)
+            habits.asked(f"other{i}")
     assert habits.follows("plate", "ocr") == 1.0
     assert habits.follows("ocr", "plate") == 0.0
-    for _ in range(300):
-        habits.asked("plate", 0.0)
+    for _ in range(2000):
+        habits.asked("plate")
     assert habits.follows("plate", "ocr") < 0.02
 
 

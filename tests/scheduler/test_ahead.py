@@ -20,7 +20,7 @@ def used_to(*sequence: str, models=FOUR, budget: float = 1000.0, **more) -> Worl
             w.settle()
             w.wait(1.0)
         for _ in range(10):  # the next round is another story
-            w.s.registry.habits.asked("another model", w.now)
+            w.s.registry.habits.asked("another model")
     forget(w)
     return w
 

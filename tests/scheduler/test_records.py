@@ -511,10 +511,10 @@ def test_a_late_reading_keeps_a_device_for_a_moment() -> None:
 
 def test_what_follows_counts_once_a_turn_and_not_itself() -> None:
     habits = Habits()
-    for name in ("a", "b", "b", "a"):
-        habits.asked(name, 0.0)
-        assert habits.follows("a", "b") == (0.5 if name == "a" and habits.often("a", 0.0) == 2 else 0.0)
-    habits.asked("b", 0.0)
+    for turn, name in enumerate(("a", "b", "b", "a")):
+        habits.asked(name)
+        assert habits.follows("a", "b") == (0.5 if turn == 3 else 0.0)
+    habits.asked("b")
     assert habits.follows("a", "b") == 1.0
     assert habits.follows("a", "a") == 0.0
     assert habits.follows("never", "b") == 0.0
@@ -523,28 +523,28 @@ def test_what_follows_counts_once_a_turn_and_not_itself() -> None:
 def test_what_comes_after_more_than_the_next_few_does_not_follow() -> None:
     habits = Habits()
     for last in ("in", "out"):
-        habits.asked("a", 0.0)
+        habits.asked("a")
         for i in range(AHEAD - (last == "in")):
-            habits.asked(f"{last}{i}", 0.0)
-        habits.asked(last, 0.0)
+            habits.asked(f"{last}{i}")
+        habits.asked(last)
     assert (habits.follows("a", "in"), habits.follows("a", "out")) == (0.5, 0.0)
 
 
 def test_old_turns_fade_and_what_followed_once_is_forgotten() -> None:
     habits = Habits()
-    habits.asked("a", 0.0)
-    habits.asked("once", 0.0)
+    habits.asked("a")
+    habits.asked("once")
     for turn in range(REMEMBERED - 1):
         if turn < 2:
-            habits.asked("twice", 0.0)
+            habits.asked("twice")
             for i in range(AHEAD):
-                habits.asked(f"other{i}", 0.0)
-        habits.asked("a", 0.0)
-        habits.asked("b", 0.0)
+                habits.asked(f"other{i}")
+        habits.asked("a")
+        habits.asked("b")
     assert habits.follows("a", "once") == pytest.approx(1 / REMEMBERED)
     assert habits.follows("a", "twice") == pytest.approx(2 / REMEMBERED)
     assert habits.follows("a", "b") == pytest.approx((REMEMBERED - 1) / REMEMBERED)
-    habits.asked("a", 0.0)
+    habits.asked("a")
     turns = (REMEMBERED + 1) / 2
     assert habits.follows("a", "once") == 0.0
     assert habits.follows("a", "twice") == pytest.approx(1 / turns)

@@ -257,7 +257,7 @@ def test_a_suspect_waits_for_no_company() -> None:
 def test_what_follows_half_of_the_time_is_worth_a_guess_and_what_follows_less_often_is_not() -> None:
     habits = Habits()
     for name in ("a", "b", *"xxxxxxxx", "a"):
-        habits.asked(name, 0.0)
+        habits.asked(name)
     models = [Model(model(name)) for name in "abc"]
     for known in models:
         known.config.available = True

@@ -370,14 +370,19 @@ def candidate(name: str = "a", mb: float = 100.0, priority: P = P.MEDIUM, **more
     return Candidate(name, mb, priority, **{"last_used": 90.0, **more})  # type: ignore[arg-type]
 
 
-def test_use_is_how_often_and_how_lately_and_thirty_times_what_follows() -> None:
-    assert adaptive.use(1.0, 0.0, 0.0) == 1.0
-    assert adaptive.use(1.0, 60.0, 0.5) == 0.5 + 15.0
-    assert adaptive.use(1.0, -5.0, 0.0) == 1.0
-    assert adaptive.use(10.0, 0.0, 0.0) == pytest.approx(10**0.3)
+def test_expected_is_what_follows_and_the_rate_less_with_the_time_unused() -> None:
+    habits = Habits()
+    for name in ("wanted", "a", "wanted", "a", "b"):
+        habits.asked(name)
+    rates = [(2 ** (-3 / halves) + 2 ** (-1 / halves)) / 5 for halves in (16, 2000)]
+    rate, soon = sum(rates) / 2, [math.exp(-later / 8) for later in range(16)]
+    follows = (2 * soon[0] + min(1.0, sum(soon) * rate)) / 3
+    assert habits.expected(["a"], "wanted") == pytest.approx([follows + rate / (1 + rate)])
+    assert habits.expected(["a"], "never") == pytest.approx([min(1.0, sum(soon) * rate) + rate / (1 + rate)])
+    assert habits.expected(["never"], "wanted") == [0.0]
 
 
-def test_worth_is_weight_times_load_times_use() -> None:
+def test_worth_is_weight_times_load_times_what_is_expected() -> None:
     weights = [adaptive.worth(priority, 2.0, 3.0) for priority in (P.CRITICAL, P.HIGH, P.MEDIUM, P.LOW)]
     assert weights == pytest.approx([24.0, 12.0, 8.4, 6.0])
     assert adaptive.worth(P.LOW, 0.0, 1.0) == 0.05
@@ -386,7 +391,7 @@ def test_worth_is_weight_times_load_times_use() -> None:
 def test_candidates_are_valued_by_habit_and_a_guess_or_a_dispensable_one_is_worth_nothing() -> None:
     habits = Habits()
     for name in ("wanted", "a", "wanted", "a"):
-        habits.asked(name, NOW)
+        habits.asked(name)
     policy = Adaptive(habits)
     plain, spare, guess = policy.valued(
         [
@@ -397,7 +402,7 @@ def test_candidates_are_valued_by_habit_and_a_guess_or_a_dispensable_one_is_wort
         "wanted",
         NOW,
     )
-    assert plain.expected == adaptive.use(2.0, 10.0, 1.0)
+    assert plain.expected == habits.expected(["a"], "wanted")[0] > 0.0
     assert plain.worth == adaptive.worth(P.MEDIUM, 2.0, plain.expected)
     assert (spare.expected, spare.worth, guess.worth) == (0.0, 0.0, 0.0)
     assert policy.loss([plain, spare]) == (plain.worth, 200.0)

@@ -3,21 +3,21 @@
 From the family of GreedyDual-Size-Frequency (Cherkasova 1998). What keeping a model is worth are the seconds that its
 reload would cost, times how much its next use is to be expected, times a weight for its priority:
 
-    worth = weight * load seconds * (often ** 0.3 * 60 / (60 + seconds unused) + 30 * follows)
+    worth = weight * load seconds * expected
 
-`often` and `follows` are told in `habits.py`; `follows` is how probably the model is asked for soon after the one that
-needs the room. The victims are those that together are worth least. The constants were found by replaying camera
-traces; docs/eviction.md says how much each matters.
+`expected` is told in `habits.py`: how soon and how surely the model is usually asked for after the one that needs the
+room, and how often it is asked for anyway. The victims are those that together are worth least, less what the memory is
+worth that they free beyond need: the next load needs some of that, and a row of small victims, one for each of the
+next loads, costs more than one that frees enough for all. docs/eviction.md says how much each constant matters.
 
 CRITICAL is as protected as by priority: it goes only for CRITICAL, and when no other choice would do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import msgspec
 
 from broker.scheduler.capacity.by_priority import Candidate, may_go, spare
 from broker.scheduler.capacity.habits import Habits
@@ -26,18 +26,11 @@ from zoo.config.schema import ModelPriority
 
 WEIGHT = {ModelPriority.CRITICAL: 4.0, ModelPriority.HIGH: 2.0, ModelPriority.MEDIUM: 1.4, ModelPriority.LOW: 1.0}
 LEAST_LOAD_S = 0.05  # a kill and a start, whatever the model
-UNUSED_S = 60.0
-OFTEN = 0.3
-SOON = 30.0
-
-
-def use(often: float, unused_s: float, follows: float) -> float:
-    """How much the next use is to be expected; no unit, for comparison only."""
-    return float(often**OFTEN) * UNUSED_S / (UNUSED_S + max(0.0, unused_s)) + SOON * follows
+SPARE_MB = 500.0  # so much beyond need has a value
 
 
 def worth(priority: ModelPriority, load_s: float, expected: float) -> float:
-    """Seconds at stake when a model goes; `expected` as from `use`."""
+    """Seconds at stake when a model goes; `expected` as from `Habits.expected`."""
     return WEIGHT[priority] * max(load_s, LEAST_LOAD_S) * expected
 
 
@@ -67,18 +60,20 @@ def _cheapest(needed_mb: float, candidates: Sequence[Candidate]) -> list[Candida
     """The cheapest of: the first few of the order, and one more that suffices. `candidates` together do.
 
     To look for the best of all sets would be a knapsack problem; these are the sets among which its solution is, or
-    one that is at most twice as dear.
+    one that is at most twice as dear. Up to `SPARE_MB` beyond need are worth what they would cost as the next in order.
     """
     ordered = order(candidates)
-    best: tuple[float, float, str] | None = None
+    price = _next_price(needed_mb + SPARE_MB, ordered)
+    best = math.inf, 0.0, ""
     chosen: list[Candidate] = []
     first: list[Candidate] = []
     freed = spent = 0.0
     for i, candidate in enumerate(ordered):
         for last in ordered[i:]:
-            if freed + last.mb + EPSILON_MB >= needed_mb:
-                key = spent + last.worth, last.last_used, last.model
-                if best is None or key < best:
+            spare_mb = freed + last.mb - needed_mb
+            if spare_mb + EPSILON_MB >= 0:
+                cost = spent + last.worth - price * (spare_mb if spare_mb < SPARE_MB else SPARE_MB)
+                if cost <= best[0] and (key := (cost, last.last_used, last.model)) < best:
                     best, chosen = key, [*first, last]
         first.append(candidate)
         freed += candidate.mb
@@ -88,6 +83,15 @@ def _cheapest(needed_mb: float, candidates: Sequence[Candidate]) -> list[Candida
     return _spare(needed_mb, chosen)
 
 
+def _next_price(needed_mb: float, ordered: Sequence[Candidate]) -> float:
+    """Worth per megabyte of the candidate with which `needed_mb` would be free, or of the last."""
+    for candidate in ordered:
+        needed_mb -= candidate.mb
+        if needed_mb <= EPSILON_MB:
+            break
+    return candidate.worth / candidate.mb
+
+
 @dataclass(eq=False)
 class Adaptive:
     """`by_priority.Policy` by worth. `habits`: kept by the caller."""
@@ -95,15 +99,17 @@ class Adaptive:
     habits: Habits
 
     def valued(self, candidates: list[Candidate], wanted: str, now: float) -> list[Candidate]:
-        return [self._valued(c, wanted, now) for c in candidates]
-
-    def _valued(self, c: Candidate, wanted: str, now: float) -> Candidate:
-        if c.unasked:
-            return c  # a guess is worth nothing where its room is needed
-        expected = 0.0  # of a worker beside which another stays: no request has to wait for its reload
-        if not c.dispensable:
-            expected = use(self.habits.often(c.model, now), now - c.last_used, self.habits.follows(wanted, c.model))
-        return msgspec.structs.replace(c, expected=expected, worth=worth(c.priority, c.load_s, expected))
+        found = []
+        expected = self.habits.expected([c.model for c in candidates], wanted)
+        for c, much in zip(candidates, expected, strict=True):
+            if c.unasked:  # a guess is worth nothing where its room is needed
+                found.append(c)
+                continue
+            if c.dispensable:  # beside it another stays: no request has to wait for its reload
+                much = 0.0
+            seconds = worth(c.priority, c.load_s, much)
+            found.append(Candidate(c.model, c.mb, c.priority, c.last_used, c.load_s, c.dispensable, much, seconds))
+        return found
 
     def choose(
         self, needed_mb: float, candidates: list[Candidate], for_priority: ModelPriority

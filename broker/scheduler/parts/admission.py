@@ -64,7 +64,7 @@ class Admission:
             return
         model.guess = NO_GUESS
         if r.habitual:
-            r.habits.asked(model.name, now)
+            r.habits.asked(model.name)
             r.asked_last = model.name if r.config.prefetch else ""
         if model.primary.state is not LOADED:
             self._wait(request)
