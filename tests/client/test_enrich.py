@@ -40,6 +40,7 @@ from zoo.client.enrich import Ask, Plan, Residence, Table, read_table
 from zoo.client.event import Event, read_detections
 from zoo.config.reading import load_config
 from zoo.config.rules import Rule
+from zoo.drawing.picture import HEAD_BYTES
 from zoo.enrichment import Enrichment
 from zoo.wire import formats
 
@@ -374,6 +375,14 @@ def test_the_size_of_an_encoded_picture_is_that_of_it_upright(turned: int, size:
     assert Event(in_memory, [], how=formats.check_format("encoded")).size == size
     _, asked = enriched([("person", (0, 0, 1000, 1000))], frames=out.getvalue())
     assert asked["osnet-x0-25"].boxes == ((0, 0, *size),)
+
+
+def test_the_size_of_a_large_png_is_found_at_its_beginning() -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (500, 600, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).save(out, "PNG")
+    assert len(out.getvalue()) > HEAD_BYTES
+    assert Event(out.getvalue(), []).size == (600, 500)
 
 
 def test_a_format_that_no_worker_takes_is_not_even_looked_at() -> None:

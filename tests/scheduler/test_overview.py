@@ -353,6 +353,8 @@ def test_what_waits_is_told_with_its_sessions_and_the_reason() -> None:
     assert row["sessions"] == {b"one": 1, b"two": 2}
     assert "a" in row["why"]
     w.release(w.granted(lease))
+    (row,) = w.s.waiting()
+    assert row["why"] == "room is being made for it"
     w.gone("a")
     (row,) = w.s.waiting()
     assert row["why"] == "it is loading"

@@ -51,7 +51,7 @@ def size_of(part: Any, how: formats.PixelFormat = formats.RGB) -> tuple[float, f
         try:
             with Image.open(io.BytesIO(head.tobytes()), formats=FORMATS) as image:
                 # Of a TIFF, Pillow gives the size as it will be.
-                turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in TURNED
+                turned = image.format != "TIFF" and _exif(image).get(ExifTags.Base.Orientation) in TURNED
                 return (image.height, image.width) if turned else image.size
         except Exception:  # damaged data leads Pillow's plugins anywhere; what it means, the worker says
             return math.inf, math.inf
@@ -61,6 +61,11 @@ def size_of(part: Any, how: formats.PixelFormat = formats.RGB) -> tuple[float, f
     if array.ndim < 2:
         raise InvalidInput(f"frame: nothing can be cut out of shape {array.shape}")
     return array.shape[1], array.shape[0]
+
+
+def _exif(image: Image.Image) -> Image.Exif:
+    """As far as the beginning has it. For a PNG, Pillow would decode the pixels to look behind them."""
+    return Image.Image.getexif(image)
 
 
 def _decoded(raw: bytes) -> np.ndarray:

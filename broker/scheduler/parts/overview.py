@@ -103,9 +103,11 @@ class Overview:
             return demand.why
         if model.state is State.LOADING:
             return "it is loading"
-        if not model.answering:
-            return "its process is ending, and it is loaded again" if model.workers else "it is not loaded yet"
-        return "its worker is busy" if len(model.answering) == 1 else f"its {len(model.answering)} workers are busy"
+        if model.answering:
+            return "its worker is busy" if len(model.answering) == 1 else f"its {len(model.answering)} workers are busy"
+        if model.workers:
+            return "its process is ending, and it is loaded again"
+        return "room is being made for it" if demand is not None else "it is not loaded yet"
 
     def times(self) -> dict[str, dict[str, float]]:
         """How long the last inferences took, by model: how many they are, and the seconds of half and of 19 in 20."""

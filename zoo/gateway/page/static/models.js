@@ -83,7 +83,7 @@ export class ModelTable {
     row.main = make("tr", { className: "row", role: "row", tabIndex: -1, data: { model: name } }, ...Object.values(row.cells));
     row.main.addEventListener("click", () => this.toggle(name));
     row.main.addEventListener("focus", () => this.choose(name, false));
-    row.more = make("tr", { className: "more", role: "row", hidden: true }, make("td", { colSpan: 13, role: "cell" }));
+    row.more = make("tr", { className: "more", role: "row", hidden: true }, make("td", { colSpan: 12, role: "cell" }));
     this.rows.set(name, row);
     this.body.append(row.main, row.more);
     return row;
@@ -124,7 +124,7 @@ export class ModelTable {
 
   buttons(row, model) {
     const operates = this.rights === "operator";
-    const goes = ["unloaded", "failed"].includes(model.state);
+    const goes = ["unloaded", "waiting", "failed"].includes(model.state);
     row.cells.do.classList.toggle("off", !operates);
     row.buttons.load.hidden = !goes;
     row.buttons.unload.hidden = goes;

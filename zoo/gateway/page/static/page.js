@@ -179,7 +179,7 @@ function turn() {
 
 function dress(theme) {
   document.documentElement.dataset.theme = theme;
-  put(by("theme"), `Theme: ${theme}`);
+  put(by("theme"), theme);
   try { localStorage.setItem("zoo-theme", theme); } catch { /* a private window */ }
 }
 

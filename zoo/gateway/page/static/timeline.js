@@ -83,7 +83,7 @@ export class Timeline {
   }
 
   about(name) {
-    return this.decisions.filter((one) => one[2] === name).reverse();
+    return inWords(this.decisions.filter((one) => one[2] === name)).reverse();
   }
 
   /** Draws at most every two seconds, and at least every ten. */
