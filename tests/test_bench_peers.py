@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.peers import report, run, servers, work
+from benchmarks.peers import contenders, job, report, run, servers, work
 from tests.support import wait_until
 
 BAD = run.Peer("", "tests.bad_peer", ("wrong", "never", "hangs"))
@@ -64,3 +64,20 @@ def test_a_wrong_answer_is_seen(model: str, tmp_path: Path) -> None:
 def test_a_ratio_is_that_within_a_round() -> None:
     assert report.ratio_of([10, 20, 400], [1, 2, 4], many=False) == 10
     assert report.ratio_of([10, 20, 400], [100, 200, 400], many=True) == 10
+
+
+def test_models_in_one_process_stay_within_the_budget_and_the_longest_unused_goes(tmp_path: Path) -> None:
+    """What the zoo is compared with has to be right."""
+    for number, name in enumerate("abc"):
+        job.write(tmp_path, name, 1, number)
+    lru = contenders.Lru(tmp_path, dict.fromkeys("abc", 1.0), 2.0)
+    frame = work.picture()
+    assert [round(float(lru.infer(name, frame)[1])) for name in "abac"] == [0, 1, 0, 2]
+    for name in "abc":
+        (tmp_path / f"{name}.weights").unlink()
+    assert [round(float(lru.infer(name, frame)[1])) for name in "ca"] == [2, 0], "they are loaded"
+    with pytest.raises(FileNotFoundError):
+        lru.infer("b", frame)
+    with pytest.raises(FileNotFoundError):
+        lru.infer("b", frame)  # and does not wait for the load that failed
+    assert contenders.limits({"a": 4, "b": 2, "c": 1, "d": 1}, 6) == (2, 3)

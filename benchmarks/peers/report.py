@@ -48,7 +48,23 @@ def rest(at_rest: dict[str, dict[str, float]]) -> Rows:
 
 def sections(figures: dict[str, Any]) -> list[tuple[str, Rows]]:
     found = [(work.WORKLOADS[name].title, rows(name, of)) for name, of in figures["workloads"].items()]
-    return [*found, ("At rest", rest(figures["at_rest"]))]
+    rest_of = [("At rest", rest(figures["at_rest"]))]
+    return [*found, *rest_of, *([("The job itself", jobs(figures["job"]))] if "job" in figures else [])]
+
+
+def jobs(found: dict[str, Any]) -> Rows:
+    """Of a trace with models that do not fit the budget together."""
+    head = ("", "answered", "in time", "p50, s", "p95, s", "peak, MB", "left, MB")
+    rows: Rows = [head]
+    for name, of in found["found"].items():
+        if "failed" in of:
+            rows.append((name, f"failed: {of['failed']}", *[""] * 5))
+        else:
+            memory = (f"{of[key]:.0f}" for key in ("peak_mb", "left_mb"))
+            times = (_short(of[key]) for key in ("p50_s", "p95_s"))
+            share = f"{of['in_time'] / of['asked']:.0%}"
+            rows.append((name, f"{of['answered']} of {of['asked']}", share, *times, *memory))
+    return rows
 
 
 def text(figures: dict[str, Any]) -> str:

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import common
-from benchmarks.peers import report, servers, work
+from benchmarks.peers import job, report, servers, work
 
 START_S, ANSWER_S = 120.0, 30.0  # until a peer counts as failed
 MOST_S, LOAD_S, REST_S = 0.4, 0.7, 5.0  # of one client in a round; of several at once; of a look at what rests
+JOB_S = 12.0  # of the trace
 
 
 class Peer(NamedTuple):
@@ -253,6 +254,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rounds, share = (2, 0.4) if args.quick else (5, 1.0)
     figures = measure(args.only, args.workloads, rounds, share)
+    if args.only == list(PEERS):
+        say("the job itself")
+        figures["job"] = job.measure(list(job.CONTENDERS), JOB_S * share)
     figures["versions"] = versions(args.only)
     print(report.text(figures))
     if not args.quick and args.only == list(PEERS):
