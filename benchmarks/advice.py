@@ -4,7 +4,7 @@ The same requests at the same moments go to a broker once under each of some con
 recorded. From that recording alone the others are predicted, and each is put beside its measured run. Models only wait
 (for their load, for an answer), so that two cores are enough for all of them at once.
 
-Results go to advice.json, beside those of the other benchmarks.
+Results go to benchmarks/results/advice.json.
 """
 
 from __future__ import annotations

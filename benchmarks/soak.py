@@ -13,8 +13,8 @@ Theil–Sen slope (the median of the slopes between all pairs of its values) lie
 by more than its allowance (`Series.allowance`). Values of one process are not independent, which makes the interval too
 narrow: hence the second condition. Exit status 1 when a series has grown, or an answer was wrong.
 
-The load is paced: about a fifth of a core, so that a machine can do other things beside it. Results go to soak.json,
-beside those of the other benchmarks.
+The load is paced: about a fifth of a core, so that a machine can do other things beside it. Results go to
+benchmarks/results/soak.json.
 """
 
 from __future__ import annotations
