@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Error, Page, expect
 
 from benchmarks import day
 from tests import support
@@ -40,7 +40,11 @@ Open = Callable[..., Page]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     expect.set_options(timeout=60_000)
-    with day.chromium() as made:
+    with contextlib.ExitStack() as opened:
+        try:
+            made = opened.enter_context(day.chromium())
+        except Error as e:
+            pytest.skip(f"Chromium does not start here: {e}")
         yield made
 
 
