@@ -25,9 +25,9 @@ ZOO = """#!/bin/sh
 case "$1 $2" in
 "serve "* | "gateway "* | "top "* | "doctor "* | "pull "* | "standins "* | \\
 "record "* | "advise "* | "logs -f" | "explain 1742")
-    set -- --only-read "$@" ;;
+    exec "$PYTHON" -m tests.models.reader "$@" ;;
 esac
-exec "$PYTHON" -m tests.models.reader "$@"
+exec "$PYTHON" -m zoo.cli "$@"
 """
 MAKE = f"""#!/bin/sh
 exec "$(PATH=/usr/bin:/bin command -v make)" --dry-run -C {ROOT} "$@" > made
@@ -79,15 +79,12 @@ class Reader:
         self._at = Path((self.folder / ".at").read_text().strip())
 
 
-def main(words: list[str]) -> int:
-    """What the page's `zoo` runs."""
-    from zoo.cli import main, parser
+def only_read(words: list[str]) -> None:
+    """What the page's `zoo` does with those."""
+    from zoo.cli import parser
 
-    if words[0] == "--only-read":
-        parser.build(PROGRAMS).parse_args(words[1:])
-        return 0
-    return main.main(words)
+    parser.build(PROGRAMS).parse_args(words)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    only_read(sys.argv[1:])
