@@ -143,6 +143,15 @@ def test_a_burst_is_seen_at_once_and_a_steady_model_is_not_forgotten_for_it() ->
     assert expected(habits, "steady", "x") > expected(habits, "burst", "x")
 
 
+def test_the_rate_counts_more_where_requests_say_little_of_the_next() -> None:
+    draw, orderly, random = itertools.cycle([0, 3, 1, 2, 3, 0, 2, 1, 1, 3, 2, 0, 3]), Habits(), Habits()
+    for i in range(LONG_RUN):
+        orderly.asked("abcd"[i % 4])
+        random.asked("abcd"[next(draw)])
+    gain = [expected(habits, "d", "x") - expected(habits, "never", "x") for habits in (orderly, random)]
+    assert gain[1] > gain[0]
+
+
 def test_what_follows_sooner_or_more_surely_is_expected_more() -> None:
     habits = Habits()
     for i in range(40):

@@ -33,8 +33,12 @@ class Habits:
         self._turns: dict[str, float] = {}
         self._after: dict[str, dict[str, complex]] = {}  # sums of `_COUNTS`: two numbers, added at once
         self._recent: deque[str] = deque(maxlen=_LOOK)  # the latest first
+        self._foreseen = 1.0  # how much of each request the one before it had let expect, in the mean
 
     def asked(self, model: str) -> None:
+        if self._recent and (last_asked := self._recent[0]) != model:
+            known = self._after[last_asked].get(model, 0j).imag / (self._turns[last_asked] + 1.0)
+            self._foreseen += (min(1.0, known) - self._foreseen) / LONG_RUN
         for before, counts in zip(self._recent, _COUNTS, strict=False):
             if before == model:
                 break  # what came before that was followed by it then
@@ -68,15 +72,16 @@ class Habits:
         """How much a use of each is to be expected, now that `after` is asked for. No unit, for comparison only.
 
         The first part is how soon it usually follows, with one turn's weight for what its rate alone would say. The
-        second is its rate, less the longer it has been unused: that far off, what follows says nothing.
+        second is its rate, less the longer it has been unused. It counts the more, the less requests say of the next.
         """
         requests, followed, turns = self._requests, self._after.get(after, {}), self._turns.get(after, 0.0) + 1.0
         late_part, long_part = (0.5 / max(1.0, min(requests, most)) for most in _MOST)
+        unforeseen = 1.0 / max(0.01, self._foreseen)
         found = []
         for model in models:
             last, late, long = self._uses.get(model, (0, 0.0, 0.0))
             unused = requests - last
             rate = late * late_part * 2.0 ** (-unused / OF_LATE) + long * long_part * 2.0 ** (-unused / LONG_RUN)
             follows = (followed.get(model, 0j).imag + min(1.0, _ALL_SOON * rate)) / turns
-            found.append(follows + rate / (1.0 + rate * unused))
+            found.append(follows + rate / (1.0 + rate * unused) * unforeseen)
         return found
