@@ -45,7 +45,7 @@ def test_every_method_says_what_it_does() -> None:
 
 def test_each_is_thin() -> None:
     for of in (Client, AsyncClient):
-        assert len(Path(inspect.getfile(of)).read_text().splitlines()) <= 320
+        assert len(Path(inspect.getfile(of)).read_text().splitlines()) <= 300
 
 
 def test_a_call_of_the_async_client_has_to_be_awaited() -> None:

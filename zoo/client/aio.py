@@ -179,9 +179,7 @@ class AsyncClient:
         await self._ask(calls.get_model(model, timeout))
 
     async def unload(self, model: str, *, timeout: float | None = None) -> bool:
-        """Ends the model's process and returns when its memory is back.
-
-        Work it has accepted is finished first. False: it was not loaded.
+        """Ends the model's process, after the work it has accepted. Its memory is back then. False: it was not loaded.
 
         Raises:
             ModelInUse: it is leased or pinned.
@@ -207,8 +205,7 @@ class AsyncClient:
         it is measured.
 
         Raises:
-            ModelNotFound, AccessDenied.
-            ProtocolMismatch: the broker is of a release that does not know this.
+            ModelNotFound, AccessDenied. ProtocolMismatch: the broker is of a release that does not know this.
         """
         return await self._ask(calls.footprint(model, forget))
 
@@ -262,18 +259,14 @@ class AsyncClient:
         return await self._ask(calls.explain(model_or_request))
 
     async def overview(self, *, since: int = 0) -> dict[str, Any]:
-        """What was decided, what waits, and how long the last inferences took, as data (`docs/protocol.md`).
-
-        Gives a page of the last decisions, `lines`, from the oldest that is kept, or from where a page ended; `next`,
-        `more` and `boot` as of `logs`; `waiting`: which models requests wait for, and why; and `times` by model.
-        """
+        """What was decided (a page, as of `logs`), what waits, how long inferences took; see `docs/protocol.md`."""
         return await self._ask(calls.overview(since))
 
     async def logs(self, model: str | None = None, *, since: int = 0) -> dict[str, Any]:
         """A page of the broker's log, from the oldest line that it keeps, or from where a page ended.
 
-        Gives `lines` (dicts, as of `--log-format json`), `next` (the `since` of the next page), `more` (there is one
-        already) and `boot` (another one: another broker, whose lines begin at 0).
+        Gives `lines` (as of `--log-format json`), `next` (the `since` of the next page), `more` (there is one already)
+        and `boot` (another one: another broker, whose lines begin at 0).
 
         Raises:
             AccessDenied: it is for operators. ModelNotFound.
@@ -281,17 +274,13 @@ class AsyncClient:
         return await self._ask(calls.logs(model, since))
 
     async def record(self, what: str = "status", *, since: int = 0) -> dict[str, Any]:
-        """Starts or stops the recording of requests for `zoo advise`, or gives a page of what is recorded.
+        """Starts or stops the recording of requests for `zoo advise`, or gives a page of it (`docs/protocol.md`).
 
         Args:
             what: "start", "stop", "status" or "fetch". since: of a page, where the one before ended.
 
-        Gives `recording`, `since`, `requests`, `pending`, `dropped`, `file`, `problem`; a page also `lines`, `next` and
-        `more` (`docs/protocol.md`).
-
         Raises:
-            AccessDenied: it is for operators.
-            ProtocolMismatch: the broker is of a release that does not know this.
+            AccessDenied: it is for operators. ProtocolMismatch: the broker is of a release that does not know this.
         """
         return await self._ask(calls.record(what, since))
 
@@ -301,10 +290,7 @@ class AsyncClient:
     # ------------------------------------------------------------ its end
 
     async def close(self) -> None:
-        """Gives everything back: leases, slots, memory. The client cannot be used any more.
-
-        Results that it gave stay as they are; their memory goes back with the last of their arrays.
-        """
+        """Gives leases, slots and memory back. Results stay as they are; their memory goes with their arrays."""
         self._tasks.close()
 
     async def __aenter__(self) -> Self:
