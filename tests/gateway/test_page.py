@@ -107,12 +107,13 @@ def beside_each_other(**keys: Any) -> Iterator[tuple[Running, RunningGateway]]:
     folder = Path(tempfile.mkdtemp(prefix="zoo-t-", dir="/tmp"))
     every = {"name": "every", "adapter": "tests.gateway.adapter:Every", "vram_mb": 1}
     models = [toy("a", vram_mb=30, priority="HIGH"), toy("b", vram_mb=30), every]
+    running = Running(folder, models, vram_budget_gb=50 / 1024)
     try:
-        running = Running(folder, models, vram_budget_gb=50 / 1024).start()
+        running.start()
         with contextlib.contextmanager(beside)(running, **keys) as gateway:
             yield running, gateway
-        running.close()
     finally:
+        running.close()
         support.remove(folder)
 
 
@@ -215,6 +216,12 @@ def test_why_a_model_is_where_it_is() -> None:
         ("unloaded", "disabled in config.toml"),
         ("failed", "weights missing"),
     ]
+
+
+def test_a_model_that_waits_no_more_is_not_said_to_wait() -> None:
+    found = seen([{"name": "a"}], [])
+    ((state, text),) = why(found, [], line(1, "a", "waits", "waits: needs 640 MB"))
+    assert (state, text) == ("unloaded", "its requests ended before it got room; the last waited: needs 640 MB")
 
 
 def test_a_device_shows_what_others_use_as_far_as_it_is_known() -> None:

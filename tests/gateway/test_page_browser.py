@@ -61,12 +61,13 @@ def zoo_and_gateway(**keys: Any) -> Iterator[tuple[Running, RunningGateway]]:
         (folder / "tokens").write_text(keys["tokens"])
         (folder / "tokens").chmod(0o600)
         keys["tokens"] = str(folder / "tokens")
+    running = Running(folder, MODELS, vram_budget_gb=50 / 1024)
     try:
-        running = Running(folder, MODELS, vram_budget_gb=50 / 1024).start()
+        running.start()
         with contextlib.contextmanager(beside)(running, **keys) as gateway:
             yield running, gateway
-        running.close()
     finally:
+        running.close()
         support.remove(folder)
 
 

@@ -132,6 +132,8 @@ def _why(model: Row, row: figures.Shown, last: Decision | None, waits: str) -> t
     if row.problem:
         return row.problem, last.at if last is not None and row.state == "failed" else 0.0
     held = ["pinned"] * row.pinned + [f"{row.leases} lease{'s' * (row.leases > 1)}"] * (row.leases > 0)
+    if last is not None and last.kind == "waits" and row.state == "unloaded":
+        return f"its requests ended before it got room; the last {last.text.replace('waits:', 'waited:', 1)}", last.at
     if last is not None:
         return "; ".join([*held, last.text]), last.at
     return ", ".join(held) or ("not asked for yet" if row.state == "unloaded" else "no decision is kept"), 0.0
