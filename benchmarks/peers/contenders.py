@@ -144,7 +144,7 @@ class Zoo:
 class RayServe:
     """`limit`: the models of its one replica, which loads and answers in threads."""
 
-    def __init__(self, folder: Path, limit: int) -> None:
+    def __init__(self, weights: Path, folder: Path, limit: int) -> None:
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
         import ray
         from ray import serve
@@ -152,15 +152,15 @@ class RayServe:
         class Multiplexed:
             @serve.multiplexed(max_num_models_per_replica=limit)  # type: ignore[untyped-decorator]
             async def get(self, model: str) -> Weights:
-                return await asyncio.to_thread(Weights, folder, model)
+                return await asyncio.to_thread(Weights, weights, model)
 
             async def __call__(self, frame: np.ndarray) -> np.ndarray:
-                weights = await self.get(serve.get_multiplexed_model_id())
-                return await asyncio.to_thread(weights, frame)
+                model = await self.get(serve.get_multiplexed_model_id())
+                return await asyncio.to_thread(model, frame)
 
         env = {"env_vars": {"PYTHONPATH": os.getcwd()}}
         ray.init(num_cpus=4, object_store_memory=512 << 20, include_dashboard=False, runtime_env=env,
-                 log_to_driver=False, _temp_dir=f"/tmp/ray-{os.getpid()}")  # fmt: skip
+                 log_to_driver=False, _temp_dir=str(folder / "ray"))  # fmt: skip
         serve.start(http_options={"location": "NoServer"})
         deployment = serve.deployment(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=1000)(Multiplexed)
         self._handle, self._put = serve.run(deployment.bind()), ray.put
@@ -189,4 +189,4 @@ def started(name: str, weights: Path, folder: Path, trace: dict[str, Any]) -> Co
     if name == "one process, LRU":
         return Lru(weights, trace["models"], trace["budget_mb"])
     always, average = limits(trace["models"], trace["budget_mb"])
-    return RayServe(weights, always if "always" in name else average)
+    return RayServe(weights, folder, always if "always" in name else average)
