@@ -71,6 +71,9 @@ class _Jpeg(Simple):
         data = self._call.post(f"/jpeg/{model}", body, "application/json")
         return np.array(json.loads(data), np.float32)
 
+    def infer_many(self, models: tuple[str, ...], given: Given) -> list[np.ndarray]:
+        raise NotImplementedError("it would be the same as six requests")
+
 
 def _client(kind: type[Simple]) -> Connect:
     def connect(where: Path) -> Simple:

@@ -24,7 +24,7 @@ from benchmarks.peers import job, report, servers, work
 
 START_S, ANSWER_S = 120.0, 30.0  # until a peer counts as failed
 MOST_S, LOAD_S, REST_S = 0.4, 0.7, 5.0  # of one client in a round; of several at once; of a look at what rests
-JOB_S = 12.0  # of the trace
+JOB_S = 10.0  # of the trace
 
 
 class Peer(NamedTuple):
@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> int:
         "--workloads", nargs="+", choices=work.WORKLOADS, default=list(work.WORKLOADS), metavar="WORKLOAD"
     )
     args = parser.parse_args(argv)
-    rounds, share = (2, 0.4) if args.quick else (5, 1.0)
+    rounds, share = (2, 0.4) if args.quick else (4, 1.0)
     figures = measure(args.only, args.workloads, rounds, share)
     if args.only == list(PEERS):
         say("the job itself")
