@@ -18,7 +18,16 @@ import numpy as np
 import pytest
 
 from tests.support import ROOT, alive, config_text, toy, wait_until
-from zoo.errors import DeadlineExceeded, InferenceFailed, ModelInUse, ModelNotFound, ZooError
+from zoo.errors import (
+    BrokerUnreachable,
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidInput,
+    ModelInUse,
+    ModelNotFound,
+    ModelUnavailable,
+    ZooError,
+)
 
 ray = pytest.importorskip("ray", reason="the extra `ray` has an environment of its own: make test-ray")
 from ray import serve  # noqa: E402
@@ -137,6 +146,78 @@ def test_errors_keep_their_type_and_name_the_node(client: Client) -> None:
         client._call("close", "m0", ())
 
 
+def test_frames_in_every_form(client: Client) -> None:
+    with client.frame((8, 8, 3)) as first, client.frame((8, 8, 3)) as second:
+        second.array[:] = 4
+        for i in (20, 21, 22):
+            client.get_model(f"m{i}")
+        assert client.infer("m0", [first, second.array])
+        assert client.infer_many([first, second], ["m0", "m1"]).keys() == {"m0", "m1"}
+        event = client.enrich(second, [("person", (0, 0, 8, 8))])
+    assert event.missing == {}
+    with pytest.raises(InvalidInput, match="frame"):
+        client.frame((8, -8))
+
+
+WRONG: list[dict[str, Any]] = [
+    {"frame": object()},
+    {"frame": []},
+    {"frame": {1: FRAME}},
+    {"color": "pink"},
+    {"priority": "now"},
+    {"timeout": 0},
+    {"scale": 3},
+    {"options": threading.Lock()},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda one: next(iter(one)))
+def test_what_cannot_be_sent_is_said_by_name(client: Client, wrong: dict[str, Any]) -> None:
+    how = {"frame": FRAME, **wrong}
+    with pytest.raises(InvalidInput):
+        client.infer("m0", **how)
+
+
+def test_a_client_that_is_closed_says_so(nodes: Nodes) -> None:
+    with Client() as client:
+        lease = client.load("m9")
+    for call in (lambda: client.infer("m9", FRAME), lambda: lease(FRAME), client.get_status, lambda: client.load("m9")):
+        with pytest.raises(BrokerUnreachable, match="closed") as closed:
+            call()
+        assert not closed.value.retryable
+    with Client() as other:
+        assert other.unload("m9") in (True, False), "its lease was given back"
+
+
+def test_a_call_to_a_node_that_is_gone_is_not_made_at_another(client: Client) -> None:
+    lease = client.load("m9")
+    node, lease.node = lease.node, "gone"
+    assert lease(FRAME)["mean"] == 0
+    assert lease.lost
+    assert lease(FRAME)["mean"] == 0
+    assert not lease.lost, "taken again"
+    assert lease.node == node
+    lease.release()
+    assert lease(FRAME)["mean"] == 0, "like a call of the client"
+    with pytest.raises(BrokerUnreachable, match="gone"):
+        client._call("pin", "@gone", ("m9",))
+    assert not any(row["pinned"] for row in client.processes())
+
+
+def test_numbers_of_leases_are_those_of_one_node(client: Client) -> None:
+    held = [client.load(f"m{i}") for i in range(30, 42)]
+    assert len({lease.node for lease in held}) == 3
+    assert len({lease.number for lease in held}) == 12
+    one = held[0]
+    for node in {lease.node for lease in held} - {one.node}:
+        assert client._tell("renew", node, [one.number]).result(timeout_s=10.0) == []
+        client._tell("release", node, [one.number]).result(timeout_s=10.0)
+    names = {lease.model for lease in held}
+    assert [row["leases"] for row in client.processes() if row["name"] in names] == [1] * 12
+    for lease in held:
+        lease.release()
+
+
 def test_one_frame_to_several_models_goes_into_the_store_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     puts: list[int] = []
     put = ray.put
@@ -187,23 +268,28 @@ def test_the_lease_of_a_client_that_is_gone_is_given_back(client: Client, nodes:
         f"ray.init(address={nodes.cluster.address!r}, logging_level='ERROR')\n"
         "client = Client(); lease = client.load('m8'); print('held', flush=True); time.sleep(600)"
     )
+
+    def given_back(name: str) -> bool:
+        try:
+            return client.unload(name)
+        except ModelInUse:
+            return False
+
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
         with pytest.raises(ModelInUse):
             client.unload("m8")
+        client.load("m10")  # garbage at once
+        with pytest.raises(ModelInUse):
+            client.unload("m10")
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
 
-    def given_back() -> bool:
-        try:
-            return client.unload("m8")
-        except ModelInUse:
-            return False
-
-    wait_until(given_back, 3 * replica.FORGET_S, "the node forgets it")
+    wait_until(lambda: given_back("m8"), 3 * replica.FORGET_S, "the node forgets it")
+    wait_until(lambda: given_back("m10"), 3 * replica.FORGET_S, "a lease that is garbage is not renewed")
 
 
 def test_an_event_is_enriched_by_models_wherever_they_are(client: Client) -> None:
@@ -222,6 +308,10 @@ def test_an_event_is_enriched_by_models_wherever_they_are(client: Client) -> Non
 def test_a_model_goes_only_to_nodes_with_its_labels(client: Client, nodes: Nodes) -> None:
     with pytest.raises(ZooError, match="labels"):
         client.infer("m59", FRAME, timeout=5.0)
+    with pytest.raises(ModelUnavailable, match="labels"):
+        client.load("m59", timeout=5.0)
+    with pytest.raises(ModelUnavailable, match="labels"):
+        client.get_model("m59", timeout=5.0)
 
 
 # ---------------------------------------------------------------- where requests go

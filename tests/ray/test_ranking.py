@@ -187,6 +187,16 @@ def test_a_node_in_doubt_is_left_out_while_there_are_others() -> None:
     assert len(board.sights(at=math.inf)) == 2, f"after {DOUBT_S} s"
 
 
+def test_a_node_is_doubted_by_its_actor() -> None:
+    board = Board()
+    board.there_are({"a": "one", "b": "two"}, {"a": "77", "b": "88"})
+    board.doubt(actor="77")
+    assert [s.node for s in board.sights()] == ["b"]
+    board.there_are({"b": "two", "c": "three"})
+    board.doubt(actor="")
+    assert [s.node for s in board.sights()] == ["b", "c"]
+
+
 def test_a_report_travels_as_plain_values() -> None:
     one = report(3, m=("loaded", 2))
     assert read(plain(one)) == one

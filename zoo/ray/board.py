@@ -25,6 +25,7 @@ class _Seen:
 
     report: NodeReport = field(default_factory=lambda: NodeReport({}, {}, {}))
     place: str = ""
+    actor: str = ""
     sent: Counter[str] = field(default_factory=Counter)
     coming: dict[str, tuple[float, int]] = field(default_factory=dict)
     doubted: float = 0.0
@@ -37,12 +38,13 @@ class Board:
         self._seen: dict[str, _Seen] = {}
         self._lock = threading.Lock()
 
-    def there_are(self, nodes: dict[str, str]) -> None:
-        """The nodes there are now → where each is (the engine's name of its machine)."""
+    def there_are(self, nodes: dict[str, str], actors: dict[str, str] | None = None) -> None:
+        """The nodes there are now → where each is (the engine's name of its machine). `actors`: → its actor's id."""
         with self._lock:
             self._seen = {name: self._seen.get(name) or _Seen() for name in nodes}
             for name, place in nodes.items():
                 self._seen[name].place = place
+                self._seen[name].actor = (actors or {}).get(name, "")
 
     def nodes(self) -> dict[str, str]:
         with self._lock:
@@ -93,11 +95,12 @@ class Board:
                 if seen.sent[model] <= 0:
                     del seen.sent[model]
 
-    def doubt(self, node: str) -> None:
-        """It did not answer."""
+    def doubt(self, node: str = "", *, actor: str = "") -> None:
+        """It did not answer: a node, or the one whose actor this is."""
         with self._lock:
-            if (seen := self._seen.get(node)) is not None:
-                seen.doubted = time.monotonic() + DOUBT_S
+            for name, seen in self._seen.items():
+                if name == node or seen.actor == actor != "":
+                    seen.doubted = time.monotonic() + DOUBT_S
 
     def holds(self, model: str) -> Collection[str]:
         """Nodes whose last report shows the model."""

@@ -11,6 +11,7 @@ import contextlib
 import threading
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, Self
 
@@ -18,22 +19,37 @@ import msgspec
 import numpy as np
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from zoo.client import checks
 from zoo.client.enrich import Plan, Residence, read_table
 from zoo.client.event import Event
+from zoo.client.frames import Boxes
+from zoo.client.link import client_closed
 from zoo.enrichment import Enrichment
-from zoo.errors import BrokerUnreachable, DeadlineExceeded, ZooError
-from zoo.ray import reports
+from zoo.errors import BrokerUnreachable, DeadlineExceeded, InvalidInput, ZooError
+from zoo.ray import engine, reports
 from zoo.ray.board import board
 from zoo.ray.node import RENEW_S, NodeAnswer, error
 from zoo.ray.router import AT
-from zoo.wire import formats
+from zoo.wire import arrays, formats
 
 AGAIN_S = 0.05  # before a call is made again
+END_S = 2.0  # for nodes to take leases back when a client is closed
 STATES = ("loaded", "loading")
+
+
+class Deadline:
+    """Of a call that may be made more than once."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.at = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds, never quite none."""
+        return max(0.001, self.at - time.monotonic())
 
 
 class NodeLease:
@@ -48,18 +64,29 @@ class NodeLease:
     def __init__(self, of: ClusterClient, model: str, node: str, number: int, keep_alive: float | None) -> None:
         self.model, self.node = model, node
         self.lost = False
-        self._client, self._number, self._keep_alive = of, number, keep_alive
+        self.number: int | None = number  # None: it was given back
+        self._client, self._keep_alive = of, keep_alive
+        self._taking = threading.Lock()
 
-    def __call__(self, frame: Any, **how: Any) -> Any:
-        if self.lost:
-            again = self._client.load(self.model, keep_alive=self._keep_alive, timeout=how.get("timeout"))
-            self.node, self._number, self.lost = again.node, again._number, False
-            self._client._take_over(again, self)
-        return self._client._infer(self.model, frame, how, AT + self.node, self)
+    def __call__(self, frame: Any, *, timeout: float | None = None, **how: Any) -> Any:
+        until = self._client._until(timeout)
+        how, sent = _how(**how), _sendable(frame)
+        if self.lost and self.number is not None:
+            with self._taking:
+                if self.lost:
+                    self._take_again(until)
+        return self._client._infer(self.model, sent, how, until, self if self.number is not None else None)
+
+    def _take_again(self, until: Deadline) -> None:
+        again = self._client.load(self.model, keep_alive=self._keep_alive, timeout=until.left())
+        self.node, self.number, self.lost = again.node, again.number, False
+        self._client._hold(self)
 
     def release(self) -> None:
         """Gives the lease back; again is harmless, and so is a node that is gone."""
-        self._client._release(self)
+        number, self.number = self.number, None
+        if number is not None:
+            self._client._release({number: self.node}, self._client.timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -72,7 +99,10 @@ class StoredFrame:
     """An empty frame: fill `.array`, send it as often as you like."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
-        self.array = np.zeros(shape, dtype)
+        try:
+            self.array = np.zeros(checks.check_shape(shape), dtype)
+        except (TypeError, ValueError, MemoryError) as e:
+            raise InvalidInput(f"frame: no array of shape {shape} and dtype {dtype!r} can be made: {e}") from None
 
     def __enter__(self) -> Self:
         return self
@@ -92,15 +122,14 @@ class ClusterClient:
 
     def __init__(self, name: str = "zoo", *, timeout: float = 30.0, address: str | None = None) -> None:
         self.timeout = checks.check_timeout(timeout, timeout)
-        if not ray.is_initialized():
-            ray.init(address=address or "auto", logging_level="WARNING")
+        engine.connect(address)
         self._board = board(name)
         try:
             self._handle = serve.get_app_handle(name)
         except RayServeException as e:
             raise BrokerUnreachable(f"no application {name!r} is deployed: {e}") from None
         self._handles: dict[tuple[str, str], Any] = {}
-        self._leases: weakref.WeakValueDictionary[tuple[str, int], NodeLease] = weakref.WeakValueDictionary()
+        self._leases: weakref.WeakValueDictionary[int, NodeLease] = weakref.WeakValueDictionary()
         self._closed = threading.Event()
         self._renewer: threading.Thread | None = None
         self._pool = concurrent.futures.ThreadPoolExecutor(32, "zoo-ray")
@@ -108,18 +137,31 @@ class ClusterClient:
 
     # ------------------------------------------------------------ inference
 
-    def infer(self, model: str, frame: Any, **how: Any) -> Any:
-        """As `zoo.Client.infer`, with the same arguments."""
-        return self._infer(checks.check_model(model), frame, how, model)
+    def infer(
+        self, model: str, frame: Any, *, boxes: Boxes | None = None, color: str = "rgb",
+        size: tuple[int, int] | None = None, stride: int | None = None, scale: tuple[float, float] | None = None,
+        timeout: float | None = None, priority: int | str | None = None, **options: Any,
+    ) -> Any:  # fmt: skip
+        """As `zoo.Client.infer`."""
+        until = self._until(timeout)
+        how = _how(boxes=boxes, color=color, size=size, stride=stride, scale=scale, priority=priority, **options)
+        return self._infer(checks.check_model(model), _sendable(frame), how, until)
 
-    def infer_many(self, frame: Any, models: Iterable[str], **how: Any) -> dict[str, Any]:
+    def infer_many(
+        self, frame: Any, models: Iterable[str], *, boxes: Boxes | None = None, color: str = "rgb",
+        size: tuple[int, int] | None = None, stride: int | None = None, scale: tuple[float, float] | None = None,
+        timeout: float | None = None, priority: int | str | None = None, **options: Any,
+    ) -> dict[str, Any]:  # fmt: skip
         """As `zoo.Client.infer_many`: the frame goes into the engine's store once."""
+        until = self._until(timeout)
         names = checks.check_models(models)
-        shared = ray.put(_sendable(frame))
+        how = _how(boxes=boxes, color=color, size=size, stride=stride, scale=scale, priority=priority, **options)
+        shared = _stored(_sendable(frame))
+        self._meet(until)
 
         def one(name: str) -> Any:
             try:
-                return self._infer(name, shared, how, name)
+                return self._infer(name, shared, how, until)
             except ZooError as e:
                 return e
 
@@ -131,21 +173,26 @@ class ClusterClient:
         min_score: float | None = None, timeout: float | None = None, priority: int | str | None = None,
     ) -> Enrichment:  # fmt: skip
         """As `zoo.Client.enrich`; each model is asked where it is."""
-        seconds = checks.check_timeout(timeout, self.timeout)
-        look = {"color": color, "size": size, "stride": stride, "scale": scale, "priority": priority}
-        event = Event(frame, detections, suspicious, min_score, formats.check_format(color, size, stride, scale))
+        until = self._until(timeout)
+        look = _how(color=color, size=size, stride=stride, scale=scale, priority=priority)
+        detector = formats.check_format(color, size, stride, scale)
+        event = Event(_sendable(frame), detections, suspicious, min_score, detector)
         started = time.monotonic()
-        plan = Plan(self._table(seconds), event, started, None if timeout is None else seconds)
-        shared = {False: ray.put(plan.frames[-1]), True: ray.put(plan.frames)} if not plan.done else {}
+        plan = Plan(self._table(until), event, started, None if timeout is None else until.seconds)
+        shared: dict[bool, Any] = {}
         under_way: dict[concurrent.futures.Future[Any], str] = {}
         while not plan.done:
             for ask in plan.take(time.monotonic()):
-                left = max(0.001, plan.deadline - time.monotonic())
-                how = {**ask.options, **look, "boxes": ask.boxes, "timeout": left}
-                job = self._pool.submit(self._infer, ask.model, shared[ask.video], how, ask.model)
+                if ask.video not in shared:
+                    shared[ask.video] = _stored(plan.frames if ask.video else plan.frames[-1])
+                how = {**ask.options, **look, "boxes": ask.boxes}
+                left = Deadline(max(0.001, plan.deadline - time.monotonic()))
+                job = self._submit(self._infer, ask.model, shared[ask.video], how, left)
                 under_way[job] = ask.model
-            wait = max(0.0, min(plan.wake, plan.deadline) - time.monotonic())
-            done, _ = concurrent.futures.wait(under_way, wait or 0.01, concurrent.futures.FIRST_COMPLETED)
+            wait = max(0.01, min(plan.wake, plan.deadline) - time.monotonic())
+            if not under_way:
+                self._closed.wait(wait)
+            done, _ = concurrent.futures.wait(under_way, wait, concurrent.futures.FIRST_COMPLETED)
             for job in done:
                 e = job.exception()
                 if e is not None and not isinstance(e, ZooError):
@@ -161,14 +208,12 @@ class ClusterClient:
 
     def load(self, model: str, *, keep_alive: float | None = None, timeout: float | None = None) -> NodeLease:
         """As `zoo.Client.load`, on one node, where its calls go."""
-        seconds = checks.check_timeout(timeout, self.timeout)
-        if not self._met:
-            self._meet()
-        answer = self._ask(
-            "lease", model, seconds, lambda left: (model, {"keep_alive": keep_alive, "timeout": left}), seen_at=1
-        )
-        lease = NodeLease(self, model, answer.node, answer.value, keep_alive)
-        self._leases[lease.node, answer.value] = lease
+        until, name = self._until(timeout), checks.check_model(model)
+        how = {"keep_alive": checks.check_keep_alive(keep_alive)}
+        self._meet(until)
+        answer = self._ask("lease", name, until, lambda left: (name, {**how, "timeout": left}), seen_at=1)
+        lease = NodeLease(self, name, answer.node, answer.value, keep_alive)
+        self._hold(lease)
         if self._renewer is None:
             self._renewer = threading.Thread(target=self._renew, name="zoo-ray-leases", daemon=True)
             self._renewer.start()
@@ -194,7 +239,8 @@ class ClusterClient:
         self._each("unpin", (checks.check_model(model),))
 
     def cleanup_idle_models(self, idle_seconds: float = 300.0) -> list[str]:
-        return [name for _, names in self._each("cleanup_idle_models", (idle_seconds,)) for name in names]
+        idle = checks.check_seconds("idle_seconds", idle_seconds)
+        return [name for _, names in self._each("cleanup_idle_models", (idle,)) for name in names]
 
     def footprint(self, model: str | None = None, *, forget: bool = False) -> list[dict[str, Any]]:
         return self._rows("footprint", (model,), forget=forget)
@@ -234,71 +280,79 @@ class ClusterClient:
         found = self._each("explain", (model_or_request,), tolerant=isinstance(model_or_request, int))
         return [f"{node}: {line}" for node, lines in found for line in lines]
 
-    def logs(self, model: str | None = None) -> dict[str, Any]:
-        """The first page of each node's log, by its name."""
-        return dict(self._each("logs", (model,)))
+    def overview(self, *, since: int = 0) -> dict[str, Any]:
+        """Each node's own, by its name."""
+        return dict(self._each("overview", (), since=since))
+
+    def logs(self, model: str | None = None, *, since: int = 0) -> dict[str, Any]:
+        """A page of each node's log, by its name."""
+        return dict(self._each("logs", (model,), since=since))
+
+    def record(self, what: str = "status", *, since: int = 0) -> dict[str, Any]:
+        """Each node's own, by its name."""
+        return dict(self._each("record", (what,), since=since))
 
     # ------------------------------------------------------------ calls
 
-    def _infer(self, model: str, frame: Any, how: dict[str, Any], key: str, lease: NodeLease | None = None) -> Any:
-        how = dict(how)
-        seconds = checks.check_timeout(how.pop("timeout", None), self.timeout)
-        if not self._met:
-            self._meet()
-        sent = frame if isinstance(frame, ray.ObjectRef) else _sendable(frame)
+    def _until(self, timeout: float | None) -> Deadline:
+        return Deadline(checks.check_timeout(timeout, self.timeout))
 
-        def arguments(left: float) -> tuple[Any, ...]:
-            return model, sent, {**how, "timeout": left}
+    def _submit(self, call: Callable[..., Any], *about: Any, **how: Any) -> concurrent.futures.Future[Any]:
+        try:
+            return self._pool.submit(call, *about, **how)
+        except RuntimeError:
+            raise client_closed() from None
 
-        return self._ask("infer", key, seconds, arguments, seen_at=2, lease=lease).value
+    def _infer(
+        self, model: str, sent: Any, how: dict[str, Any], until: Deadline, lease: NodeLease | None = None
+    ) -> Any:
+        self._meet(until)
+        key = model if lease is None else AT + lease.node
+        return self._ask("infer", key, until, lambda left: (model, sent, {**how, "timeout": left}), 2, lease).value
 
     def _call(
-        self,
-        what: str,
-        key: str,
-        about: tuple[Any, ...],
-        timeout: float | None = None,
-        *,
-        timed: bool = False,
+        self, what: str, key: str, about: tuple[Any, ...], timeout: float | None = None, *, timed: bool = False,
         **how: Any,
-    ) -> NodeAnswer:
-        seconds = checks.check_timeout(timeout, self.timeout)
+    ) -> NodeAnswer:  # fmt: skip
         return self._ask(
-            "call", key, seconds,
-            lambda left: (what, about, {**how, "timeout": left} if timed else how), seen_at=1,
-        )  # fmt: skip
+            "call", key, self._until(timeout), lambda left: (what, about, {**how, "timeout": left} if timed else how)
+        )
 
     def _ask(
-        self, method: str, key: str, seconds: float, arguments: Callable[[float], tuple[Any, ...]], *, seen_at: int,
+        self, method: str, key: str, until: Deadline, arguments: Callable[[float], tuple[Any, ...]], seen_at: int = 1,
         lease: NodeLease | None = None,
     ) -> NodeAnswer:  # fmt: skip
         """The answer of a node; asks again where one is gone, until the time is over.
 
         Args:
             key: what the router goes by. arguments: of the method, for the seconds that are left. seen_at: where among
-                them the number of the last report known goes.
+                them the number of the last report known goes. lease: whose node the key names.
         """
-        deadline = time.monotonic() + seconds
         trouble: Exception | None = None
-        while (left := deadline - time.monotonic()) > 0:
+        while (left := until.at - time.monotonic()) > 0:
+            key = self._still(key, lease)
             given = list(arguments(left))
             given.insert(seen_at, self._board.number(key[1:]) if key.startswith(AT) else 0)
-            response = self._handle_for(method, key).remote(*given)
             try:
-                answer: NodeAnswer = response.result(timeout_s=left)
-            except (RayActorError, RayServeException) as e:
-                trouble = e
-                self._gone(e)
-                if lease is not None and (again := self._after(lease, key)) is not None:
-                    key = again
-                self._closed.wait(min(AGAIN_S, max(0.0, deadline - time.monotonic())))
-                continue
+                answer: NodeAnswer = self._handle_for(method, key).remote(*given).result(timeout_s=left)
+            except RayTaskError as e:
+                raise BrokerUnreachable(f"{key or method}: a node failed: {e.cause}", retryable=False) from e
             except TimeoutError:
                 break
-            except RayError as e:
-                raise BrokerUnreachable(f"the engine failed: {e}", retryable=True) from e
+            except TypeError as e:
+                raise InvalidInput(f"{key or method}: an argument cannot be sent: {e}") from e
+            except (RayError, RayServeException) as e:  # also an answer that was lost with its node
+                trouble = e
+                if isinstance(e, RayActorError) and e.actor_id:
+                    self._board.doubt(actor=e.actor_id)
+                    if lease is not None and key.startswith(AT):
+                        lease.lost, key = True, lease.model
+                self._closed.wait(min(AGAIN_S, until.left()))
+                continue
             if answer.report is not None:
                 self._board.heard(answer.node, reports.read(answer.report))
+            if lease is not None and key.startswith(AT) and answer.node != key[1:]:
+                lease.lost = True  # the router knew before us that its node is gone
             if answer.failure is None:
                 return answer
             found = error(answer.failure, answer.node)
@@ -306,10 +360,22 @@ class ClusterClient:
                 raise found
             trouble = found
             self._board.doubt(answer.node)
-            self._closed.wait(min(AGAIN_S, max(0.0, deadline - time.monotonic())))
+            self._closed.wait(min(AGAIN_S, until.left()))
+        about, time_s = key or method, f"{until.seconds:g} s"
         if trouble is not None:
-            raise BrokerUnreachable(f"no node answered within {seconds:g} s; the last said: {trouble}") from trouble
-        raise DeadlineExceeded(f"the deadline passed after {seconds:g} s")
+            raise BrokerUnreachable(f"{about}: no node answered within {time_s}; the last said: {trouble}") from trouble
+        raise DeadlineExceeded(f"{about}: the deadline passed after {time_s}; raise timeout, or ask `explain` why")
+
+    def _still(self, key: str, lease: NodeLease | None) -> str:
+        """The key, or the model's own where the lease's node is gone: another node must not be asked in its place."""
+        if self._closed.is_set():
+            raise client_closed()
+        if not key.startswith(AT) or key[1:] in self._board.nodes():
+            return key
+        if lease is None:
+            raise BrokerUnreachable(f"node {key[1:]} is gone", retryable=True)
+        lease.lost = True
+        return lease.model
 
     def _handle_for(self, method: str, key: str) -> Any:
         found = self._handles.get((method, key))
@@ -317,35 +383,24 @@ class ClusterClient:
             found = self._handles[method, key] = self._handle.options(method_name=method, multiplexed_model_id=key)
         return found
 
-    def _gone(self, e: Exception) -> None:
-        """Nodes whose actor died or cannot be reached are not asked for a while."""
-        actor = getattr(e, "actor_id", None)
-        for node in self._board.nodes():
-            if actor is not None and node in str(e):
-                self._board.doubt(node)
-
-    def _after(self, lease: NodeLease, key: str) -> str | None:
-        lease.lost = True
-        return lease.model if key.startswith(AT) else None
-
     # ------------------------------------------------------------ every node
 
-    def _meet(self) -> None:
+    def _meet(self, until: Deadline) -> None:
         """Asks each node for its report, before the first choice among them: the engine's come a second later."""
-        self._met = True
-        with contextlib.suppress(ZooError):
-            self._each("get_status", ())
+        if not self._met:
+            self._met = True
+            with contextlib.suppress(ZooError):
+                self._each("get_status", (), timeout=until.left())
 
-    def _nodes(self) -> list[str]:
-        if not (found := list(self._board.nodes())):
-            self._ask("call", "", self.timeout, lambda _: ("get_status", (), {}), seen_at=1)
-            found = list(self._board.nodes())
-        return found
+    def _nodes(self, timeout: float | None) -> list[str]:
+        if not self._board.nodes():
+            self._call("get_status", "", (), timeout)
+        return list(self._board.nodes())
 
     def _each(self, what: str, about: tuple[Any, ...], *, tolerant: bool = False, **how: Any) -> list[tuple[str, Any]]:
         """(node, value) of every node. `tolerant`: nodes that answer with an error are left out, unless all do."""
-        nodes = self._nodes()
-        jobs = [self._pool.submit(self._call, what, AT + node, about, **how) for node in nodes]
+        nodes = self._nodes(how.get("timeout"))
+        jobs = [self._submit(self._call, what, AT + node, about, **how) for node in nodes]
         last: ZooError | None = None
         found: list[tuple[str, Any]] = []
         for node, job in zip(nodes, jobs, strict=True):
@@ -360,16 +415,15 @@ class ClusterClient:
             else:
                 if answer.node == node:
                     found.append((node, answer.value))
-        if not found and last is not None:
-            raise last
+        if not found:
+            raise last or BrokerUnreachable(f"{what}: no node answered")
         return found
 
     def _rows(self, what: str, about: tuple[Any, ...], **how: Any) -> list[dict[str, Any]]:
         return [{**row, "node": node} for node, rows in self._each(what, about, **how) for row in rows]
 
-    def _table(self, seconds: float) -> Any:
-        answer: NodeAnswer = self._handle_for("enrich_table", "").remote().result(timeout_s=seconds)
-        table = read_table(answer.value)
+    def _table(self, until: Deadline) -> Any:
+        table = read_table(self._call("enrich_table", "", (), until.left(), timed=True).value)
         states = {
             name: Residence("loaded" if self._board.holds(name) else "unloaded", where.vram_mb)
             for name, where in table.models.items()
@@ -378,38 +432,57 @@ class ClusterClient:
 
     # ------------------------------------------------------------ leases
 
+    def _hold(self, lease: NodeLease) -> None:
+        if lease.number is not None:
+            self._leases[lease.number] = lease
+
     def _renew(self) -> None:
-        """Says to the nodes that their leases are still held. A node forgets those of a client that is gone."""
         while not self._closed.wait(RENEW_S):
-            held = list(self._leases.values())
-            for node in {lease.node for lease in held}:
-                numbers = [lease._number for lease in held if lease.node == node and not lease.lost]
-                try:
-                    kept = self._handle_for("renew", AT + node).remote(numbers).result(timeout_s=RENEW_S)
-                except (RayError, RayServeException, TimeoutError):
-                    kept = [] if node not in self._board.nodes() else numbers
-                for lease in held:
-                    if lease.node == node and lease._number not in kept:
-                        lease.lost = True
+            self._renew_once()  # a frame of its own: what it holds on to would never be garbage
 
-    def _take_over(self, again: NodeLease, lease: NodeLease) -> None:
-        self._leases[lease.node, lease._number] = lease
+    def _renew_once(self) -> None:
+        """Says to the nodes that their leases are still held. A node forgets those of a client that is gone."""
+        by_node: defaultdict[str, dict[int, NodeLease]] = defaultdict(dict)
+        for ref in self._leases.valuerefs():
+            if (lease := ref()) is not None and not lease.lost and lease.number is not None:
+                by_node[lease.node][lease.number] = lease
+        there = self._board.nodes()
+        told = {node: self._tell("renew", node, [*leases]) for node, leases in by_node.items() if node in there}
+        until = Deadline(RENEW_S)
+        for node, leases in by_node.items():
+            try:
+                kept = told[node].result(timeout_s=until.left()) if node in told else []
+            except Exception:
+                continue  # it is said again, and the node's own answer counts
+            for number, lease in leases.items():
+                if number not in kept and lease.number == number:
+                    lease.lost = True
 
-    def _release(self, lease: NodeLease) -> None:
-        if self._leases.pop((lease.node, lease._number), None) is not None:
+    def _tell(self, what: str, node: str, numbers: list[int]) -> Any:
+        return self._handle_for(what, AT + node).remote(numbers)
+
+    def _release(self, held: dict[int, str], seconds: float) -> None:
+        """Number → node. One that is gone has forgotten it."""
+        there = self._board.nodes()
+        until = Deadline(seconds)
+        told = []
+        for number, node in held.items():
+            self._leases.pop(number, None)
+            if node in there:
+                told.append(self._tell("release", node, [number]))
+        for one in told:
             with contextlib.suppress(RayError, RayServeException, TimeoutError):
-                self._handle_for("release", AT + lease.node).remote(lease._number).result(timeout_s=self.timeout)
+                one.result(timeout_s=until.left())
 
     # ------------------------------------------------------------ its end
 
     def close(self) -> None:
         """Gives its leases back. The client cannot be used any more."""
         if not self._closed.is_set():
-            for lease in list(self._leases.values()):
-                self._release(lease)
             self._closed.set()
+            held = [lease for ref in self._leases.valuerefs() if (lease := ref()) is not None]
+            self._release({lease.number: lease.node for lease in held if lease.number is not None}, END_S)
             self._pool.shutdown(wait=False, cancel_futures=True)
-            self._handle.shutdown()  # its router's threads
 
     def __enter__(self) -> Self:
         return self
@@ -418,5 +491,40 @@ class ClusterClient:
         self.close()
 
 
+def _how(
+    *, boxes: Any = None, color: str = "rgb", size: Any = None, stride: Any = None, scale: Any = None,
+    priority: int | str | None = None, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """What travels of the arguments of an inference. Raises InvalidInput."""
+    checks.check_priority(priority)
+    formats.check_format(color, size, stride, scale)
+    look = {"color": color, "size": size, "stride": stride, "scale": scale}
+    return {**options, **look, "boxes": boxes, "priority": priority}
+
+
 def _sendable(frame: Any) -> Any:
-    return frame.array if hasattr(frame, "array") else frame
+    """A frame in a form that any node can read. Raises InvalidInput."""
+    if isinstance(frame, ray.ObjectRef):
+        return frame
+    if isinstance(frame, dict):
+        arrays.named(frame, {})
+        return {name: _part(part) for name, part in frame.items()}
+    if isinstance(frame, list | tuple):
+        return [_part(part) for part in arrays.check_frames(frame)]
+    return _part(frame)
+
+
+def _part(part: Any) -> Any:
+    part = getattr(part, "array", part)
+    checked = arrays.check_frame(part)
+    return bytes(part) if isinstance(part, bytes | bytearray | memoryview) else checked
+
+
+def _stored(sent: Any) -> Any:
+    """In the engine's store. Raises BrokerUnreachable."""
+    if isinstance(sent, ray.ObjectRef):
+        return sent
+    try:
+        return ray.put(sent)
+    except RayError as e:
+        raise BrokerUnreachable(f"the engine's store does not take the frame: {e}", retryable=True) from e

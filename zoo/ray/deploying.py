@@ -15,10 +15,12 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.exceptions import RayServeException
 
 from zoo.config import reading
 from zoo.config.schema import ModelPriority
-from zoo.errors import ConfigError
+from zoo.errors import BrokerUnreachable, ConfigError
+from zoo.ray import engine
 from zoo.ray.node import ZooNode
 from zoo.ray.router import ZooRouter
 from zoo.system import files
@@ -54,17 +56,20 @@ def deploy(config: str | os.PathLike[str], *, name: str = APPLICATION) -> None:
 
     Raises:
         ConfigError: the file is not valid, or no node offers the resource "zoo".
+        BrokerUnreachable: there is no cluster, or no node can start with it.
     """
-    if not ray.is_initialized():
-        ray.init(address="auto", logging_level="WARNING")
     made = deployment(config)
+    engine.connect()
     if not nodes_there_are():
         raise ConfigError(
             f"no node offers the resource {RESOURCE!r}: start those that are to serve with "
             f"""`ray start … --resources '{{"{RESOURCE}": 1}}'`"""
         )
     serve.start(proxy_location="Disabled")
-    serve.run(made.bind(), name=name, route_prefix=None)
+    try:
+        serve.run(made.bind(), name=name, route_prefix=None)
+    except RuntimeError as e:
+        raise BrokerUnreachable(f"the zoo does not start on its nodes; their logs say why: {e}", retryable=False) from e
 
 
 def deployment(config: str | os.PathLike[str]) -> Any:
@@ -102,5 +107,10 @@ def deployment(config: str | os.PathLike[str]) -> Any:
 
 
 def undeploy(name: str = APPLICATION) -> None:
-    """Ends the zoo on all nodes."""
+    """Ends the zoo on all nodes. Raises BrokerUnreachable: there is no cluster, or no such application."""
+    engine.connect()
+    try:
+        serve.get_app_handle(name)
+    except RayServeException as e:
+        raise BrokerUnreachable(f"no application {name!r} is deployed: {e}", retryable=False) from None
     serve.delete(name)

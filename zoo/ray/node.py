@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -33,13 +34,14 @@ from zoo.wire import protocol
 
 REPORT_S = 0.2  # between two looks at the broker
 START_S = 60.0  # for the broker to answer
-END_S = 30.0  # for it to end
+END_S = 8.0  # for it to end: less than the engine waits for a replica
+LOOK_S = 5.0  # for one look, once it has answered
 FOLDER = "zoo-node-"
 RENEW_S = 3.0  # how often a caller says that it still holds its leases
 FORGET_S = 12.0  # a lease not renewed for so long is given back
 FORWARDED = {
     "infer", "get_model", "unload", "pin", "unpin", "cleanup_idle_models", "footprint", "reload", "get_status",
-    "models", "processes", "explain", "logs",
+    "models", "processes", "explain", "overview", "logs", "record",
 }  # fmt: skip
 
 
@@ -81,7 +83,7 @@ class ZooNode:
         self._client: AsyncClient | None = None
         self._refuses: frozenset[str] = frozenset()
         self._report = reports.NodeReport({}, {}, {})
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(secrets.randbits(60))  # no two nodes give the same
         self._leases: dict[int, AsyncLease] = {}
         self._renewed: dict[int, float] = {}
         self._watching: asyncio.Task[None] | None = None
@@ -103,16 +105,16 @@ class ZooNode:
         if config == self._sent:
             return
         endpoint = self._configure(config["text"], config["base"])
-        self._sent = config
         if self._client is not None:
             await self._client.reload()
-            return
-        if not endpoint:
-            endpoint = f"ipc://{self._folder}/broker"
-            self._start(endpoint)
-        self._client = AsyncClient(endpoint, timeout=START_S)
-        await self._look()
-        self._watching = asyncio.create_task(self._watch())
+        else:
+            if not endpoint:
+                endpoint = f"ipc://{self._folder}/broker"
+                self._start(endpoint)
+            self._client = AsyncClient(endpoint, timeout=START_S)
+            await self._first_look()
+            self._watching = asyncio.create_task(self._watch())
+        self._sent = config
 
     def _configure(self, text: str, base: str) -> str:
         """Writes this node's config.toml; gives the endpoint of a broker that is there anyway, or ""."""
@@ -137,17 +139,26 @@ class ZooNode:
             stdin=subprocess.DEVNULL, env={k: v for k, v in os.environ.items() if k not in hidden},
         )  # fmt: skip
 
+    async def _first_look(self) -> None:
+        """Raises BrokerUnreachable as soon as the broker has ended, or when it does not answer."""
+        looking = asyncio.create_task(self._look(START_S))
+        try:
+            while not (await asyncio.wait({looking}, timeout=REPORT_S))[0]:
+                self.check_health()
+            await looking
+        finally:
+            looking.cancel()
+
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(REPORT_S)
             with contextlib.suppress(ZooError):
-                await self._look()
+                await self._look(LOOK_S)
             now = time.monotonic()
-            for number in [number for number, at in self._renewed.items() if at < now - FORGET_S]:
-                await self.release(number)
+            await self.release([number for number, at in self._renewed.items() if at < now - FORGET_S])
 
-    async def _look(self) -> None:
-        found = await self.client._ask(calls.Call(protocol.Query(0, "room"), dict))
+    async def _look(self, seconds: float) -> None:
+        found = await self.client._ask(calls.Call(protocol.Query(0, "room"), dict, seconds))
         number = self._report.number + 1
         self._report = reports.read({**found, "number": number, "refuses": list(self._refuses)})
 
@@ -161,22 +172,25 @@ class ZooNode:
             about: its positional arguments, of `infer` the model and the frame.
         """
         try:
-            if what not in FORWARDED:
+            if what in ("infer", "get_model"):
+                self._check_served(about[0])
+            if what == "enrich_table":
+                value: Any = await self.client._ask(calls.Call(protocol.Query(0, "enrich"), dict, how["timeout"]))
+            elif what in FORWARDED:
+                value = await getattr(self.client, what)(*about, **how)
+            else:
                 raise errors.InvalidInput(f"{what!r} is no call of a node")
-            value = await getattr(self.client, what)(*about, **how)
         except ZooError as e:
             return NodeAnswer(self.name, failure=failure(e), report=self._news(seen))
         return NodeAnswer(self.name, value, report=self._news(seen))
 
     async def infer(self, model: str, frame: Any, seen: int, how: dict[str, Any]) -> NodeAnswer:
         """`Client.infer`. The frame is an argument of its own, so that the engine finds it in its store."""
-        if model in self._refuses:
-            e = ModelUnavailable(f"{model}: node {self.name} does not serve it by its labels")
-            return NodeAnswer(self.name, failure=failure(e), report=self._news(seen))
         return await self.call("infer", seen, (model, frame), how)
 
-    async def enrich_table(self) -> NodeAnswer:
-        return NodeAnswer(self.name, await self.client._ask(calls.Call(protocol.Query(0, "enrich"), dict)))
+    def _check_served(self, model: str) -> None:
+        if model in self._refuses:
+            raise ModelUnavailable(f"{model}: node {self.name} does not serve it by its labels")
 
     def _news(self, seen: int) -> dict[str, Any] | None:
         return reports.plain(self._report) if self._report.number > seen else None
@@ -186,6 +200,7 @@ class ZooNode:
     async def lease(self, model: str, seen: int, how: dict[str, Any]) -> NodeAnswer:
         """`Client.load`. The value is the lease's number; it wants `renew` every few seconds."""
         try:
+            self._check_served(model)
             held = await self.client.load(model, **how)
         except ZooError as e:
             return NodeAnswer(self.name, failure=failure(e), report=self._news(seen))
@@ -200,11 +215,12 @@ class ZooNode:
         self._renewed.update(dict.fromkeys(held, now))
         return held
 
-    async def release(self, number: int) -> None:
-        self._renewed.pop(number, None)
-        if (held := self._leases.pop(number, None)) is not None:
-            with contextlib.suppress(ZooError):
-                await held.release()
+    async def release(self, numbers: list[int]) -> None:
+        for number in numbers:
+            self._renewed.pop(number, None)
+            if (held := self._leases.pop(number, None)) is not None:
+                with contextlib.suppress(ZooError):
+                    await held.release()
 
     # ------------------------------------------------------------ the engine's
 
@@ -233,6 +249,7 @@ def _own_folder() -> Path:
     """A new private folder. Those of replicas that were killed go: their names tell whose they were."""
     for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*-*"):
         owner = left.name.removeprefix(FOLDER).partition("-")[0]
-        if owner.isdecimal() and not os.path.exists(f"/proc/{owner}") and left.stat().st_uid == os.getuid():
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another replica may be at it too
+            if owner.isdecimal() and not os.path.exists(f"/proc/{owner}") and left.stat().st_uid == os.getuid():
+                shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-"))

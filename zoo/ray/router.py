@@ -30,7 +30,10 @@ class ZooRouter(RequestRouter):  # type: ignore[misc]  # the engine is not insta
         self._limits = ranking.CopyLimits(copies, copy_at)
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
-        self._board.there_are({one.replica_id.unique_id: one.node_id or "" for one in replicas})
+        self._board.there_are(
+            {one.replica_id.unique_id: one.node_id or "" for one in replicas},
+            {one.replica_id.unique_id: one.actor_id.hex() for one in replicas},
+        )
         for one in replicas:
             if one.routing_stats:
                 self._board.heard(one.replica_id.unique_id, reports.read(one.routing_stats))
