@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.system import notify, program
+from zoo.system import program
 
 if __name__ == "__main__":
     program.put_ours_first()
@@ -13,6 +13,8 @@ import gc
 import logging
 import os
 import sys
+
+from zoo.system import notify
 
 
 def parser() -> argparse.ArgumentParser:

@@ -272,7 +272,7 @@ def test_as_many_callers_as_there_may_be(broker: Any, gateway_of: Start, tokens:
         assert busy.getresponse().status == 200
         busy.close()
         assert gateway.ask("POST", PATH, body, {**own, **YARD}).status == 200  # it takes the unused one's place
-        assert client.get_status()["sessions"] == 2  # this test's and the caller's
+        wait_until(lambda: client.get_status()["sessions"] == 2, what="this test's and the caller's are left")
 
 
 def test_a_request_whose_caller_has_gone_is_withdrawn(broker: Any, gateway_of: Start) -> None:

@@ -5,6 +5,11 @@ Not by a call between fork and exec: a process of the engine has threads that do
 
 from __future__ import annotations
 
+from zoo.system import program
+
+if __name__ == "__main__":
+    program.put_ours_first()
+
 import os
 import sys
 
