@@ -265,6 +265,7 @@ def test_as_many_callers_as_there_may_be(broker: Any, gateway_of: Start, tokens:
     gateway = gateway_of(running, tokens=tokens, max_callers=1)
     body, own = request()
     with running.client() as client:
+        wait_until(lambda: client.get_status()["sessions"] == 2, what="this test's and the gateway's own")
         busy = ask(gateway, PORCH, do="sleep", seconds=1.5)
         wait_until(lambda: client.get_status()["running"] == 1)
         refused = gateway.ask("POST", PATH, body, {**own, **YARD})
@@ -272,7 +273,7 @@ def test_as_many_callers_as_there_may_be(broker: Any, gateway_of: Start, tokens:
         assert busy.getresponse().status == 200
         busy.close()
         assert gateway.ask("POST", PATH, body, {**own, **YARD}).status == 200  # it takes the unused one's place
-        wait_until(lambda: client.get_status()["sessions"] == 2, what="this test's and the caller's are left")
+        wait_until(lambda: client.get_status()["sessions"] == 3, what="the unused one's session is ended")
 
 
 def test_a_request_whose_caller_has_gone_is_withdrawn(broker: Any, gateway_of: Start) -> None:
