@@ -251,9 +251,12 @@ def test_a_timeout_error_of_a_handler_comes_out_as_it_is(broker: Start) -> None:
     def late() -> None:
         raise TimeoutError("the caller's own")
 
+    def asked(delay: float) -> None:
+        signal.setitimer(signal.ITIMER_REAL, delay)  # in here: it may be over at once
+        client.infer("toy", FRAME, do="sleep", seconds=0.3)
+
     with handler(late):
         for delay in (0.001, 0.05, 0.15):
-            signal.setitimer(signal.ITIMER_REAL, delay)
             with pytest.raises(TimeoutError, match="own"):
-                client.infer("toy", FRAME, do="sleep", seconds=0.3)
+                asked(delay)
     wait_until(lambda: is_clean(client))
