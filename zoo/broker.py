@@ -20,12 +20,7 @@ from zoo.system import notify
 def parser() -> argparse.ArgumentParser:
     """Of the arguments of `zoo serve`."""
     made = argparse.ArgumentParser(prog="zoo serve", description="Run the broker in the foreground.")
-    made.add_argument(
-        "--config", metavar="FILE", help="config.toml (default: $ZOO_CONFIG, ./config.toml, the shipped one)"
-    )
-    made.add_argument("--endpoint", help="ipc://PATH or tcp://HOST:PORT, instead of the configured one")
-    made.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
-    made.add_argument("--log-format", default="text", choices=["text", "json"], help="json: one object per line")
+    program.add_arguments(made, endpoint="ipc://PATH or tcp://HOST:PORT, instead of the configured one")
     made.add_argument("--debug", action="store_true", help="check every invariant of the scheduler after each event")
     made.add_argument("--gateway", action="store_true", help="run the gateway too, and again when it ends")
     return made

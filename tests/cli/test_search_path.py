@@ -70,7 +70,7 @@ def test_zoo_serve_does_too(zoo_dir: Path, safe: list[str]) -> None:
     assert process.returncode == 0, err
 
 
-@pytest.mark.parametrize("module", ["zoo.broker", "zoo.curve"])
+@pytest.mark.parametrize("module", ["zoo.broker", "zoo.curve", "zoo.gateway"])
 def test_each_module_that_is_started_by_its_name_does_too(zoo_dir: Path, module: str) -> None:
     fill(zoo_dir)
     done = subprocess.run(

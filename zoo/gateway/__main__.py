@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from zoo.system import notify, program
+from zoo.system import program
 
 if __name__ == "__main__":
     program.put_ours_first()
@@ -16,7 +16,7 @@ import sys
 from zoo.config.reading import load_config
 from zoo.errors import ConfigError
 from zoo.gateway import keeper
-from zoo.system import kernel, log_lines
+from zoo.system import kernel, log_lines, notify
 
 log = logging.getLogger("zoo.gateway")
 
@@ -24,12 +24,7 @@ log = logging.getLogger("zoo.gateway")
 def parser() -> argparse.ArgumentParser:
     """Of the arguments of `zoo gateway`."""
     made = argparse.ArgumentParser(prog="zoo gateway", description="Run the gateway in the foreground.")
-    made.add_argument(
-        "--config", metavar="FILE", help="config.toml (default: $ZOO_CONFIG, ./config.toml, the shipped one)"
-    )
-    made.add_argument("--endpoint", help="the broker's, instead of the configured one")
-    made.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
-    made.add_argument("--log-format", default="text", choices=["text", "json"], help="json: one object per line")
+    program.add_arguments(made, endpoint="the broker's, instead of the configured one")
     return made
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser  # at run time only after `put_ours_first`
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -40,6 +43,16 @@ def environment() -> dict[str, str]:
 def run(module: str, arguments: list[str]) -> NoReturn:
     """Becomes `python -m MODULE ARGUMENTS`, as `environment` says."""
     os.execve(sys.executable, [sys.executable, "-P", "-m", module, *arguments], environment())
+
+
+def add_arguments(parser: ArgumentParser, endpoint: str) -> None:
+    """Those that every program that serves has. `endpoint`: the help of that one."""
+    parser.add_argument(
+        "--config", metavar="FILE", help="config.toml (default: $ZOO_CONFIG, ./config.toml, the shipped one)"
+    )
+    parser.add_argument("--endpoint", help=endpoint)
+    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    parser.add_argument("--log-format", default="text", choices=["text", "json"], help="json: one object per line")
 
 
 def open_streams() -> bool:
