@@ -111,7 +111,7 @@ def test_as_json_it_is_one_document(run: Run, tmp_path: Path) -> None:
     ("arguments", "status", "what"),
     [
         (["nothing.here"], REFUSED, "nothing.here cannot be read"),
-        (["FILE", "--pin", "nobody"], REFUSED, "no model 'nobody'"),
+        (["FILE", "--pin", "unheard-of"], REFUSED, "no model 'unheard-of'"),
         (["FILE", "--p95", "0"], USAGE, "not a positive number of seconds"),
         (["FILE", "--budget", "-1"], USAGE, "not a positive number of gigabytes"),
         (["FILE", "--device", "cuda:1"], USAGE, "expected NAME=GB"),

@@ -116,13 +116,23 @@ def beside(running: Running, models: list[dict[str, Any]] | str = "", **keys: An
 @contextlib.contextmanager
 def served_alone(models: list[dict[str, Any]] | str, **keys: Any) -> Iterator[RunningGateway]:
     """A broker with these models, and a gateway (`keys`) beside it, for all tests of a file."""
+    with both_alone(models, **keys) as (_, gateway):
+        yield gateway
+
+
+@contextlib.contextmanager
+def both_alone(
+    models: list[dict[str, Any]] | str, broker: dict[str, Any] | None = None, **keys: Any
+) -> Iterator[tuple[Running, RunningGateway]]:
+    """`served_alone`, with the broker (of these keys)."""
     folder = Path(tempfile.mkdtemp(prefix="zoo-t-", dir="/tmp"))
+    running = Running(folder, models, **(broker or {}))
     try:
-        running = Running(folder, models)
-        with contextlib.contextmanager(beside)(running.start(), **keys) as gateway:
-            yield gateway
-        running.close()
+        running.start()
+        with contextlib.contextmanager(beside)(running, **keys) as gateway:
+            yield running, gateway
     finally:
+        running.close()
         support.remove(folder)
 
 

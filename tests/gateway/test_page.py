@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import re
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import support
-from tests.gateway.serving import RunningGateway, beside
+from tests.gateway.serving import RunningGateway, both_alone
 from tests.gateway.test_kserve import jpeg
 from tests.support import Running, toy, wait_until
 from zoo.gateway.page import snapshot
@@ -104,17 +102,10 @@ def guarded(tokens: Path) -> Iterator[RunningGateway]:
 
 @contextlib.contextmanager
 def beside_each_other(**keys: Any) -> Iterator[tuple[Running, RunningGateway]]:
-    folder = Path(tempfile.mkdtemp(prefix="zoo-t-", dir="/tmp"))
     every = {"name": "every", "adapter": "tests.gateway.adapter:Every", "vram_mb": 1}
     models = [toy("a", vram_mb=30, priority="HIGH"), toy("b", vram_mb=30), every]
-    running = Running(folder, models, vram_budget_gb=50 / 1024)
-    try:
-        running.start()
-        with contextlib.contextmanager(beside)(running, **keys) as gateway:
-            yield running, gateway
-    finally:
-        running.close()
-        support.remove(folder)
+    with both_alone(models, {"vram_budget_gb": 50 / 1024}, **keys) as made:
+        yield made
 
 
 # ---------------------------------------------------------------- what it is made of

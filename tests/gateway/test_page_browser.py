@@ -14,8 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Error, Page, expect
 
 from benchmarks import day
-from tests import support
-from tests.gateway.serving import RunningGateway, beside
+from tests.gateway.serving import RunningGateway, both_alone
 from tests.gateway.test_kserve import jpeg
 from tests.gateway.test_page import TOKENS
 from tests.support import Running, toy
@@ -56,19 +55,14 @@ def pair() -> Iterator[tuple[Running, RunningGateway]]:
 
 @contextlib.contextmanager
 def zoo_and_gateway(**keys: Any) -> Iterator[tuple[Running, RunningGateway]]:
-    folder = Path(tempfile.mkdtemp(prefix="zoo-t-", dir="/tmp"))
-    if "tokens" in keys:
-        (folder / "tokens").write_text(keys["tokens"])
-        (folder / "tokens").chmod(0o600)
-        keys["tokens"] = str(folder / "tokens")
-    running = Running(folder, MODELS, vram_budget_gb=50 / 1024)
-    try:
-        running.start()
-        with contextlib.contextmanager(beside)(running, **keys) as gateway:
-            yield running, gateway
-    finally:
-        running.close()
-        support.remove(folder)
+    with tempfile.TemporaryDirectory(prefix="zoo-t-", dir="/tmp") as folder:
+        if "tokens" in keys:
+            file = Path(folder) / "tokens"
+            file.write_text(keys["tokens"])
+            file.chmod(0o600)
+            keys["tokens"] = str(file)
+        with both_alone(MODELS, {"vram_budget_gb": 50 / 1024}, **keys) as made:
+            yield made
 
 
 @pytest.fixture

@@ -262,14 +262,14 @@ class ClusterClient:
 
     def models(self, model: str | None = None) -> list[dict[str, Any]]:
         """As of one node, with `nodes`: where the model is loaded or loads."""
-        by_node = list(self._each("models", (model,)))
         rows: dict[str, dict[str, Any]] = {}
-        for node, found in by_node:
+        for node, found in self._each("models", (model,)):
             for row in found:
                 one = rows.setdefault(row["name"], {**row, "nodes": []})
                 if row["state"] in STATES:
                     one["nodes"].append(node)
-                    one["state"] = row["state"] if one["state"] != "loaded" else "loaded"
+                    if one["state"] != "loaded":
+                        one["state"] = row["state"]
         return list(rows.values())
 
     def processes(self) -> list[dict[str, Any]]:

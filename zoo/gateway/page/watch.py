@@ -1,5 +1,5 @@
 """One look at the broker for all who watch the page: once a second while there are any, else every ten seconds, so
-that what was decided in the last hour is known when somebody comes.
+that what was decided in the last hour is known when a viewer comes.
 
 Each look makes one message, a line of JSON, with what has changed since the one before. Viewers wait for the next
 version and take its line; one who has missed a version, or is new, gets everything. So a slow one holds no memory, and
